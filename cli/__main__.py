@@ -1,0 +1,3 @@
+from fnrecipe.cli.main import main
+
+main()

@@ -1,0 +1,22 @@
+"""`fnrecipe dump-config RECIPE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fnrecipe.cli.find import find
+from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.config import resolve, unstructure, yaml
+
+
+@click.command(cls=ConfigCommand, short_help="Print a recipe's whole config as YAML.")
+@click.argument("recipe")
+@config_options
+@click.option("--sources", is_flag=True, help="Say where each value comes from, as a comment behind it.")
+def dump_config(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> int:
+    """Print the config of RECIPE, after files and pairs, as YAML that --config-file reads back."""
+    config, origin = resolve(find(recipe).config, files, pairs)
+    click.echo(yaml.dump(unstructure(config), origin if sources else None), nl=False)
+    return 0

@@ -1,0 +1,61 @@
+"""The program `fnrecipe`, and the same for a recipe that is run as a module."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from fnrecipe.cli.dump_config import dump_config
+from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.cli.train import train
+from fnrecipe.config import resolve
+from fnrecipe.errors import FnrecipeError
+
+if TYPE_CHECKING:
+    from fnrecipe.recipe import Recipe
+
+
+@click.group(commands=[train, dump_config], context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fnrecipe")
+def fnrecipe() -> None:
+    """Recipes for training language models: a fold of a pure step over a stream.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 not finite, 130 and 143 stopped by a signal and saved.
+    """
+
+
+def main() -> NoReturn:
+    _exit(fnrecipe)
+
+
+def run_recipe(recipe: Recipe[Any]) -> NoReturn:
+    """The command line of a recipe's own module: `python -m my_lm.train DIR --config …`."""
+
+    @click.command(cls=ConfigCommand, help=f"Train the recipe {recipe.name} in DIR, or go on with the run that is there.")
+    @click.argument("out", type=click.Path(path_type=Path), metavar="DIR")
+    @config_options
+    @with_changes_option
+    def command(out: Path, files: tuple[Path, ...], pairs: tuple[str, ...], with_changes: bool) -> int:
+        from fnrecipe import run
+
+        config, _ = resolve(recipe.config, files, pairs)
+        return run.train(recipe, config, out, with_changes=with_changes)
+
+    _exit(command)
+
+
+def _exit(command: click.Command) -> NoReturn:
+    """Runs a command; errors that a user can mend become one message and an exit status."""
+    try:
+        sys.exit(command.main(standalone_mode=False))
+    except FnrecipeError as error:
+        click.echo("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in str(error).splitlines()), err=True)
+        sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)

@@ -1,0 +1,68 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fnrecipe.errors import UsageError
+
+_PAIR = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+
+
+class ConfigCommand(click.Command):
+    """A command whose `--config` takes all the `section.key=value` pairs that follow it, and nothing else."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _one_pair_an_option(args))
+
+
+def _one_pair_an_option(args: Sequence[str]) -> list[str]:
+    """`--config a=1 b=2 rest` as `--config a=1 --config b=2 rest`."""
+    spread: list[str] = []
+    following = False
+    for number, arg in enumerate(args):
+        if arg == "--":
+            return [*spread, *args[number:]]
+        if arg == "--config":
+            if number + 1 == len(args) or not _PAIR.fullmatch(args[number + 1]):
+                found = args[number + 1] if number + 1 < len(args) else "nothing"
+                raise UsageError(f"--config: expected section.key=value, found {found}")
+            following = True
+        elif following and _PAIR.fullmatch(arg):
+            spread += ["--config", arg]
+        else:
+            following = False
+            spread.append(arg)
+    return spread
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    files = click.option(
+        "--config-file",
+        "files",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="YAML over the recipe's defaults; a later file goes over an earlier one.",
+    )
+    pairs = click.option(
+        "--config",
+        "pairs",
+        multiple=True,
+        metavar="KEY=VALUE ...",
+        help="Values over the files, left to right: --config regime.num_steps=300 optimizer.config.lr=1e-3",
+    )
+    return files(pairs(command))
+
+
+with_changes_option = click.option(
+    "--resume-with-changes",
+    "with_changes",
+    is_flag=True,
+    help="Go on in a directory that was trained under another config.",
+)

@@ -1,0 +1,32 @@
+"""`fnrecipe train RECIPE --out DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fnrecipe.cli.find import find
+from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.config import resolve
+
+
+@click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")
+@click.argument("recipe")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where everything is written.")
+@config_options
+@with_changes_option
+def train(recipe: str, out: Path, files: tuple[Path, ...], pairs: tuple[str, ...], with_changes: bool) -> int:
+    """Train RECIPE in DIR, or go on with the run that is there.
+
+    RECIPE is the name of one that comes with fnrecipe (lm), a file that defines `recipe`, or module:attribute.
+
+    \b
+    fnrecipe train lm --out runs/first
+    fnrecipe train lm --out runs/mine --config dataset.family=jsonl 'dataset.sources=[{path: data/}]'
+    """
+    found = find(recipe)
+    config, _ = resolve(found.config, files, pairs)
+    from fnrecipe import run
+
+    return run.train(found.load(), config, out, with_changes=with_changes)

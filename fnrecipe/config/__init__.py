@@ -1,0 +1,19 @@
+"""Configs are frozen attrs values made of sections; this package reads, checks, merges and writes them. No torch here."""
+
+from fnrecipe.config.layers import resolve as resolve
+from fnrecipe.config.sections import AdamWConfig as AdamWConfig
+from fnrecipe.config.sections import CommonSection as CommonSection
+from fnrecipe.config.sections import CosineAnnealingConfig as CosineAnnealingConfig
+from fnrecipe.config.sections import DatasetSection as DatasetSection
+from fnrecipe.config.sections import DataSource as DataSource
+from fnrecipe.config.sections import GangSection as GangSection
+from fnrecipe.config.sections import LlamaConfig as LlamaConfig
+from fnrecipe.config.sections import LRSchedulerSection as LRSchedulerSection
+from fnrecipe.config.sections import ModelSection as ModelSection
+from fnrecipe.config.sections import OptimizerSection as OptimizerSection
+from fnrecipe.config.sections import RegimeSection as RegimeSection
+from fnrecipe.config.sections import TokenizerSection as TokenizerSection
+from fnrecipe.config.sections import TorchSection as TorchSection
+from fnrecipe.config.sections import TrainerSection as TrainerSection
+from fnrecipe.config.structure import structure as structure
+from fnrecipe.config.structure import unstructure as unstructure

@@ -1,0 +1,116 @@
+"""Config from layers, later over earlier: class defaults, recipe defaults, files, `--config` pairs, each with its source.
+
+A layer maps dotted paths to located values. Sections merge; scalars and lists replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from fnrecipe.config import yaml
+from fnrecipe.config.structure import structure, unstructure
+from fnrecipe.config.yaml import Located
+from fnrecipe.errors import ConfigError, Problem, UsageError
+
+C = TypeVar("C")
+Layer = Mapping[str, Located]
+
+
+def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) -> tuple[C, dict[str, str]]:
+    """The config that `defaults` become under the YAML `files` and the `a.b=c` `pairs`; and each value's source.
+
+    Raises:
+        ConfigError: everything that is wrong, each problem with the source of its value.
+        UsageError: a file that cannot be read or is not YAML, a pair that is not one.
+    """
+    layers = [*_default_layers(defaults), *map(read_file, files), *map(read_pair, pairs)]
+    merged = merge(layers)
+    try:
+        config = structure(nest(merged), defaults)
+    except ConfigError as error:
+        raise ConfigError([_located(problem, merged, layers[0]) for problem in error.problems]) from None
+    return config, {path: entry.source for path, entry in merged.items()}
+
+
+def read_file(path: Path) -> Layer:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#04x} at offset {error.start}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the config file: {error.strerror}") from None
+
+
+def read_pair(pair: str) -> Layer:
+    key, equals, text = pair.partition("=")
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        raise UsageError(f"--config {pair}: expected section.key=value")
+    value = yaml.load_value(text, f"--config {pair}")
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return flatten(nested, "command line")
+
+
+def merge(layers: Iterable[Layer]) -> dict[str, Located]:
+    """The last layer's value for every path; a value takes the place of a section of its name, and the other way round."""
+    merged: dict[str, Located] = {}
+    for layer in layers:
+        for path, entry in layer.items():
+            if path not in merged:
+                clash = [p for p in merged if p.startswith(f"{path}.") or path.startswith(f"{p}.")]
+                for other in clash:
+                    del merged[other]
+            merged[path] = entry
+    return merged
+
+
+def flatten(data: Mapping[str, Any], source: str, path: str = "") -> dict[str, Located]:
+    flat: dict[str, Located] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, source, f"{path}{key}.")
+        else:
+            flat[f"{path}{key}"] = Located(value, source)
+    return flat
+
+
+def values(layer: Layer) -> dict[str, Any]:
+    return {path: entry.value for path, entry in layer.items()}
+
+
+def nest(flat: Layer) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, entry in flat.items():
+        *parents, key = path.split(".")
+        section = nested
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = entry.value
+    return nested
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Paths at which two flat configs differ, with both values (None where there is none)."""
+    paths = dict.fromkeys([*old, *new])
+    return {path: (old.get(path), new.get(path)) for path in paths if (path in old, old.get(path)) != (path in new, new.get(path))}
+
+
+def _default_layers(defaults: Any) -> list[Layer]:
+    base = flatten(unstructure(type(defaults)()), "default")
+    recipe = flatten(unstructure(defaults), "recipe")
+    return [base, {path: entry for path, entry in recipe.items() if entry.value != base[path].value}]
+
+
+def _located(problem: Problem, merged: Layer, valid: Layer) -> Problem:
+    """`problem` with the source of its value; a key in the wrong section gets a hint at the right one."""
+    path = problem.path.split("[")[0]
+    sources = [entry.source for p, entry in merged.items() if f"{p}.".startswith(f"{path}.")]
+    elsewhere = [p for p in valid if p.endswith(f".{path.rpartition('.')[2]}")]
+    misplaced = path not in valid and "did you mean" not in problem.hint and len(elsewhere) == 1
+    hint = f"did you mean {elsewhere[0]}?" if misplaced else problem.hint
+    return attrs.evolve(problem, source=sources[-1] if sources else "", hint=hint)

@@ -1,0 +1,191 @@
+"""Plain data to config and back, by cattrs, strictly: no unknown key, no silent conversion, every problem at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+import cattrs
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
+
+from fnrecipe.config.bounds import Bound
+from fnrecipe.errors import ConfigError, Problem, did_you_mean
+
+C = TypeVar("C")
+
+_SCALARS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
+
+
+class _Mismatch(Exception):
+    """A value is not what its field expects."""
+
+    def __init__(self, expected: str, found: object, hint: str = "") -> None:
+        super().__init__(expected)
+        self.expected, self.found, self.hint = expected, found, hint
+
+
+def structure(data: Any, defaults: C) -> C:
+    """A config of the class of `defaults` from nested dicts, lists and scalars.
+
+    Raises:
+        ConfigError: naming every unknown key, wrong type, value out of its bound and contradiction between values;
+            contradictions are sought with the values of `defaults` in the place of wrong ones.
+    """
+    cls = type(defaults)
+    try:
+        config, problems = _CONVERTER.structure(data, cls), []
+    except (ClassValidationError, _Mismatch) as error:
+        problems = list(_problems(error, cls, ""))
+        config = _CONVERTER.structure(_mended(data, unstructure(defaults), problems), cls)
+    wrong = [problem.path.split("[")[0] for problem in problems]
+    problems += [c for c in contradictions(config) if not any(f"{c.path}.".startswith(f"{path}.") for path in wrong)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def unstructure(config: Any) -> dict[str, Any]:
+    """Nested dicts, lists and scalars, in the order of the fields; `structure` is its inverse."""
+    data: dict[str, Any] = _CONVERTER.unstructure(config)
+    return data
+
+
+def contradictions(config: Any, path: str = "") -> list[Problem]:
+    """What the `contradictions` methods of `config` and of the sections in it report, with full paths."""
+    found = [attrs.evolve(p, path=path + p.path) for p in config.contradictions()] if hasattr(config, "contradictions") else []
+    for field in attrs.fields(type(config)):
+        value = getattr(config, field.name)
+        if attrs.has(type(value)):
+            found += contradictions(value, f"{path}{field.name}.")
+    return found
+
+
+def _mended(data: Any, defaults: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """`data` with the value of `defaults` at the path of each problem, and without the keys that `defaults` lacks."""
+    if not isinstance(data, dict):
+        return defaults
+    wrong = {problem.path.split("[")[0] for problem in problems}
+
+    def mend(value: Any, default: Any, path: str) -> Any:
+        if path in wrong:
+            return default
+        if not isinstance(default, dict):
+            return value
+        return {k: mend(value.get(k, d), d, f"{path}.{k}" if path else k) for k, d in default.items()}
+
+    mended: dict[str, Any] = mend(data, defaults, "")
+    return mended
+
+
+def _problems(error: BaseException, cls: type, path: str) -> Iterator[Problem]:
+    if isinstance(error, ClassValidationError):
+        noted, plain = error.group_exceptions()
+        for inner, note in noted:
+            yield from _problems(inner, cls, f"{path}.{note.name}" if path else note.name)
+        for inner_plain in plain:
+            yield from _problems(inner_plain, cls, path)
+    elif isinstance(error, IterableValidationError):
+        for inner, index_note in error.group_exceptions()[0]:
+            yield from _problems(inner, cls, f"{path}[{index_note.index}]")
+    elif isinstance(error, ForbiddenExtraKeysError):
+        valid = [field.name for field in attrs.fields(error.cl)]
+        for key in sorted(error.extra_fields, key=str):
+            where = f"{path}.{key}" if path else str(key)
+            yield Problem(where, "a known key", f"{key!r}", hint=did_you_mean(str(key), valid))
+    elif isinstance(error, _Mismatch):
+        yield Problem(path or "config", error.expected, _show(error.found), hint=error.hint)
+    elif isinstance(error, KeyError):
+        yield Problem(path, "a value", "nothing")
+    else:
+        raise error
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _scalar(value: Any, cls: type) -> Any:
+    if cls is float and type(value) is int:
+        value = float(value)
+    if type(value) is not cls or (cls is float and not math.isfinite(value)):
+        raise _Mismatch(_SCALARS[cls], value)
+    return value
+
+
+def _literal(value: Any, cls: Any) -> Any:
+    choices = get_args(cls)
+    if value not in choices or isinstance(value, bool):
+        names = [str(choice) for choice in choices]
+        near = did_you_mean(str(value), names)
+        raise _Mismatch(" or ".join(names), value, near if near.startswith("did") else "")
+    return value
+
+
+def _bounded(value: Any, cls: Any) -> Any:
+    kind, *bounds = get_args(cls)
+    number = _CONVERTER.structure(value, kind)
+    for bound in bounds:
+        if isinstance(bound, Bound) and not bound.holds(number):
+            raise _Mismatch(bound.expected, value)
+    return number
+
+
+def _optional(value: Any, cls: Any) -> Any:
+    (kind,) = [arg for arg in get_args(cls) if arg is not type(None)]
+    if value is None:
+        return None
+    try:
+        return _CONVERTER.structure(value, kind)
+    except _Mismatch as error:
+        raise _Mismatch(f"{error.expected} or null", error.found, error.hint) from None
+
+
+def _section(cls: type) -> Any:
+    from_mapping = make_dict_structure_fn(cls, _CONVERTER, _cattrs_forbid_extra_keys=True)
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Mismatch(f"a section with the keys {', '.join(field.name for field in attrs.fields(cls))}", value)
+        return from_mapping(value, cls)
+
+    return hook
+
+
+def _tuple(cls: Any) -> Any:
+    kinds = get_args(cls)
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise _Mismatch("a list", value)
+        if kinds[-1] is Ellipsis:
+            return tuple(_CONVERTER.structure(list(value), list[kinds[0]]))  # type: ignore[valid-type]
+        if len(value) != len(kinds):
+            raise _Mismatch(f"a list of {len(kinds)} values", value)
+        return tuple(_CONVERTER.structure(item, kind) for item, kind in zip(value, kinds, strict=True))
+
+    return hook
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=True)
+    for scalar in _SCALARS:
+        converter.register_structure_hook(scalar, _scalar)
+    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _literal)
+    converter.register_structure_hook_func(lambda t: get_origin(t) is Annotated, _bounded)
+    converter.register_structure_hook_func(lambda t: get_origin(t) in (Union, UnionType), _optional)
+    converter.register_structure_hook_factory(lambda t: isinstance(t, type) and attrs.has(t), _section)
+    converter.register_structure_hook_factory(lambda t: get_origin(t) is tuple, _tuple)
+    converter.register_unstructure_hook_func(lambda t: get_origin(t) is tuple, lambda v: [converter.unstructure(x) for x in v])
+    return converter
+
+
+_CONVERTER = _converter()

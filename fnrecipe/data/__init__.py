@@ -1,0 +1,34 @@
+"""Data: sources, stages and what they are made of. No torch here; `docs/streams.md` shows how to compose them."""
+
+from fnrecipe.data.batch import Batch as Batch
+from fnrecipe.data.batch import collate as collate
+from fnrecipe.data.lanes import Place as Place
+from fnrecipe.data.lanes import deal as deal
+from fnrecipe.data.order import held_out as held_out
+from fnrecipe.data.order import permutation as permutation
+from fnrecipe.data.order import shuffled as shuffled
+from fnrecipe.data.pack import pack as pack
+from fnrecipe.data.pack import split as split
+from fnrecipe.data.prefetch import prefetch as prefetch
+from fnrecipe.data.stream import Cursor as Cursor
+from fnrecipe.data.stream import Source as Source
+from fnrecipe.data.stream import Stream as Stream
+from fnrecipe.data.stream import chunked as chunked
+from fnrecipe.data.stream import each as each
+from fnrecipe.data.stream import keep as keep
+from fnrecipe.data.stream import mix as mix
+from fnrecipe.data.stream import pipe as pipe
+from fnrecipe.data.stream import regroup as regroup
+from fnrecipe.data.stream import repeat as repeat
+from fnrecipe.data.text import Block as Block
+from fnrecipe.data.text import find_files as find_files
+from fnrecipe.data.text import parse_json as parse_json
+from fnrecipe.data.text import plan_blocks as plan_blocks
+from fnrecipe.data.text import python_stdlib as python_stdlib
+from fnrecipe.data.text import read_files as read_files
+from fnrecipe.data.text import read_lines as read_lines
+from fnrecipe.data.tokenizer import Tokenizer as Tokenizer
+from fnrecipe.data.tokenizer import Tokens as Tokens
+from fnrecipe.data.tokenizer import byte_tokenizer as byte_tokenizer
+from fnrecipe.data.tokenizer import huggingface_tokenizer as huggingface_tokenizer
+from fnrecipe.data.tokenizer import tokenize as tokenize

@@ -1,0 +1,49 @@
+"""Batches of static shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from fnrecipe.data.pack import Row
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """Packed rows: arrays (or tensors) [rows, length], and [rows] for `num_bytes`.
+
+    tokens     int64  inputs; 0 where the row is padding
+    targets    int64  the token that follows each input in its document
+    segments   int64  number of the piece within its row, from 0; -1 where the row is padding
+    positions  int64  position within the piece, from 0
+    mask       bool   whether there is a target
+    num_bytes  int64  bytes of text that the row's targets stand for
+    """
+
+    tokens: Any
+    targets: Any
+    segments: Any
+    positions: Any
+    mask: Any
+    num_bytes: Any
+
+
+def collate(rows: Sequence[Row], length: int) -> Batch:
+    """A batch of rows whose pieces have at most `length` predictions in all; an empty row is all padding."""
+    shape = len(rows), length
+    tokens, targets, positions = (np.zeros(shape, np.int64) for _ in range(3))
+    segments = np.full(shape, -1, np.int64)
+    num_bytes = np.array([sum(piece.num_bytes for piece in row) for row in rows], np.int64)
+    for i, row in enumerate(rows):
+        start = 0
+        for segment, piece in enumerate(row):
+            stop = start + len(piece.ids) - 1
+            tokens[i, start:stop] = piece.ids[:-1]
+            targets[i, start:stop] = piece.ids[1:]
+            segments[i, start:stop] = segment
+            positions[i, start:stop] = np.arange(stop - start)
+            start = stop
+    return Batch(tokens, targets, segments, positions, segments >= 0, num_bytes)

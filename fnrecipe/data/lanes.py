@@ -1,0 +1,48 @@
+"""Lanes: the fixed logical streams that the global batch is made of, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from fnrecipe.data.batch import Batch, collate
+from fnrecipe.data.pack import Row
+from fnrecipe.data.stream import Cursor, Source, Stream
+
+
+@attrs.frozen
+class Place:
+    """Where a process stands in the gang: rank 0 … world_size - 1."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+def deal(
+    lanes: Sequence[Source[Row]],
+    cursor: Cursor = None,
+    *,
+    rows_per_lane: int,
+    length: int,
+    place: Place = Place(),
+) -> Stream[Batch]:
+    """This rank's rows of the global batch: those of its `len(lanes) / world_size` neighbouring lanes, lane by lane.
+
+    An exhausted lane gives rows of padding, so shapes never change; the stream ends with the last of this rank's lanes.
+    Cursor: {lane: its cursor}, of this rank's lanes; the ranks' cursors together are one for any other world size.
+    """
+    share = len(lanes) // place.world_size
+    mine = range(place.rank * share, (place.rank + 1) * share)
+    cursors = {str(lane): (cursor or {}).get(str(lane)) for lane in mine}
+    streams = {lane: lanes[lane](cursors[str(lane)]) for lane in mine}
+    while True:
+        rows: list[Row] = []
+        for lane, stream in streams.items():
+            for _ in range(rows_per_lane):
+                row, after = next(stream, ([], cursors[str(lane)]))
+                rows.append(row)
+                cursors[str(lane)] = after
+        if not any(rows):
+            return
+        yield collate(rows, length), dict(cursors)

@@ -1,0 +1,118 @@
+"""Streams that can be put down and picked up: generators whose every item carries the cursor of what follows it.
+
+A **source** is a pure function from a cursor to an iterator: `source(None)` starts, `source(c)` goes on after the item that
+came with `c`. A **stage** is a generator function `(source, cursor=None) -> (item, cursor), …`; `pipe` binds stages to
+sources. Cursors are small JSON values. The law that every source keeps: if `source(None)` gives `(x1, c1) … (xn, cn)`,
+then `source(ck)` gives `(xk+1, ck+1) … (xn, cn)`, for every k and through JSON.
+
+Because the cursor travels with the item, look-ahead (batching, windows, prefetch) needs no state of its own: the
+consumer's position is the cursor of the last item that it used, and resuming is a seek.
+
+    def longer(source, cursor=None, *, than):          # a user's own stage
+        for text, cursor in source(cursor):
+            if len(text) > than:
+                yield text, cursor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+Cursor: TypeAlias = Any
+Stream: TypeAlias = Iterator[tuple[T, Cursor]]
+Source: TypeAlias = Callable[[Cursor], Stream[T]]
+
+
+def pipe(source: Source[Any], *stages: Callable[..., Stream[Any]]) -> Source[Any]:
+    """The source that feeds `source` through `stages`, left to right."""
+    return reduce(lambda upstream, stage: partial(stage, upstream), stages, source)
+
+
+def each(source: Source[T], cursor: Cursor = None, *, function: Callable[[T], U]) -> Stream[U]:
+    """`function` of every item."""
+    for item, cursor in source(cursor):
+        yield function(item), cursor
+
+
+def keep(source: Source[T], cursor: Cursor = None, *, where: Callable[[T], bool]) -> Stream[T]:
+    """The items for which `where` holds."""
+    for item, cursor in source(cursor):
+        if where(item):
+            yield item, cursor
+
+
+def chunked(
+    source: Source[T], cursor: Cursor = None, *, size: int, function: Callable[[Sequence[T]], Sequence[U]]
+) -> Stream[U]:
+    """`function`, which maps a list to a list of the same length, applied to `size` items at a time."""
+    stream = source(cursor)
+    while chunk := list(islice(stream, size)):
+        items, cursors = zip(*chunk, strict=True)
+        yield from zip(function(items), cursors, strict=True)
+
+
+def regroup(
+    source: Source[T],
+    cursor: Cursor = None,
+    *,
+    window: int,
+    function: Callable[[Sequence[T], int], Sequence[U]],
+) -> Stream[U]:
+    """All outputs of `function(items, index)` for one window of items after another: packing, shuffling, splitting.
+
+    `function` must be pure. Cursor: [upstream cursor before the window, the window's index, outputs given from it].
+    Resuming inside a window reads that window again.
+    """
+    before, index, given = cursor or (None, 0, 0)
+    stream = source(before)
+    while chunk := list(islice(stream, window)):
+        after = chunk[-1][1]
+        outputs = function([item for item, _ in chunk], index)
+        for position in range(given, len(outputs)):
+            last = position + 1 == len(outputs)
+            yield outputs[position], ((after, index + 1, 0) if last else (before, index, position + 1))
+        before, index, given = after, index + 1, 0
+
+
+def repeat(source: Callable[[int], Source[T]], cursor: Cursor = None, *, epochs: int | None = None) -> Stream[T]:
+    """`source(0)`, `source(1)`, …: `epochs` of them, or without end; ends early after an epoch without any item.
+
+    Cursor: [epoch, cursor in it].
+    """
+    epoch, inner = cursor or (0, None)
+    while epochs is None or epoch < epochs:
+        empty = inner is None
+        for item, inner in source(epoch)(inner):
+            empty = False
+            yield item, (epoch, inner)
+        if empty:
+            return
+        epoch, inner = epoch + 1, None
+
+
+def mix(
+    sources: Sequence[Source[T]], cursor: Cursor = None, *, weights: Sequence[float], size: Callable[[T], int]
+) -> Stream[T]:
+    """Items of several sources, always from the one that is furthest behind its share.
+
+    Shares are counted in `size(item)` (tokens, say) and exact to one item, without any randomness. A source that ends
+    drops out; the others go on. Cursor: [cursor of each source, amount used of each].
+    """
+    cursors, used = map(list, cursor or ([None] * len(sources), [0] * len(sources)))
+    streams = [source(position) for source, position in zip(sources, cursors, strict=True)]
+    live = list(range(len(sources)))
+    while live:
+        behind = min(live, key=lambda i: (used[i] / weights[i], i))
+        item, position = next(streams[behind], (None, None))
+        if item is None:
+            live.remove(behind)
+            continue
+        used[behind] += size(item)
+        cursors[behind] = position
+        yield item, (tuple(cursors), tuple(used))

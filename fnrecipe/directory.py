@@ -1,0 +1,91 @@
+"""The output directory of a run: one run at a time, one config, and files in their places.
+
+    config.yaml            the resolved config; loads with --config-file
+    run.json               versions, command line, revision, device
+    metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
+    metrics/valid.jsonl    one line a validation
+    checkpoints/           see fnrecipe.checkpoint
+    logs/rank_0.log        what the console said
+    logs/speed.jsonl       tokens per second; the only record that differs from run to run
+    sample.txt             text from the trained model
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fnrecipe import checkpoint
+from fnrecipe.config import yaml
+from fnrecipe.config.layers import difference, flatten, values
+from fnrecipe.errors import UsageError
+
+CONFIG, RUN = "config.yaml", "run.json"
+TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
+CHECKPOINTS, LOG, SAMPLE = "checkpoints", Path("logs/rank_0.log"), "sample.txt"
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Makes `out` if need be and holds it for this process alone.
+
+    Raises:
+        UsageError: if it cannot be made or written to, or another run holds it.
+    """
+    try:
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a+")
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{out}: expected a directory to write to, found a file") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot write to the output directory: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UsageError(f"{out}: another run (process {lock.read().strip() or 'unknown'}) is writing here") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def settle_config(out: Path, config: dict[str, Any], *, with_changes: bool) -> None:
+    """Writes `config` to the directory, if what was trained there before allows it: more steps, but nothing else.
+
+    Raises:
+        UsageError: with the difference, if there is a checkpoint of another config, unless `with_changes`.
+    """
+    path = out / CONFIG
+    if path.exists() and checkpoint.committed(out / CHECKPOINTS) and not with_changes:
+        old, new = yaml.load(path.read_text(), str(path)), flatten(config, "")
+        changes = {k: v for k, v in difference(values(old), values(new)).items() if not _is_extension(k, *v)}
+        if changes:
+            raise UsageError(_refusal(out, changes))
+    write(path, yaml.dump(config))
+
+
+def write(path: Path, text: str) -> None:
+    """The whole text or what was there before, never a part."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def _is_extension(path: str, old: Any, new: Any) -> bool:
+    return path == "regime.num_steps" and isinstance(old, int) and isinstance(new, int) and new > old
+
+
+def _refusal(out: Path, changes: Mapping[str, tuple[Any, Any]]) -> str:
+    lines = [f"  {path}: {_show(old)} there, {_show(new)} now" for path, (old, new) in changes.items()]
+    advice = "go on with the new values by --resume-with-changes, or choose another output directory"
+    return "\n".join([f"{out}: holds a run with another config; {advice}", *lines])
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else repr(value)

@@ -1,0 +1,93 @@
+"""What a run shows: lines in the console and its log, and a progress bar where the console is a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import attrs
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+@attrs.frozen
+class Speed:
+    """How fast the last steps were."""
+
+    tokens_per_second: float
+    steps_per_second: float
+
+
+class Display:
+    """While entered, `line` and `step` write to the console and to the file `log`; a console that is gone is ignored."""
+
+    def __init__(self, log: Path, total: int | None) -> None:
+        self._total = total
+        self._log = log.open("a", buffering=1)
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}" + (f"/{total:,}" if total else "")),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[facts]}"),
+            console=self._console,
+            expand=True,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        self._log.close()
+
+    def line(self, text: str) -> None:
+        self._log.write(text + "\n")
+        self._print(text)
+
+    def step(self, metrics: Mapping[str, Any], speed: Speed) -> None:
+        """Shows the metrics of the newest step."""
+        number = int(metrics["step"])
+        facts = step_facts(metrics, speed, self._total)
+        text = f"step {number:,}{f'/{self._total:,}' if self._total else ''}  {facts}"
+        self._log.write(text + "\n")
+        if not self._console.is_terminal:
+            self._print(text)
+        elif self._task is None:
+            self._task = self._progress.add_task("", total=self._total, completed=number, facts=facts)
+        else:
+            self._progress.update(self._task, completed=number, facts=facts)
+
+    def _print(self, text: str) -> None:
+        try:
+            self._console.print(text, markup=False)
+        except OSError:  # nobody reads the console any more; the log file still has every line
+            pass
+
+
+def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> str:
+    """`loss 1.234  lr 2.0e-03  7,700 tokens/s  eta 1m05s`."""
+    facts = [f"loss {metrics['loss']:.3f}"]
+    if "learning_rate" in metrics:
+        facts.append(f"lr {metrics['learning_rate']:.1e}")
+    facts.append(f"{speed.tokens_per_second:,.0f} tokens/s")
+    if metrics["skipped"]:
+        facts.append(f"{int(metrics['skipped'])} skipped as not finite")
+    if total and speed.steps_per_second:
+        facts.append(f"eta {duration((total - metrics['step']) / speed.steps_per_second)}")
+    return "  ".join(facts)
+
+
+def duration(seconds: float) -> str:
+    """`45s`, `3m05s`, `2h03m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"

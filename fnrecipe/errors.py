@@ -1,0 +1,75 @@
+"""What can go wrong, as values: each error knows the exit status of a process that it ends.
+
+A message names what was read, where, what was expected, what was found and the nearest valid name. The command line
+prints messages of these classes without a traceback; every other exception is a defect of ours and keeps its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NON_FINITE = 3
+
+
+class FnrecipeError(Exception):
+    """A run failed for a reason that its user can understand and mend."""
+
+    exit_status = EXIT_FAILED
+
+
+class UsageError(FnrecipeError):
+    """The command line, the config or what they point at cannot be used as it is."""
+
+    exit_status = EXIT_USAGE
+
+
+class DataError(FnrecipeError):
+    """A record of the data cannot be used; the message names file, line and byte offset."""
+
+
+class CheckpointError(FnrecipeError):
+    """A checkpoint is damaged or does not fit the state that it is read into."""
+
+
+class NonFiniteError(FnrecipeError):
+    """Too many steps in a row had a loss or a gradient that was not finite."""
+
+    exit_status = EXIT_NON_FINITE
+
+
+@attrs.frozen
+class Problem:
+    """One thing that is wrong with a config: `path: expected …, found … (source)`."""
+
+    path: str
+    expected: str
+    found: str
+    source: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        source = f" ({self.source})" if self.source else ""
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self.path}: expected {self.expected}, found {self.found}{source}{hint}"
+
+
+class ConfigError(UsageError):
+    """Everything that is wrong with a config, one line each."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """The hint for a mistyped `name`: the nearest of the `valid` names, or all of them if none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"valid names: {', '.join(names)}" if names else ""

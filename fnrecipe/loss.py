@@ -1,0 +1,34 @@
+"""Losses: `loss(params, batch) -> (sum to be differentiated, sums)`. Sums and counts, never means.
+
+`sums` are 0-d tensors that add up over micro-batches, ranks and steps; means are taken once, over all of them, by the
+count `targets`. `bytes` is there if the loss can be given in bits per byte of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fnrecipe.data import Batch
+from fnrecipe.tree import Tree
+
+Sums: TypeAlias = dict[str, Tensor]
+Loss: TypeAlias = Callable[[Tree, Any], tuple[Tensor, Sums]]
+
+
+def next_token_loss(apply: Callable[[Tree, Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    """Cross entropy in nats of each target under the logits of `apply(params, tokens, segments, positions)`.
+
+    Sums: `loss` float32, `targets` int64, `bytes` int64.
+    """
+
+    def loss(params: Tree, batch: Batch) -> tuple[Tensor, Sums]:
+        logits = apply(params, batch.tokens, batch.segments, batch.positions)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
+        total = (nats * batch.mask.flatten()).sum()
+        return total, {"loss": total, "targets": batch.mask.sum(), "bytes": batch.num_bytes.sum()}
+
+    return loss

@@ -1,0 +1,1 @@
+"""Models as pairs of pure functions: `init(config, key) -> params` and `apply(config, params, …) -> logits`."""

@@ -1,0 +1,126 @@
+"""Updates as pure transforms of gradients, in optax's shape: a pair of functions, and `chain` to compose them.
+
+    init(params) -> state
+    update(gradients, state, params, step) -> (updates, state, report)
+
+`updates` are added to the parameters. `step` counts from 1 and is the only clock, so that a schedule has no counter of its
+own. `report` holds 0-d tensors worth showing (a learning rate), by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor
+
+from fnrecipe import tree
+from fnrecipe.schedule import Schedule
+from fnrecipe.tree import Tree
+
+Report: TypeAlias = dict[str, Tensor]
+
+
+@attrs.frozen
+class Transform:
+    init: Callable[[Tree], Any]
+    update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
+
+
+def chain(*transforms: Transform) -> Transform:
+    """The transforms one after the other; the state is the tuple of theirs."""
+
+    def init(params: Tree) -> Any:
+        return tuple(transform.init(params) for transform in transforms)
+
+    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        states, reports = [], Report()
+        for transform, before in zip(transforms, state, strict=True):
+            updates, after, report = transform.update(updates, before, params, step)
+            states.append(after)
+            reports |= report
+        return updates, tuple(states), reports
+
+    return Transform(init, update)
+
+
+def stateless(function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]]) -> Transform:
+    """A transform that keeps nothing: `function(updates, params, step) -> (updates, report)`."""
+
+    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        updates, report = function(updates, params, step)
+        return updates, state, report
+
+    return Transform(lambda params: (), update)
+
+
+def clip_by_global_norm(max_norm: float) -> Transform:
+    """Scales all gradients by the same factor so that their global norm is at most `max_norm`, as torch's clipping does."""
+
+    def clip(gradients: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
+        factor = torch.clamp(max_norm / (tree.global_norm(gradients) + 1e-6), max=1.0)
+        return tree.map(lambda g: g * factor, gradients), {}
+
+    return stateless(clip)
+
+
+def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transform:
+    """Adam's direction (Kingma & Ba 2015, arXiv:1412.6980): the bias-corrected mean over the root of the mean square.
+
+    State: `mean` and `square`, like the parameters, and `count`, int64 [], of the updates made.
+    """
+
+    def init(params: Tree) -> Any:
+        zeros = {name: tree.map(torch.zeros_like, params) for name in ("mean", "square")}
+        return {**zeros, "count": torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)}
+
+    def update(gradients: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        count = state["count"] + 1
+        mean = tree.map(lambda m, g: torch.lerp(m, g, 1 - b1), state["mean"], gradients)
+        square = tree.map(lambda s, g: torch.addcmul(s * b2, g, g, value=1 - b2), state["square"], gradients)
+        mean_bias, root_bias = (1 - torch.pow(b, count.to(torch.float64)) for b in (b1, b2))
+        scale, root = 1 / mean_bias, 1 / root_bias.sqrt()
+        direction = tree.map(lambda m, s: m * scale / (s.sqrt() * root + eps), mean, square)
+        return direction, {"mean": mean, "square": square, "count": count}, {}
+
+    return Transform(init, update)
+
+
+def add_decayed_weights(rate: float, mask: Callable[[Tensor], bool] = lambda parameter: True) -> Transform:
+    """Adds `rate` times each parameter for which `mask` holds (decoupled decay, Loshchilov & Hutter, arXiv:1711.05101)."""
+
+    def decay(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
+        return tree.map(lambda u, p: torch.add(u, p, alpha=rate) if mask(p) else u, updates, params), {}
+
+    return stateless(decay)
+
+
+def scale_by_learning_rate(schedule: Schedule) -> Transform:
+    """Scales by minus `schedule(step)`, and reports it as `learning_rate`."""
+
+    def scale(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
+        rate = schedule(step)
+        return tree.map(lambda u: u * -rate, updates), {"learning_rate": rate}
+
+    return stateless(scale)
+
+
+def adamw(
+    schedule: Schedule,
+    *,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    mask: Callable[[Tensor], bool] = lambda parameter: parameter.ndim > 1,
+    max_norm: float | None = None,
+) -> Transform:
+    """AdamW, behind clipping by global norm if `max_norm` is given; by default matrices decay, and vectors do not."""
+    clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
+    decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
+    return chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    return tree.map(torch.add, params, updates)

@@ -1,0 +1,65 @@
+"""Randomness without state: keys, as in JAX, on the counter-based generator Threefry-2x32 with 20 rounds.
+
+(Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".) A key is two 32-bit words in an int64
+tensor [2]; the same key always gives the same numbers, and new keys are folded out of old ones. Nothing in fnrecipe draws
+from a global generator. Plain integer arithmetic: traced, mapped and the same on every device. (torch 2.13 has a
+generator of this kind in `torch.func._random`, for CUDA alone.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_PARITY = 0x1BD11BDA
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def key(seed: int, device: torch.device | None = None) -> Tensor:
+    """The key of a seed; int64 [2]."""
+    return torch.tensor([(seed >> 32) & _WORD, seed & _WORD], device=device)
+
+
+def fold_in(key: Tensor, data: int | str | Tensor) -> Tensor:
+    """A key that depends on `key` and `data` alone: a number, the path of a parameter, or a traced step (int64 [])."""
+    if isinstance(data, str):
+        data = int.from_bytes(hashlib.blake2b(data.encode(), digest_size=7).digest(), "big")
+    number = torch.as_tensor(data, device=key.device)
+    return torch.stack(threefry(key, (number >> 32) & _WORD, number & _WORD))
+
+
+def uniform(key: Tensor, *shape: int) -> Tensor:
+    """Numbers from [0, 1), multiples of 2**-24, float32 [*shape], on the key's device."""
+    words = torch.cat(_words(key, math.prod(shape)))[: math.prod(shape)]
+    return ((words >> 8).float() * 2.0**-24).view(shape)
+
+
+def normal(key: Tensor, *shape: int, std: float = 1.0) -> Tensor:
+    """Normal numbers of mean 0, by Box and Muller's method, float32 [*shape], on the key's device."""
+    first, second = _words(key, math.prod(shape))
+    radius = std * torch.sqrt(-2 * torch.log(((first >> 8) + 1).float() * 2.0**-24))
+    angle = (second >> 8).float() * (2 * math.pi * 2.0**-24)
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])[: math.prod(shape)].view(shape)
+
+
+def threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two words, in int64 of any shape, that Threefry-2x32 makes of the counter words `first` and `second`."""
+    schedule = key[0], key[1], key[0] ^ key[1] ^ _PARITY
+    first, second = (first + schedule[0]) & _WORD, (second + schedule[1]) & _WORD
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            first = (first + second) & _WORD
+            second = (((second << rotation) | (second >> (32 - rotation))) & _WORD) ^ first
+        first = (first + schedule[(group + 1) % 3]) & _WORD
+        second = (second + schedule[(group + 2) % 3] + group + 1) & _WORD
+    return first, second
+
+
+def _words(key: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """At least `size` random words in two halves of the same size."""
+    counter = torch.arange((size + 1) // 2, device=key.device)
+    return threefry(key, counter >> 32, counter & _WORD)

@@ -1,0 +1,39 @@
+"""A recipe: an immutable value of a config and pure functions of it. Everything else about a run lives in the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import attrs
+from torch import Tensor
+
+from fnrecipe.data import Batch, Place, Source
+from fnrecipe.loss import Loss
+from fnrecipe.optim import Transform
+from fnrecipe.tree import Tree
+
+C = TypeVar("C")
+
+
+@attrs.frozen
+class Recipe(Generic[C]):
+    """What is trained, on what, and how.
+
+    config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
+    init      (config, key) -> parameters
+    loss      config -> loss, as in `fnrecipe.loss`
+    update    config -> transform, as in `fnrecipe.optim`
+    stream    (config, place) -> source of training batches
+    validate  (config, place) -> source of validation batches, or None
+    sample    (config, parameters, key) -> text to show at the end, or None
+    """
+
+    name: str
+    config: C
+    init: Callable[[C, Tensor], Tree]
+    loss: Callable[[C], Loss]
+    update: Callable[[C], Transform]
+    stream: Callable[[C, Place], Source[Batch]]
+    validate: Callable[[C, Place], Source[Batch]] | None = None
+    sample: Callable[[C, Tree, Tensor], str] | None = None

@@ -1,0 +1,203 @@
+"""The shell around the fold: files, signals and the screen. `train` runs a recipe in a directory, or goes on with it there.
+
+At a boundary the order is: publish metrics, save, validate. What is saved is never ahead of what is recorded, and a
+validation that dies loses nothing: it is made up for when the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from fnrecipe import checkpoint, directory, host, random, record, tree
+from fnrecipe.config import unstructure
+from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch
+from fnrecipe.display import Display, Speed, duration
+from fnrecipe.errors import NonFiniteError, UsageError
+from fnrecipe.fold import fold
+from fnrecipe.loss import Sums
+from fnrecipe.metrics import means
+from fnrecipe.recipe import Recipe
+from fnrecipe.signals import EXIT_STATUS, Signals
+from fnrecipe.step import Metrics, State, Step, evaluation, init_state, train_step
+from fnrecipe.transforms import jit
+from fnrecipe.tree import Tree
+
+
+def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = False) -> int:
+    """Trains `recipe` under `config` in the directory `out`, from its newest checkpoint if it has one.
+
+    Returns the exit status: 0, or 130 / 143 / 0 after SIGINT / SIGTERM / SIGUSR1 and a last checkpoint.
+
+    Raises:
+        FnrecipeError: with a message for the user, for all that can go wrong by the config, the data or the machine.
+    """
+    with directory.claimed(out):
+        directory.settle_config(out, unstructure(config), with_changes=with_changes)
+        host.keep_freed_memory()
+        host.set_threads(config.common.torch.num_threads)
+        device = host.pick_device(config.gang.device)
+        facts = {"recipe": recipe.name, "seed": config.common.seed, **host.facts(device)}
+        directory.write(out / directory.RUN, json.dumps(facts, indent=2) + "\n")
+        with Signals() as signals, Display(out / directory.LOG, config.regime.num_steps) as display:
+            step, evaluate = _functions(recipe, config)
+            return _Run(recipe, config, out, device, signals, display, step, evaluate).go()
+
+
+@attrs.frozen
+class _Run:
+    """What stays the same from the first step of a process to its last."""
+
+    recipe: Recipe[Any]
+    config: Any
+    out: Path
+    device: torch.device
+    signals: Signals
+    display: Display
+    step: Step
+    evaluate: Callable[[Tree, Batch], Sums]
+
+    def go(self) -> int:
+        """The fold, observed."""
+        regime, started = self.config.regime, time.monotonic()
+        state, cursor, first = self._start()
+        if first and _due(regime.validate_every_n_steps, first):
+            self._validate(state.params, first)
+        number, saved = first, first if cursor else -1
+        pending: list[Metrics] = []
+        clock = time.monotonic()
+        with closing(self._stream(cursor)) as stream:
+            folded = fold(self.step, state, stream)
+            left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
+            for number, (state, metrics, cursor) in enumerate(islice(folded, left), first + 1):
+                pending.append(metrics)
+                stop = self.signals.received is not None
+                save = stop or _due(regime.checkpoint_every_n_steps, number)
+                if save or _due(regime.publish_metrics_every_n_steps, number):
+                    self._publish(pending, time.monotonic() - clock)
+                    pending, clock = [], time.monotonic()
+                if save:
+                    saved = self._save(state, number, cursor)
+                if _due(regime.validate_every_n_steps, number) and not stop:
+                    self._validate(state.params, number)
+                if stop:
+                    break
+                if not pending:
+                    clock = time.monotonic()
+        if pending:
+            self._publish(pending, time.monotonic() - clock)
+        if number == 0:
+            raise UsageError("dataset: expected at least one row of training data, found none")
+        if number > saved:
+            self._save(state, number, cursor)
+        return self._end(state, number, number - first, time.monotonic() - started)
+
+    def _start(self) -> tuple[State, Any, int]:
+        """The state to begin with, the stream's cursor behind it, and its step."""
+        key = random.key(self.config.common.seed, self.device)
+        params = self.recipe.init(self.config, random.fold_in(key, "init"))
+        state = init_state(params, self.recipe.update(self.config), key)
+        size = sum(leaf.numel() for leaf in tree.leaves(params))
+        self.display.line(
+            f"{self.recipe.name}: {size:,} parameters on {self.device.type} ({torch.get_num_threads()} threads), in {self.out}"
+        )
+        found = checkpoint.newest(self.out / directory.CHECKPOINTS, self.display.line)
+        step = found.step if found else 0
+        for path in (directory.TRAIN, directory.VALID, directory.SPEED):
+            record.rewind(self.out / path, step)
+        if found is None:
+            return state, None, 0
+        self.display.line(f"going on after step {step:,}")
+        return checkpoint.restore(found, state), found.cursor, step
+
+    def _stream(self, cursor: Any) -> Any:
+        source = pipe(self._batches(self.recipe.stream), partial(prefetch, size=self.config.dataset.prefetch))
+        return source(cursor)
+
+    def _batches(self, stream: Any) -> Source[Batch]:
+        """The source of this process's batches, as tensors on its device."""
+        return pipe(stream(self.config, Place()), partial(each, function=partial(_to_device, device=self.device)))
+
+    def _publish(self, pending: Sequence[Metrics], seconds: float) -> None:
+        """Writes one line for each step since the last publication; the only place where the host waits for the device."""
+        rows = [means({name: value.item() for name, value in metrics.items()}) for metrics in pending]
+        speed = Speed(sum(row["targets"] for row in rows) / seconds, len(rows) / seconds)
+        record.append(self.out / directory.TRAIN, rows)
+        record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **attrs.asdict(speed)}])
+        self.display.step(rows[-1], speed)
+        limit = self.config.trainer.max_skipped_steps
+        for row in rows:
+            if row["skipped"] >= limit:
+                raise NonFiniteError(
+                    f"step {row['step']}: the loss or the gradient was not finite in {limit} steps in a row "
+                    f"(trainer.max_skipped_steps); {self.out / directory.TRAIN} has them; no checkpoint holds them"
+                )
+
+    def _save(self, state: State, number: int, cursor: Any) -> int:
+        root = self.out / directory.CHECKPOINTS
+        checkpoint.save(root, number, state, cursor)
+        if self.config.regime.keep_last_n_checkpoints is not None:
+            checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
+        return number
+
+    def _validate(self, params: Tree, number: int) -> None:
+        """Records the loss on the first batches of the validation stream, unless it is recorded or a signal comes."""
+        path = self.out / directory.VALID
+        if self.recipe.validate is None or record.last_step(path) >= number:
+            return
+        total: dict[str, float] = {}
+        for batch, _ in islice(self._batches(self.recipe.validate)(None), self.config.regime.num_validation_batches):
+            sums = {name: value.item() for name, value in self.evaluate(params, batch).items()}
+            total = {name: total.get(name, 0) + value for name, value in sums.items()}
+            if self.signals.received:
+                return
+        if total:
+            row = means({"step": number, **total})
+            record.append(path, [row])
+            bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
+            self.display.line(f"step {number:,}  validation loss {row['loss']:.3f}{bits}")
+
+    def _end(self, state: State, number: int, steps: int, seconds: float) -> int:
+        """The last validation and the sample, or the word that goes with a signal; the exit status."""
+        if not self.signals.received:
+            self._validate(state.params, number)
+            self._sample(state.params)
+        received = self.signals.received
+        if received:
+            self.display.line(f"{received.name}: saved step {number:,}; the same command goes on from there")
+            return EXIT_STATUS[received]
+        self.display.line(f"done: step {number:,}, {steps:,} steps in {duration(seconds)}")
+        return 0
+
+    def _sample(self, params: Tree) -> None:
+        if self.recipe.sample is None:
+            return
+        text = self.recipe.sample(self.config, params, random.fold_in(random.key(self.config.common.seed, self.device), "sample"))
+        directory.write(self.out / directory.SAMPLE, text + "\n")
+        self.display.line(f"sample:\n{text}")
+
+
+def _functions(recipe: Recipe[Any], config: Any) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
+    """The train step and the evaluation of a recipe, traced if the config says so."""
+    loss, leaves = recipe.loss(config), config.gang.num_leaves
+    step, evaluate = train_step(loss, recipe.update(config), leaves), evaluation(loss, leaves)
+    if config.trainer.jit == "off":
+        return step, evaluate
+    return jit(step, donate=1), jit(evaluate)
+
+
+def _due(interval: int | None, number: int) -> bool:
+    return interval is not None and number % interval == 0
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return tree.map(lambda array: torch.from_numpy(array).to(device), batch)

@@ -1,0 +1,32 @@
+"""Schedules: pure functions from the number of a step, counted from 1, to a value. They hold no state to restart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Schedule: TypeAlias = Callable[[Tensor], Tensor]
+"""int64 [] -> float64 []"""
+
+
+def cosine_annealing(peak: float, *, num_warmup_steps: int, num_steps: int, final_scale: float) -> Schedule:
+    """Linear warm-up to `peak`, then half a cosine down to `final_scale * peak` at step `num_steps`, and constant after.
+
+    Step k of w warm-up steps has the rate peak * k / w: the first is above 0, step w (or step 1 without warm-up) is the
+    peak. (Loshchilov & Hutter 2017, arXiv:1608.03983, one cycle.)
+    """
+    top = max(num_warmup_steps, 1)
+    span = max(num_steps - top, 1)
+
+    def schedule(step: Tensor) -> Tensor:
+        number = step.to(torch.float64)
+        warm = number / top
+        progress = torch.clamp((number - top) / span, 0.0, 1.0)
+        cosine = final_scale + (1 - final_scale) * 0.5 * (1 + torch.cos(math.pi * progress))
+        return peak * torch.where(number < top, warm, cosine)
+
+    return schedule

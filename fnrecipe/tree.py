@@ -1,0 +1,63 @@
+"""Trees of tensors: nested dicts, tuples and registered attrs classes with tensors at the leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import attrs
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+Tree: TypeAlias = Any
+C = TypeVar("C", bound=type)
+
+
+def node(cls: C) -> C:
+    """Class decorator: makes a frozen attrs class a tree whose children are its fields."""
+    names = [field.name for field in attrs.fields(cls)]
+    pytree.register_pytree_node(
+        cls,
+        lambda value: ([getattr(value, name) for name in names], None),
+        lambda children, _: cls(**dict(zip(names, children, strict=True))),
+        serialized_type_name=f"fnrecipe.{cls.__name__}",
+        flatten_with_keys_fn=lambda value: ([(pytree.GetAttrKey(n), getattr(value, n)) for n in names], None),
+    )
+    return cls
+
+
+def leaves(tree: Tree) -> list[Any]:
+    return pytree.tree_leaves(tree)
+
+
+def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """`function` of the leaves of `tree`, and of the leaves of the others in the same places."""
+    return pytree.tree_map(function, tree, *others)
+
+
+def select(condition: Tensor, yes: Tree, no: Tree) -> Tree:
+    """Leaf by leaf `yes` where the 0-d bool `condition` holds, else `no`."""
+    return map(lambda a, b: torch.where(condition, a, b), yes, no)
+
+
+def global_norm(tree: Tree) -> Tensor:
+    """Euclidean norm over all leaves, 0-d, in the leaves' precision."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)]))
+
+
+def paths(tree: Tree) -> dict[str, Any]:
+    """The leaves by their dotted paths: `{"params.layers.0.query": …}`."""
+    return {".".join(_name(key) for key in path): leaf for path, leaf in pytree.tree_flatten_with_path(tree)[0]}
+
+
+def from_paths(like: Tree, values: Mapping[str, Any]) -> Tree:
+    """A tree of the structure of `like` with the leaves `values`, by dotted path."""
+    _, spec = pytree.tree_flatten(like)
+    return pytree.tree_unflatten([values[path] for path in paths(like)], spec)
+
+
+def _name(key: Any) -> str:
+    if isinstance(key, pytree.MappingKey):
+        return str(key.key)
+    return str(key.idx if isinstance(key, pytree.SequenceKey) else key.name)

@@ -1,0 +1,1 @@
+"""Recipes: small packages that a user copies and edits."""

@@ -1,0 +1,70 @@
+"""Config of the language-model recipe: with no option at all, a small Llama on the sources of Python's own library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attrs import field, frozen
+
+from fnrecipe.config import (
+    AdamWConfig,
+    CommonSection,
+    CosineAnnealingConfig,
+    DatasetSection,
+    GangSection,
+    LlamaConfig,
+    LRSchedulerSection,
+    ModelSection,
+    OptimizerSection,
+    RegimeSection,
+    TokenizerSection,
+    TrainerSection,
+)
+from fnrecipe.errors import Problem
+
+
+@frozen
+class LMConfig:
+    model: ModelSection = field(factory=ModelSection)
+    dataset: DatasetSection = field(factory=DatasetSection)
+    tokenizer: TokenizerSection = field(factory=TokenizerSection)
+    gang: GangSection = field(factory=GangSection)
+    trainer: TrainerSection = field(factory=TrainerSection)
+    optimizer: OptimizerSection = field(factory=OptimizerSection)
+    lr_scheduler: LRSchedulerSection = field(factory=LRSchedulerSection)
+    regime: RegimeSection = field(factory=RegimeSection)
+    common: CommonSection = field(factory=CommonSection)
+
+    def contradictions(self) -> Iterator[Problem]:
+        context, rows, leaves = self.model.config.max_seq_len, self.dataset.batch_size, self.gang.num_leaves
+        schedule, num_steps = self.lr_scheduler.config, self.regime.num_steps
+        if self.dataset.max_seq_len > context:
+            expected = f"at most model.config.max_seq_len = {context}"
+            yield Problem("dataset.max_seq_len", expected, str(self.dataset.max_seq_len))
+        if rows % leaves:
+            yield Problem("dataset.batch_size", f"a multiple of gang.num_leaves = {leaves}", str(rows))
+        if num_steps is None and schedule.cycle_len is None:
+            yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
+        if num_steps is not None and schedule.num_warmup_steps >= num_steps:
+            expected = f"less than regime.num_steps = {num_steps}"
+            yield Problem("lr_scheduler.config.num_warmup_steps", expected, str(schedule.num_warmup_steps))
+
+
+config = LMConfig(
+    model=ModelSection(
+        config=LlamaConfig(
+            vocab_size=264,
+            max_seq_len=256,
+            model_dim=256,
+            num_layers=4,
+            num_attn_heads=4,
+            num_key_value_heads=2,
+            ffn_inner_dim=688,
+            tied_embeddings=True,
+        )
+    ),
+    dataset=DatasetSection(max_seq_len=256),
+    optimizer=OptimizerSection(config=AdamWConfig(lr=2e-3)),
+    lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=40)),
+    regime=RegimeSection(num_steps=600, checkpoint_every_n_steps=100, validate_every_n_steps=100),
+)

@@ -1,0 +1,71 @@
+"""Language-model pre-training: what is trained, on what, and how.
+
+    fnrecipe train lm --out DIR          # or, from a copy of this folder:
+    python -m recipes.lm.train DIR
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from fnrecipe import optim, schedule
+from fnrecipe.generate import generate
+from fnrecipe.loss import Loss, next_token_loss
+from fnrecipe.models import llama
+from fnrecipe.optim import Transform
+from fnrecipe.recipe import Recipe
+from fnrecipe.tree import Tree
+
+from .config import LMConfig
+from .config import config as defaults
+from .data import make_tokenizer, train_stream, valid_stream
+
+
+def init(config: LMConfig, key: Tensor) -> Tree:
+    return llama.init(config.model.config, key)
+
+
+def loss(config: LMConfig) -> Loss:
+    return next_token_loss(partial(llama.apply, config.model.config))
+
+
+def update(config: LMConfig) -> Transform:
+    adamw, cosine, regime = config.optimizer.config, config.lr_scheduler.config, config.regime
+    learning_rate = schedule.cosine_annealing(
+        adamw.lr,
+        num_warmup_steps=cosine.num_warmup_steps,
+        num_steps=cosine.num_warmup_steps + cosine.cycle_len if cosine.cycle_len else regime.num_steps or 1,
+        final_scale=cosine.final_lr_scale,
+    )
+    return optim.adamw(
+        learning_rate,
+        betas=adamw.betas,
+        eps=adamw.eps,
+        weight_decay=adamw.weight_decay,
+        max_norm=config.trainer.max_grad_norm,
+    )
+
+
+def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
+    tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
+    tokens = generate(
+        partial(llama.apply, config.model.config),
+        params,
+        [tokenizer.eos, *tokenizer.encode([prompt])[0].tolist()],
+        key,
+        length=config.regime.num_sample_tokens,
+        window=config.dataset.max_seq_len,
+        vocab_size=tokenizer.vocab_size,
+        eos=tokenizer.eos,
+    )
+    return prompt + tokenizer.decode(tokens)
+
+
+recipe = Recipe("lm", defaults, init, loss, update, train_stream, valid_stream, sample)
+
+if __name__ == "__main__":
+    from fnrecipe.cli.main import run_recipe
+
+    run_recipe(recipe)
