@@ -52,7 +52,8 @@ def _exit(command: click.Command) -> NoReturn:
     try:
         sys.exit(command.main(standalone_mode=False))
     except FnrecipeError as error:
-        click.echo("\n".join(f"error: {line}" if not line.startswith(" ") else line for line in str(error).splitlines()), err=True)
+        for line in str(error).splitlines():
+            click.echo(line if line.startswith(" ") else f"error: {line}", err=True)
         sys.exit(error.exit_status)
     except click.ClickException as error:
         error.show()

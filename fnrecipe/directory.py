@@ -1,13 +1,13 @@
 """The output directory of a run: one run at a time, one config, and files in their places.
 
-    config.yaml            the resolved config; loads with --config-file
-    run.json               versions, command line, revision, device
-    metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
-    metrics/valid.jsonl    one line a validation
-    checkpoints/           see fnrecipe.checkpoint
-    logs/rank_0.log        what the console said
-    logs/speed.jsonl       tokens per second; the only record that differs from run to run
-    sample.txt             text from the trained model
+config.yaml            the resolved config; loads with --config-file
+run.json               versions, command line, revision, device
+metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
+metrics/valid.jsonl    one line a validation
+checkpoints/           see fnrecipe.checkpoint
+logs/rank_0.log        what the console said
+logs/speed.jsonl       tokens per second; the only record that differs from run to run
+sample.txt             text from the trained model
 """
 
 from __future__ import annotations

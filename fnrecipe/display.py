@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,10 +65,8 @@ class Display:
             self._progress.update(self._task, completed=number, facts=facts)
 
     def _print(self, text: str) -> None:
-        try:
+        with suppress(OSError):  # nobody reads the console any more; the log file still has every line
             self._console.print(text, markup=False)
-        except OSError:  # nobody reads the console any more; the log file still has every line
-            pass
 
 
 def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> str:

@@ -1,4 +1,7 @@
-"""The functions that models are made of. Shapes: B rows, T positions, D model width, H heads, G key-value heads, E head width."""
+"""The functions that models are made of.
+
+Shapes: B rows, T positions, D model width, H heads, G key-value heads, E head width, F feed-forward width.
+"""
 
 from __future__ import annotations
 

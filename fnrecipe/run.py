@@ -181,7 +181,8 @@ class _Run:
     def _sample(self, params: Tree) -> None:
         if self.recipe.sample is None:
             return
-        text = self.recipe.sample(self.config, params, random.fold_in(random.key(self.config.common.seed, self.device), "sample"))
+        key = random.fold_in(random.key(self.config.common.seed, self.device), "sample")
+        text = self.recipe.sample(self.config, params, key)
         directory.write(self.out / directory.SAMPLE, text + "\n")
         self.display.line(f"sample:\n{text}")
 
@@ -200,4 +201,5 @@ def _due(interval: int | None, number: int) -> bool:
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return tree.map(lambda array: torch.from_numpy(array).to(device), batch)
+    tensors: Batch = tree.map(lambda array: torch.from_numpy(array).to(device), batch)
+    return tensors

@@ -43,7 +43,9 @@ def select(condition: Tensor, yes: Tree, no: Tree) -> Tree:
 
 def global_norm(tree: Tree) -> Tensor:
     """Euclidean norm over all leaves, 0-d, in the leaves' precision."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)]))
+    norms = torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 def paths(tree: Tree) -> dict[str, Any]:

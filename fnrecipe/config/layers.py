@@ -40,7 +40,8 @@ def read_file(path: Path) -> Layer:
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#04x} at offset {error.start}") from None
+        found = f"byte {error.object[error.start]:#04x} at offset {error.start}"
+        raise UsageError(f"{path}: expected UTF-8 text, found {found}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the config file: {error.strerror}") from None
 
@@ -97,7 +98,8 @@ def nest(flat: Layer) -> dict[str, Any]:
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Paths at which two flat configs differ, with both values (None where there is none)."""
     paths = dict.fromkeys([*old, *new])
-    return {path: (old.get(path), new.get(path)) for path in paths if (path in old, old.get(path)) != (path in new, new.get(path))}
+    absent = object()
+    return {p: (old.get(p), new.get(p)) for p in paths if old.get(p, absent) != new.get(p, absent)}
 
 
 def _default_layers(defaults: Any) -> list[Layer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -20,7 +20,7 @@ C = TypeVar("C")
 _SCALARS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
 
 
-class _Mismatch(Exception):
+class _MismatchError(Exception):
     """A value is not what its field expects."""
 
     def __init__(self, expected: str, found: object, hint: str = "") -> None:
@@ -38,7 +38,7 @@ def structure(data: Any, defaults: C) -> C:
     cls = type(defaults)
     try:
         config, problems = _CONVERTER.structure(data, cls), []
-    except (ClassValidationError, _Mismatch) as error:
+    except (ClassValidationError, _MismatchError) as error:
         problems = list(_problems(error, cls, ""))
         config = _CONVERTER.structure(_mended(data, unstructure(defaults), problems), cls)
     wrong = [problem.path.split("[")[0] for problem in problems]
@@ -96,7 +96,7 @@ def _problems(error: BaseException, cls: type, path: str) -> Iterator[Problem]:
         for key in sorted(error.extra_fields, key=str):
             where = f"{path}.{key}" if path else str(key)
             yield Problem(where, "a known key", f"{key!r}", hint=did_you_mean(str(key), valid))
-    elif isinstance(error, _Mismatch):
+    elif isinstance(error, _MismatchError):
         yield Problem(path or "config", error.expected, _show(error.found), hint=error.hint)
     elif isinstance(error, KeyError):
         yield Problem(path, "a value", "nothing")
@@ -115,9 +115,9 @@ def _show(value: object) -> str:
 
 def _scalar(value: Any, cls: type) -> Any:
     if cls is float and type(value) is int:
-        value = float(value)
-    if type(value) is not cls or (cls is float and not math.isfinite(value)):
-        raise _Mismatch(_SCALARS[cls], value)
+        return float(value)
+    if type(value) is not cls or value in (math.inf, -math.inf) or value != value:
+        raise _MismatchError(_SCALARS[cls], value)
     return value
 
 
@@ -126,7 +126,7 @@ def _literal(value: Any, cls: Any) -> Any:
     if value not in choices or isinstance(value, bool):
         names = [str(choice) for choice in choices]
         near = did_you_mean(str(value), names)
-        raise _Mismatch(" or ".join(names), value, near if near.startswith("did") else "")
+        raise _MismatchError(" or ".join(names), value, near if near.startswith("did") else "")
     return value
 
 
@@ -135,7 +135,7 @@ def _bounded(value: Any, cls: Any) -> Any:
     number = _CONVERTER.structure(value, kind)
     for bound in bounds:
         if isinstance(bound, Bound) and not bound.holds(number):
-            raise _Mismatch(bound.expected, value)
+            raise _MismatchError(bound.expected, value)
     return number
 
 
@@ -145,16 +145,16 @@ def _optional(value: Any, cls: Any) -> Any:
         return None
     try:
         return _CONVERTER.structure(value, kind)
-    except _Mismatch as error:
-        raise _Mismatch(f"{error.expected} or null", error.found, error.hint) from None
+    except _MismatchError as error:
+        raise _MismatchError(f"{error.expected} or null", error.found, error.hint) from None
 
 
 def _section(cls: type) -> Any:
-    from_mapping = make_dict_structure_fn(cls, _CONVERTER, _cattrs_forbid_extra_keys=True)
+    from_mapping: Any = make_dict_structure_fn(cls, _CONVERTER, _cattrs_forbid_extra_keys=True)
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, dict):
-            raise _Mismatch(f"a section with the keys {', '.join(field.name for field in attrs.fields(cls))}", value)
+            raise _MismatchError(f"a section with the keys {', '.join(field.name for field in attrs.fields(cls))}", value)
         return from_mapping(value, cls)
 
     return hook
@@ -165,26 +165,30 @@ def _tuple(cls: Any) -> Any:
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, (list, tuple)):
-            raise _Mismatch("a list", value)
+            raise _MismatchError("a list", value)
         if kinds[-1] is Ellipsis:
             return tuple(_CONVERTER.structure(list(value), list[kinds[0]]))  # type: ignore[valid-type]
         if len(value) != len(kinds):
-            raise _Mismatch(f"a list of {len(kinds)} values", value)
+            raise _MismatchError(f"a list of {len(kinds)} values", value)
         return tuple(_CONVERTER.structure(item, kind) for item, kind in zip(value, kinds, strict=True))
 
     return hook
+
+
+def _has_origin(*origins: Any) -> Callable[[Any], bool]:
+    return lambda kind: get_origin(kind) in origins
 
 
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True)
     for scalar in _SCALARS:
         converter.register_structure_hook(scalar, _scalar)
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _literal)
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Annotated, _bounded)
-    converter.register_structure_hook_func(lambda t: get_origin(t) in (Union, UnionType), _optional)
-    converter.register_structure_hook_factory(lambda t: isinstance(t, type) and attrs.has(t), _section)
-    converter.register_structure_hook_factory(lambda t: get_origin(t) is tuple, _tuple)
-    converter.register_unstructure_hook_func(lambda t: get_origin(t) is tuple, lambda v: [converter.unstructure(x) for x in v])
+    converter.register_structure_hook_func(_has_origin(Literal), _literal)
+    converter.register_structure_hook_func(_has_origin(Annotated), _bounded)
+    converter.register_structure_hook_func(_has_origin(Union, UnionType), _optional)
+    converter.register_structure_hook_factory(lambda kind: isinstance(kind, type) and attrs.has(kind), _section)
+    converter.register_structure_hook_factory(_has_origin(tuple), _tuple)
+    converter.register_unstructure_hook_func(_has_origin(tuple), lambda values: [converter.unstructure(v) for v in values])
     return converter
 
 

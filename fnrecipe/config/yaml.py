@@ -87,7 +87,8 @@ def _compose(text: str, name: str) -> Node | None:
             documents += kind == "DocumentStartEvent"
             if documents > 1:
                 raise UsageError(f"{name}:{line}: expected one YAML document, found another")
-        return YAML(typ="safe", pure=True).compose(io.StringIO(text))
+        node: Node | None = YAML(typ="safe", pure=True).compose(io.StringIO(text))
+        return node
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name

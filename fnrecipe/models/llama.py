@@ -76,7 +76,7 @@ def apply(config: LlamaConfig, params: Tree, tokens: Tensor, segments: Tensor, p
 
 def _attention(config: LlamaConfig, layer: Tree, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     def heads(weight: Tensor, number: int) -> Tensor:
-        return F.linear(x, weight).unflatten(-1, (number, -1)).transpose(1, 2)
+        return F.linear(x, weight).view(*x.shape[:-1], number, -1).transpose(1, 2)
 
     query = nn.rotate(heads(layer["query"], config.num_attn_heads), *angles)
     key = nn.rotate(heads(layer["key"], config.num_key_value_heads), *angles)

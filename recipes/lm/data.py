@@ -14,6 +14,7 @@ from fnrecipe.data import (
     Place,
     Source,
     Tokenizer,
+    Tokens,
     byte_tokenizer,
     chunked,
     deal,
@@ -93,12 +94,16 @@ def batches(
         order = range(size) if seed is None else permutation(size, seed, epoch)
         return corpus.read([corpus.units[i] for i in order[lane :: dataset.num_lanes]])
 
+    def tokens(corpus: Corpus, lane: int) -> Source[Tokens]:
+        return partial(repeat, lambda epoch: pipe(documents(corpus, lane, epoch), *stages), epochs=epochs)
+
     def lane(number: int) -> Source[Row]:
-        tokens = [
-            partial(repeat, lambda epoch, c=corpus: pipe(documents(c, number, epoch), *stages), epochs=epochs)
-            for corpus in corpora
-        ]
-        mixed = partial(mix, tokens, weights=[corpus.weight for corpus in corpora], size=lambda document: len(document.ids))
+        mixed = partial(
+            mix,
+            [tokens(corpus, number) for corpus in corpora],
+            weights=[corpus.weight for corpus in corpora],
+            size=lambda document: len(document.ids),
+        )
         packed = partial(pack, length=dataset.max_seq_len, key=(config.common.seed, number))
         return pipe(mixed, partial(regroup, window=dataset.pack_window, function=packed))
 

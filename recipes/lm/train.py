@@ -1,7 +1,7 @@
 """Language-model pre-training: what is trained, on what, and how.
 
-    fnrecipe train lm --out DIR          # or, from a copy of this folder:
-    python -m recipes.lm.train DIR
+fnrecipe train lm --out DIR          # or, from a copy of this folder:
+python -m recipes.lm.train DIR
 """
 
 from __future__ import annotations
