@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from fnrecipe import checkpoint, directory, host, random, record, tree
 from fnrecipe.config import unstructure
 from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch
 from fnrecipe.display import Display, Speed, duration
-from fnrecipe.errors import NonFiniteError, UsageError
+from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.fold import fold
 from fnrecipe.loss import Sums
 from fnrecipe.metrics import means
@@ -50,7 +50,23 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         directory.write(out / directory.RUN, json.dumps(facts, indent=2) + "\n")
         with Signals() as signals, Display(out / directory.LOG, config.regime.num_steps) as display:
             step, evaluate = _functions(recipe, config)
-            return _Run(recipe, config, out, device, signals, display, step, evaluate).go()
+            try:
+                return _Run(recipe, config, out, device, signals, display, step, evaluate).go()
+            except OSError as error:  # a full disk, say; what is saved is untouched
+                raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
+
+
+@attrs.frozen
+class _Clock:
+    """Started after a step, to tell the speed of the steps that follow: without tracing, saving and validating."""
+
+    step: int
+    started: float = attrs.field(factory=time.monotonic)
+
+    def speed(self, rows: Sequence[Mapping[str, float]]) -> Speed:
+        seconds = time.monotonic() - self.started
+        timed = [row for row in rows if row["step"] > self.step]
+        return Speed(sum(row["targets"] for row in timed) / seconds, len(timed) / seconds)
 
 
 @attrs.frozen
@@ -72,19 +88,22 @@ class _Run:
         state, cursor, first = self._start()
         if first and _due(regime.validate_every_n_steps, first):
             self._validate(state.params, first)
-        number, saved = first, first if cursor else -1
+        number = saved = first
         pending: list[Metrics] = []
-        clock = time.monotonic()
+        clock = _Clock(first)
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
             for number, (state, metrics, cursor) in enumerate(islice(folded, left), first + 1):
                 pending.append(metrics)
+                if number == first + 1:
+                    self.display.line(f"first step, traced, after {duration(time.monotonic() - started)}")
+                    clock = _Clock(number)
                 stop = self.signals.received is not None
                 save = stop or _due(regime.checkpoint_every_n_steps, number)
                 if save or _due(regime.publish_metrics_every_n_steps, number):
-                    self._publish(pending, time.monotonic() - clock)
-                    pending, clock = [], time.monotonic()
+                    self._publish(pending, clock)
+                    pending = []
                 if save:
                     saved = self._save(state, number, cursor)
                 if _due(regime.validate_every_n_steps, number) and not stop:
@@ -92,9 +111,9 @@ class _Run:
                 if stop:
                     break
                 if not pending:
-                    clock = time.monotonic()
+                    clock = _Clock(number)
         if pending:
-            self._publish(pending, time.monotonic() - clock)
+            self._publish(pending, clock)
         if number == 0:
             raise UsageError("dataset: expected at least one row of training data, found none")
         if number > saved:
@@ -127,10 +146,10 @@ class _Run:
         """The source of this process's batches, as tensors on its device."""
         return pipe(stream(self.config, Place()), partial(each, function=partial(_to_device, device=self.device)))
 
-    def _publish(self, pending: Sequence[Metrics], seconds: float) -> None:
+    def _publish(self, pending: Sequence[Metrics], clock: _Clock) -> None:
         """Writes one line for each step since the last publication; the only place where the host waits for the device."""
         rows = [means({name: value.item() for name, value in metrics.items()}) for metrics in pending]
-        speed = Speed(sum(row["targets"] for row in rows) / seconds, len(rows) / seconds)
+        speed = clock.speed(rows)
         record.append(self.out / directory.TRAIN, rows)
         record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **attrs.asdict(speed)}])
         self.display.step(rows[-1], speed)
@@ -179,7 +198,7 @@ class _Run:
         return 0
 
     def _sample(self, params: Tree) -> None:
-        if self.recipe.sample is None:
+        if self.recipe.sample is None or not self.config.regime.num_sample_tokens:
             return
         key = random.fold_in(random.key(self.config.common.seed, self.device), "sample")
         text = self.recipe.sample(self.config, params, key)

@@ -9,6 +9,7 @@ import attrs
 from fnrecipe.data.batch import Batch, collate
 from fnrecipe.data.pack import Row
 from fnrecipe.data.stream import Cursor, Source, Stream
+from fnrecipe.errors import UsageError
 
 
 @attrs.frozen
@@ -34,7 +35,7 @@ def deal(
     """
     share = len(lanes) // place.world_size
     mine = range(place.rank * share, (place.rank + 1) * share)
-    cursors = {str(lane): (cursor or {}).get(str(lane)) for lane in mine}
+    cursors = _cursors_of(mine, cursor, len(lanes))
     streams = {lane: lanes[lane](cursors[str(lane)]) for lane in mine}
     while True:
         rows: list[Row] = []
@@ -46,3 +47,15 @@ def deal(
         if not any(rows):
             return
         yield collate(rows, length), dict(cursors)
+
+
+def _cursors_of(mine: range, cursor: Cursor, num_lanes: int) -> dict[str, Cursor]:
+    if cursor is None:
+        return {str(lane): None for lane in mine}
+    missing = [str(lane) for lane in mine if str(lane) not in cursor]
+    unknown = [lane for lane in cursor if not (lane.isdigit() and int(lane) < num_lanes)]
+    if missing or unknown:
+        raise UsageError(
+            f"dataset.num_lanes: expected the lanes of the checkpoint, {', '.join(cursor)}, found {num_lanes} lanes"
+        )
+    return {str(lane): cursor[str(lane)] for lane in mine}

@@ -1,0 +1,52 @@
+"""What the documents say is true: their code runs, their keys exist, their commands are the tested ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from fnrecipe.recipes.lm.config import config
+
+ROOT = Path(__file__).parent.parent
+
+
+def python_blocks(path: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/streams.md"])
+def test_python_in_the_documents_runs(path: str) -> None:
+    names: dict[str, Any] = {}
+    blocks = python_blocks(path)
+
+    assert blocks
+    for block in blocks:
+        exec(compile(block, path, "exec"), names)  # noqa: S102 the documents are ours
+
+
+def test_every_key_of_the_config_is_explained_once_and_no_other() -> None:
+    explained = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
+
+    assert explained == [path for path in leaves(config)]
+
+
+def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[str]) -> None:
+    from fnrecipe.cli.find import find
+    from fnrecipe.config import resolve
+    from fnrecipe.errors import ConfigError
+
+    shown = re.findall(r"^error: (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    with pytest.raises(ConfigError) as error:
+        resolve(find("lm").config, pairs=["optimizer.config.lr=-1", "regime.num_stepz=5", "gang.num_leaves=3"])
+
+    assert str(error.value).splitlines() == shown
+
+
+def leaves(section: Any, path: str = "") -> list[str]:
+    if not attrs.has(type(section)):
+        return [path.removesuffix(".")]
+    return [leaf for field in attrs.fields(type(section)) for leaf in leaves(getattr(section, field.name), f"{path}{field.name}.")]
