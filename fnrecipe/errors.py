@@ -72,4 +72,5 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]}?"
-    return f"valid names: {', '.join(names)}" if names else ""
+    more = f", … ({len(names)} in all)" if len(names) > 20 else ""
+    return f"valid names: {', '.join(names[:20])}{more}" if names else ""

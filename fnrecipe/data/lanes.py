@@ -31,8 +31,14 @@ def deal(
     """This rank's rows of the global batch: those of its `len(lanes) / world_size` neighbouring lanes, lane by lane.
 
     An exhausted lane gives rows of padding, so shapes never change; the stream ends with the last of this rank's lanes.
-    Cursor: {lane: its cursor}, of this rank's lanes; the ranks' cursors together are one for any other world size.
+    Cursor: {lane: its cursor}, of this rank's lanes; the ranks' cursors together, with null for a lane of a rank that never
+    gave a batch, are one for any other world size.
+
+    Raises:
+        UsageError: if the lanes cannot be shared out evenly, or are not those of the cursor.
     """
+    if len(lanes) % place.world_size:
+        raise UsageError(f"dataset.num_lanes: expected a multiple of the world size {place.world_size}, found {len(lanes)}")
     share = len(lanes) // place.world_size
     mine = range(place.rank * share, (place.rank + 1) * share)
     cursors = _cursors_of(mine, cursor, len(lanes))

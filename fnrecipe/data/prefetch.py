@@ -36,8 +36,9 @@ def prefetch(source: Source[T], cursor: Cursor = None, *, size: int) -> Stream[T
 
 
 def _read(source: Source[Any], cursor: Cursor, ready: queue.Queue[Any], closed: threading.Event) -> None:
-    stream = source(cursor)
+    stream: Stream[Any] = iter(())
     try:
+        stream = source(cursor)
         for entry in stream:
             if not _put(ready, (entry, None), closed):
                 return

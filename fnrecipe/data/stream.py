@@ -101,18 +101,19 @@ def mix(
 ) -> Stream[T]:
     """Items of several sources, always from the one that is furthest behind its share.
 
-    Shares are counted in `size(item)` (tokens, say) and exact to one item, without any randomness. A source that ends
-    drops out; the others go on. Cursor: [cursor of each source, amount used of each].
+    Shares are counted in `size(item)` (tokens, say), without any randomness: no source is ever ahead of its share by more
+    than one item. A source that ends drops out; the others go on. Cursor: [cursor of each source, amount used of each].
     """
     cursors, used = map(list, cursor or ([None] * len(sources), [0] * len(sources)))
     streams = [source(position) for source, position in zip(sources, cursors, strict=True)]
     live = list(range(len(sources)))
     while live:
         behind = min(live, key=lambda i: (used[i] / weights[i], i))
-        item, position = next(streams[behind], (None, None))
-        if item is None:
+        entry = next(streams[behind], None)
+        if entry is None:
             live.remove(behind)
             continue
+        item, position = entry
         used[behind] += size(item)
         cursors[behind] = position
         yield item, (tuple(cursors), tuple(used))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 import sysconfig
 import tokenize
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from fnrecipe.errors import DataError, UsageError, did_you_mean
 
 MAX_BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-_NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+_TESTS = {"test", "tests", "idle_test"}
 
 
 @attrs.frozen
@@ -42,13 +43,15 @@ class Line:
 def find_files(pattern: str) -> list[str]:
     """The files that a path names: the file itself, all `*.jsonl` below a directory, or the matches of a glob, sorted.
 
+    Hidden files and folders are not searched.
+
     Raises:
         UsageError: if there is none.
     """
     if os.path.isfile(pattern):
         return [pattern]
     inside = os.path.join(glob.escape(pattern), "**", "*.jsonl")
-    files = sorted(filter(os.path.isfile, glob.glob(inside if os.path.isdir(pattern) else pattern, recursive=True)))
+    files = sorted(set(filter(os.path.isfile, glob.glob(inside if os.path.isdir(pattern) else pattern, recursive=True))))
     if not files:
         what = "no *.jsonl file in this directory" if os.path.isdir(pattern) else "no such file, directory or match"
         raise UsageError(f"{pattern}: expected JSONL data, found {what}")
@@ -79,7 +82,7 @@ def read_lines(cursor: Cursor = None, *, blocks: Sequence[Block]) -> Stream[Line
     for number in range(first, len(blocks)):
         block = blocks[number]
         with _open(block.path) as file:
-            offset = _first_line_start(file, block.start) if offset is None else offset
+            offset = _first_line_start(file, block) if offset is None else offset
             file.seek(offset)
             while offset < block.stop and (data := file.readline()):
                 start, offset = offset, offset + len(data)
@@ -115,7 +118,7 @@ def read_files(cursor: Cursor = None, *, paths: Sequence[str]) -> Stream[str]:
         try:
             with tokenize.open(paths[number]) as file:
                 yield file.read(), number + 1
-        except (UnicodeDecodeError, SyntaxError) as error:
+        except (UnicodeError, LookupError, SyntaxError) as error:
             raise DataError(f"{paths[number]}: expected text in the encoding that it declares: {error}") from None
         except OSError as error:
             raise DataError(f"{paths[number]}: cannot read the data: {error.strerror}") from None
@@ -128,10 +131,11 @@ def python_stdlib() -> list[str]:
         UsageError: if this Python came without sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files = [path for path in root.rglob("*.py") if not _NOT_LIBRARY & set(path.relative_to(root).parts)]
-    if not files:
+    names = sorted(path.relative_to(root).parts for path in root.rglob("*.py"))
+    library = [parts for parts in names if parts[0].removesuffix(".py") in sys.stdlib_module_names and not _TESTS & set(parts)]
+    if not library:
         raise UsageError(f"{root}: expected the sources of Python's standard library, found none; use dataset.family=jsonl")
-    return [str(path) for path in sorted(files, key=lambda path: path.relative_to(root).parts)]
+    return [str(root.joinpath(*parts)) for parts in library]
 
 
 def _open(path: str) -> BinaryIO:
@@ -141,12 +145,12 @@ def _open(path: str) -> BinaryIO:
         raise DataError(f"{path}: cannot read the data: {error.strerror}") from None
 
 
-def _first_line_start(file: BinaryIO, start: int) -> int:
-    """Where the first line begins that starts at or after the byte `start`."""
-    if start == 0:
+def _first_line_start(file: BinaryIO, block: Block) -> int:
+    """Where the first line of the block begins; the block's end if none does."""
+    if block.start == 0:
         return 0
-    file.seek(start - 1)
-    return start - 1 + len(file.readline())
+    file.seek(block.start - 1)
+    return block.start - 1 + len(file.readline(block.stop - block.start + 1))
 
 
 def _invalid_utf8(data: bytes) -> str:
@@ -158,7 +162,9 @@ def _invalid_utf8(data: bytes) -> str:
 
 
 def _bad(line: Line, what: str) -> DataError:
+    number = 1
     with _open(line.path) as file:
-        number = file.read(line.offset).count(b"\n") + 1
+        for start in range(0, line.offset, MAX_BLOCK_BYTES):
+            number += file.read(min(MAX_BLOCK_BYTES, line.offset - start)).count(b"\n")
     excerpt = line.data[:80].decode(errors="backslashreplace").rstrip()
     return DataError(f"{line.path}:{number} (byte {line.offset}): {what}\n  {excerpt}")

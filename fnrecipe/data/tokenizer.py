@@ -63,7 +63,8 @@ def huggingface_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
     inner.encode_special_tokens = True
     inner.no_truncation()
     inner.no_padding()
-    eos = _end_of_text(inner.get_vocab(), path, eos_token)
+    vocab = inner.get_vocab()
+    eos = _end_of_text(vocab, path, eos_token)
 
     def encode(texts: Sequence[str]) -> list[Ids]:
         return [np.array(e.ids, np.int32) for e in inner.encode_batch(list(texts), add_special_tokens=False)]
@@ -71,7 +72,7 @@ def huggingface_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return str(inner.decode(list(ids)))
 
-    return Tokenizer(inner.get_vocab_size(), eos, encode, decode)
+    return Tokenizer(max(vocab.values()) + 1, eos, encode, decode)
 
 
 def tokenize(texts: Sequence[str], *, tokenizer: Tokenizer) -> list[Tokens]:
@@ -86,6 +87,6 @@ def _end_of_text(vocab: dict[str, int], path: str, name: str | None) -> int:
     if not found:
         special = [token for token in vocab if token.startswith("<") and token.endswith(">")]
         expected = f"the token {name!r}" if name else "a common end-of-text token"
-        hint = did_you_mean(name or "<|endoftext|>", special[:20])
+        hint = did_you_mean(name or "<|endoftext|>", special)
         raise UsageError(f"tokenizer.eos_token: expected {expected} in {path}, found none; {hint}".removesuffix("; "))
     return vocab[found[0]]

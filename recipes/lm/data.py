@@ -26,7 +26,6 @@ from fnrecipe.data import (
     mix,
     pack,
     parse_json,
-    permutation,
     pipe,
     plan_blocks,
     python_stdlib,
@@ -34,6 +33,7 @@ from fnrecipe.data import (
     read_lines,
     regroup,
     repeat,
+    shuffled,
     tokenize,
 )
 from fnrecipe.data.pack import Row
@@ -64,6 +64,8 @@ def train_stream(config: LMConfig, place: Place) -> Source[Batch]:
 def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
     """The validation documents, once, in the order of their files."""
     fraction = 1.0 if config.dataset.valid_sources else config.dataset.valid_fraction
+    if not fraction:
+        return lambda cursor: iter(())
     corpora = find_corpora(config.dataset, config.dataset.valid_sources or config.dataset.sources)
     split: Split = lambda text: bool(text) and held_out(text, fraction)  # noqa: E731
     return batches(config, place, corpora, split, epochs=1, seed=None)
@@ -90,9 +92,10 @@ def batches(
     )
 
     def documents(corpus: Corpus, lane: int, epoch: int) -> Source[str]:
-        size = len(corpus.units)
-        order = range(size) if seed is None else permutation(size, seed, epoch)
-        return corpus.read([corpus.units[i] for i in order[lane :: dataset.num_lanes]])
+        if seed is None:
+            return corpus.read(corpus.units[lane :: dataset.num_lanes])
+        mine = shuffled(corpus.units, seed)[lane :: dataset.num_lanes]
+        return corpus.read(shuffled(mine, seed, lane, epoch))
 
     def tokens(corpus: Corpus, lane: int) -> Source[Tokens]:
         return partial(repeat, lambda epoch: pipe(documents(corpus, lane, epoch), *stages), epochs=epochs)

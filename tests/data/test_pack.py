@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fnrecipe.data import Tokens, pack, split
+from fnrecipe.data.pack import Row, best_fit
+
+Prediction = tuple[int, int]
+
+
+def document(ids: Sequence[int], num_bytes: int = 0) -> Tokens:
+    return Tokens(np.array(ids, np.int32), num_bytes)
+
+
+def numbered(sizes: Sequence[int]) -> list[Tokens]:
+    """Documents of `sizes` predictions, no id twice, so that a prediction that crosses documents shows."""
+    bounds = np.cumsum([0, *(size + 1 for size in sizes)])
+    return [document(range(start, stop), 3 * int(stop - start)) for start, stop in pairwise(bounds)]
+
+
+def predictions(piece: Tokens) -> list[Prediction]:
+    return list(pairwise(piece.ids.tolist()))
+
+
+DOCUMENTS = st.builds(document, st.lists(st.integers(0, 5), max_size=40), st.integers(0, 500))
+LENGTHS = st.integers(1, 12)
+
+
+@given(doc=DOCUMENTS, length=LENGTHS)
+def test_split_keeps_every_prediction_once_and_in_order(doc: Tokens, length: int) -> None:
+    pieces = split(doc, length)
+    assert [pair for piece in pieces for pair in predictions(piece)] == predictions(doc)
+
+
+@given(doc=DOCUMENTS, length=LENGTHS)
+def test_split_cuts_only_what_is_too_long(doc: Tokens, length: int) -> None:
+    *full, last = [len(predictions(piece)) for piece in split(doc, length)] or [1]
+    assert full == [length] * len(full)
+    assert 1 <= last <= length
+
+
+@given(doc=DOCUMENTS.filter(lambda doc: len(doc.ids) > 1), length=LENGTHS)
+def test_split_deals_the_bytes_out_exactly_and_in_proportion(doc: Tokens, length: int) -> None:
+    pieces = split(doc, length)
+    assert sum(piece.num_bytes for piece in pieces) == doc.num_bytes
+    for piece in pieces:
+        share = doc.num_bytes * len(predictions(piece)) / len(predictions(doc))
+        assert abs(piece.num_bytes - share) < 1
+
+
+@pytest.mark.parametrize("ids", [[], [7]])
+def test_split_of_a_document_without_predictions(ids: list[int]) -> None:
+    assert split(document(ids), 4) == []
+
+
+def slow_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """The largest first, each into the fullest row that has room; of equally full ones the one that grew last."""
+    rows: list[list[int]] = []
+    by_age: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        room = [row for row in by_age if sum(sizes[i] for i in row) + sizes[index] <= length]
+        row = max(reversed(room), key=lambda row: sum(sizes[i] for i in row), default=None)
+        if row is None:
+            rows.append(row := [])
+        else:
+            by_age = [other for other in by_age if other is not row]
+        row.append(index)
+        by_age.append(row)
+    return rows
+
+
+@st.composite
+def packings(draw: st.DrawFn) -> tuple[list[int], int]:
+    length = draw(st.integers(1, 40))
+    return draw(st.lists(st.integers(1, length), max_size=60)), length
+
+
+@given(packings())
+def test_best_fit_puts_each_index_into_one_row_that_has_room(packing: tuple[list[int], int]) -> None:
+    sizes, length = packing
+    rows = best_fit(sizes, length)
+    assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
+    assert all(0 < sum(sizes[index] for index in row) <= length for row in rows)
+
+
+@given(packings())
+def test_best_fit_equals_the_slow_model(packing: tuple[list[int], int]) -> None:
+    assert best_fit(*packing) == slow_best_fit(*packing)
+
+
+def test_best_fit_of_many_equals_the_slow_model() -> None:
+    sizes = np.random.Generator(np.random.Philox(1)).integers(1, 101, 300).tolist()
+    assert best_fit(sizes, 100) == slow_best_fit(sizes, 100)
+
+
+def row_predictions(row: Row) -> list[Prediction]:
+    return [pair for piece in row for pair in predictions(piece)]
+
+
+@given(sizes=st.lists(st.integers(0, 30), max_size=20), length=LENGTHS)
+def test_pack_keeps_every_prediction_once_and_crosses_no_document(sizes: list[int], length: int) -> None:
+    documents = numbered(sizes)
+    rows = pack(documents, 0, length=length, key=(1,))
+    expected = Counter(pair for document in documents for pair in predictions(document))
+    assert Counter(pair for row in rows for pair in row_predictions(row)) == expected
+    assert all(1 <= len(row_predictions(row)) <= length for row in rows)
+
+
+@given(sizes=st.lists(st.integers(1, 30), max_size=20), length=LENGTHS)
+def test_pack_loses_no_byte(sizes: list[int], length: int) -> None:
+    documents = numbered(sizes)
+    rows = pack(documents, 3, length=length, key=())
+    assert sum(piece.num_bytes for row in rows for piece in row) == sum(document.num_bytes for document in documents)
+
+
+def contents(rows: Sequence[Row]) -> list[tuple[Prediction, ...]]:
+    return [tuple(row_predictions(row)) for row in rows]
+
+
+def test_the_order_of_rows_depends_on_key_and_index() -> None:
+    documents = numbered([5 + i % 7 for i in range(60)])
+    calls = [(0, (2, 0)), (1, (2, 0)), (0, (2, 1)), (0, (3, 0))]
+    orders = [contents(pack(documents, index, length=16, key=key)) for index, key in calls]
+    assert len({tuple(order) for order in orders}) == len(calls)
+    assert len({frozenset(order) for order in orders}) == 1
+    assert orders[0] == contents(pack(documents, 0, length=16, key=(2, 0)))
+
+
+def test_padding_of_windows_of_512_documents_is_below_half_a_percent() -> None:
+    median, mean, length, windows = 545, 899, 2048, 20
+    random = np.random.Generator(np.random.Philox(2))
+    sizes = random.lognormal(np.log(median), np.sqrt(2 * np.log(mean / median)), (windows, 512))
+    used = rows = 0
+    for window in np.maximum(sizes.astype(int), 1):
+        documents = [Tokens(np.zeros(size + 1, np.int32), 0) for size in window]
+        rows += len(pack(documents, 0, length=length, key=(0,)))
+        used += int(window.sum())
+    assert 0 <= 1 - used / (rows * length) < 0.005

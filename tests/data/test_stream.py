@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fnrecipe.data import Cursor, Source, Stream, chunked, each, keep, mix, pipe, prefetch, regroup, repeat
+from tests.data.laws import check_resumes, items, listed
+
+Stage = Callable[[Source[int]], Source[int]]
+
+NUMBERS = st.lists(st.integers(-9, 99), max_size=12)
+
+# Functions of a window: as many outputs as inputs, none, some, more, and one that depends on the window's number.
+WINDOWS: dict[str, Callable[[Sequence[int], int], Sequence[int]]] = {
+    "reverse": lambda window, index: window[::-1],
+    "nothing": lambda window, index: [],
+    "odd ones": lambda window, index: [x for x in window if x % 2],
+    "every other window": lambda window, index: window if index % 2 else (),
+    "twice": lambda window, index: [*window, *window],
+    "with index": lambda window, index: [index, sum(window)],
+}
+
+
+def bind(stage: Callable[..., Stream[Any]], **options: Any) -> Stage:
+    return lambda source: pipe(source, partial(stage, **options))
+
+
+def negated(x: int) -> int:
+    return -x
+
+
+def chunks(values: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def epochs_of(source: Source[int]) -> Callable[[int], Source[int]]:
+    """Epochs that differ, so that a wrong one shows."""
+    return lambda epoch: pipe(source, partial(each, function=lambda x: x + 100 * epoch))
+
+
+def blended(source: Source[int], other: Sequence[int], weight: int) -> Source[int]:
+    return partial(mix, [source, listed(other)], weights=[1, weight], size=lambda x: 1 + abs(x) % 3)
+
+
+STAGES: dict[str, st.SearchStrategy[Stage]] = {
+    "each": st.just(bind(each, function=negated)),
+    "keep": st.integers(1, 4).map(lambda n: bind(keep, where=lambda x: x % n == 0)),
+    "chunked": st.integers(1, 5).map(lambda n: bind(chunked, size=n, function=lambda chunk: [x + 1 for x in chunk])),
+    "regroup": st.builds(
+        lambda window, function: bind(regroup, window=window, function=function),
+        st.integers(1, 5),
+        st.sampled_from(list(WINDOWS.values())),
+    ),
+    "repeat": st.integers(0, 3).map(lambda n: lambda source: partial(repeat, epochs_of(source), epochs=n)),
+    "mix": st.builds(
+        lambda other, weight: lambda source: blended(source, other, weight),
+        st.lists(st.integers(), max_size=5),
+        st.integers(1, 4),
+    ),
+    "prefetch": st.integers(0, 3).map(lambda n: bind(prefetch, size=n)),
+}
+
+
+def reading_ahead() -> list[threading.Thread]:
+    gc.collect()
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+@settings(max_examples=40)
+@given(data=st.data(), values=NUMBERS)
+def test_every_stage_resumes(name: str, data: st.DataObject, values: list[int]) -> None:
+    check_resumes(data.draw(STAGES[name])(listed(values)), limit=30)
+
+
+@given(values=NUMBERS, stages=st.lists(st.one_of(*STAGES.values()), max_size=5))
+def test_compositions_resume(values: list[int], stages: list[Stage]) -> None:
+    source = listed(values)
+    for stage in stages:
+        source = stage(source)
+    check_resumes(source, limit=25)
+
+
+@given(values=NUMBERS)
+def test_endless_repeat_resumes(values: list[int]) -> None:
+    source: Source[int] = partial(repeat, epochs_of(listed(values)))
+    assert check_resumes(source, limit=25) == (25 if values else 0)
+
+
+def test_the_check_finds_a_source_that_breaks_the_law() -> None:
+    def forgetful(cursor: Cursor = None) -> Stream[int]:
+        yield from ((x, 0) for x in range(3))
+
+    def aliased(cursor: Cursor = None) -> Stream[int]:
+        position = [0] if cursor is None else list(cursor)
+        for x in range(position[0], 3):
+            position[0] = x + 1
+            yield x, position
+
+    for source in (forgetful, aliased):
+        with pytest.raises(AssertionError, match="going on from item 1"):
+            check_resumes(source, limit=5)
+
+
+@given(values=NUMBERS)
+def test_each_and_keep(values: list[int]) -> None:
+    source = pipe(listed(values), partial(each, function=negated), partial(keep, where=lambda x: x % 3 == 0))
+    assert items(source) == [-x for x in values if x % 3 == 0]
+
+
+def test_pipe_goes_from_left_to_right() -> None:
+    assert items(pipe(listed([5]))) == [5]
+    assert items(pipe(listed([5]), partial(each, function=negated), partial(each, function=lambda x: x + 1))) == [-4]
+
+
+@given(values=NUMBERS, size=st.integers(1, 5))
+def test_chunked_hands_over_chunks_in_order(values: list[int], size: int) -> None:
+    seen: list[Sequence[int]] = []
+
+    def function(chunk: Sequence[int]) -> list[int]:
+        seen.append(list(chunk))
+        return [x * x for x in chunk]
+
+    assert items(pipe(listed(values), partial(chunked, size=size, function=function))) == [x * x for x in values]
+    assert seen == chunks(values, size)
+
+
+def test_chunked_refuses_a_function_that_changes_the_number() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        items(pipe(listed([1, 2, 3]), partial(chunked, size=2, function=lambda chunk: chunk[:1])))
+
+
+@pytest.mark.parametrize("function", WINDOWS.values(), ids=WINDOWS)
+@given(values=NUMBERS, window=st.integers(1, 5))
+def test_regroup_gives_all_outputs(
+    function: Callable[[Sequence[int], int], Sequence[int]], values: list[int], window: int
+) -> None:
+    expected = [y for index, chunk in enumerate(chunks(values, window)) for y in function(chunk, index)]
+    assert items(pipe(listed(values), partial(regroup, window=window, function=function))) == expected
+
+
+def test_regroup_reads_again_only_the_window_that_it_stands_in() -> None:
+    def source(cursor: Cursor = None) -> Stream[int]:
+        for x, after in listed(range(6))(cursor):
+            read.append(x)
+            yield x, after
+
+    read: list[int] = []
+    paired: Source[int] = pipe(source, partial(regroup, window=2, function=WINDOWS["reverse"]))
+    for (_, cursor), expected in zip(list(paired(None)), [0, 2, 2, 4, 4, None], strict=True):
+        read.clear()
+        next(paired(cursor), None)
+        assert read[:1] == ([] if expected is None else [expected])
+
+
+@given(epochs=st.lists(st.lists(st.integers(), max_size=3), max_size=5), extra=st.integers(0, 2))
+def test_repeat_gives_the_epochs_up_to_an_empty_one(epochs: list[list[int]], extra: int) -> None:
+    number = max(len(epochs) - extra, 0)
+    first_empty = next((i for i, epoch in enumerate(epochs[:number]) if not epoch), number)
+    expected = [x for epoch in epochs[:first_empty] for x in epoch]
+    assert items(partial(repeat, lambda epoch: listed(epochs[epoch]), epochs=number)) == expected
+
+
+def test_repeat_without_end() -> None:
+    endless: Source[int] = partial(repeat, lambda epoch: listed([epoch, 7]))
+    assert [x for x, _ in islice(endless(None), 7)] == [0, 7, 1, 7, 2, 7, 3]
+    assert items(partial(repeat, lambda epoch: listed([]))) == []
+    assert items(partial(repeat, lambda epoch: listed([[1, 2], [3], []][epoch]))) == [1, 2, 3]
+
+
+def slow_mix(sources: Sequence[Sequence[int]], weights: Sequence[int]) -> list[tuple[int, int]]:
+    """(source, size) always from the first of those furthest behind, in exact arithmetic."""
+    left, used, mixed = [list(source) for source in sources], [0] * len(sources), []
+    while any(left):
+        behind = min((Fraction(used[i], weights[i]), i) for i in range(len(sources)) if left[i])[1]
+        mixed.append((behind, left[behind].pop(0)))
+        used[behind] += mixed[-1][1]
+    return mixed
+
+
+@st.composite
+def mixtures(draw: st.DrawFn, num_sources: st.SearchStrategy[int]) -> tuple[list[list[int]], list[int]]:
+    """The sizes of the items of some sources, and a weight for each source."""
+    n = draw(num_sources)
+    sources = draw(st.lists(st.lists(st.integers(1, 9), max_size=12), min_size=n, max_size=n))
+    return sources, draw(st.lists(st.integers(1, 8), min_size=n, max_size=n))
+
+
+def mixed(sources: Sequence[Sequence[int]], weights: Sequence[float]) -> list[tuple[int, int]]:
+    tagged = [listed([(number, size) for size in source]) for number, source in enumerate(sources)]
+    return items(partial(mix, tagged, weights=weights, size=lambda item: item[1]))
+
+
+@given(mixtures(st.integers(1, 4)))
+def test_mix_equals_the_slow_model(mixture: tuple[list[list[int]], list[int]]) -> None:
+    assert mixed(*mixture) == slow_mix(*mixture)
+
+
+@given(mixtures(st.integers(2, 5)))
+def test_mix_lets_no_source_run_ahead_by_more_than_an_item(mixture: tuple[list[list[int]], list[int]]) -> None:
+    sources, weights = mixture
+    used = [0] * len(sources)
+    for number, size in mixed([[*source, 1] * 60 for source in sources], weights)[:60]:
+        used[number] += size
+        assert used[number] - Fraction(weights[number] * sum(used), sum(weights)) <= size
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, 1.0), (5.0, 1e-3), (1e-3, 2.0)])
+def test_mix_of_two_is_exact_to_an_item_after_any_prefix(weights: tuple[float, float]) -> None:
+    sizes = [1 + 37 * i % 11 for i in range(4000)]
+    used = [0, 0]
+    for number, size in mixed([sizes, sizes[::-1]], weights)[:2000]:
+        used[number] += size
+        assert abs(used[0] - weights[0] / sum(weights) * sum(used)) <= 11
+
+
+def test_mix_goes_on_without_a_source_that_ends() -> None:
+    assert mixed([[1] * 2, [1] * 6, []], [1, 1, 1]) == [(0, 1), (1, 1), (0, 1), *[(1, 1)] * 5]
+    assert mixed([[], []], [1, 1]) == []
+
+
+def test_mix_takes_none_for_an_item() -> None:
+    source: Source[None] = partial(mix, [listed([None, None])], weights=[1], size=lambda item: 1)
+    assert items(source) == [None, None]
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+@settings(max_examples=20)
+@given(values=NUMBERS)
+def test_prefetch_gives_the_same(size: int, values: list[int]) -> None:
+    assert list(prefetch(listed(values), size=size)) == list(listed(values)(None))
+    assert list(prefetch(listed(values), 3, size=size)) == list(listed(values)(3))
+    assert not reading_ahead()
+
+
+def failing(cursor: Cursor = None) -> Stream[int]:
+    yield 1, 1
+    yield 2, 2
+    raise ZeroDivisionError("at the third item")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_prefetch_raises_an_error_at_its_place(size: int) -> None:
+    stream = prefetch(failing, size=size)
+    assert [next(stream), next(stream)] == [(1, 1), (2, 2)]
+    with pytest.raises(ZeroDivisionError, match="at the third item") as caught:
+        next(stream)
+    assert "failing" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert list(stream) == []
+    assert not reading_ahead()
+
+
+def outcome(function: Callable[[], Any], results: list[Any]) -> None:
+    try:
+        results.append(function())
+    except Exception as error:
+        results.append(error)
+
+
+def test_prefetch_raises_the_error_of_a_source_that_cannot_start() -> None:
+    def absent(cursor: Cursor) -> Stream[int]:
+        raise FileNotFoundError("gone")
+
+    results: list[Any] = []
+    consumer = threading.Thread(target=outcome, args=(lambda: next(prefetch(absent, size=1)), results), daemon=True)
+    consumer.start()
+    consumer.join(timeout=5)
+    assert [type(result) for result in results] == [FileNotFoundError], "the consumer waits for ever"
+
+
+class Counted:
+    """An endless source that counts what it has given and notes that it was closed, by a call: it keeps its stream."""
+
+    def __init__(self) -> None:
+        self.given, self.closed = 0, False
+
+    def __call__(self, cursor: Cursor = None) -> Stream[int]:
+        self.stream = self.count()
+        return self.stream
+
+    def count(self) -> Stream[int]:
+        try:
+            while True:
+                self.given += 1
+                yield self.given, self.given
+        finally:
+            self.closed = True
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if holds():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it never held")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_prefetch_runs_ahead_by_its_size_and_closes_while_it_waits(size: int) -> None:
+    source = Counted()
+    stream = prefetch(source, size=size)
+    assert not reading_ahead()
+    assert next(stream) == (1, 1)
+    wait_until(lambda: source.given == 1 + size + 1)  # one used, a full queue, and the one that waits for a place
+    assert len(reading_ahead()) == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert (source.given, source.closed) == (size + 2, True)
+    assert not reading_ahead()
+
+
+def abandon(stream: Iterator[Any]) -> None:
+    for _ in stream:
+        break
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_a_consumer_that_stops_early_leaves_no_thread(size: int) -> None:
+    source = Counted()
+    abandon(pipe(source, partial(prefetch, size=size), partial(each, function=negated))(None))
+    assert not reading_ahead()
+    assert source.closed
+
+
+def test_a_consumer_that_fails_leaves_no_thread() -> None:
+    def consume() -> None:
+        for x, _ in prefetch(Counted(), size=2):
+            _ = 1 // (3 - x)
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
+    assert not reading_ahead()
+
+
+def test_prefetch_of_size_0_reads_nothing_ahead() -> None:
+    source = Counted()
+    stream = prefetch(source, size=0)
+    assert [next(stream), next(stream)] == [(1, 1), (2, 2)]
+    assert source.given == 2
+    assert not reading_ahead()
+    stream.close()  # type: ignore[attr-defined]
+    assert source.closed
