@@ -38,6 +38,8 @@ def find(name: str) -> Found:
         return _of(_import_file(Path(name)), "recipe", name)
     if ":" in name:
         module, _, attribute = name.partition(":")
+        if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+            raise UsageError(f"{name}: expected module:attribute")
         return _of(_import_module(module), attribute, name)
     known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
     if name not in known:
@@ -68,7 +70,10 @@ def _import_file(path: Path) -> ModuleType:
         root, parts = root.parent, [root.name, *parts]
     sys.path.insert(0, str(root))
     if len(parts) > 1:
-        return importlib.import_module(".".join(parts))
+        module = importlib.import_module(".".join(parts))
+        if module.__file__ is None or not path.samefile(module.__file__):
+            raise UsageError(f"{path}: its package has the name of another one, {module.__file__}; rename its folder")
+        return module
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.errors import CheckpointError
+from fnrecipe.files import sync
 from fnrecipe.tree import Tree
 
 FORMAT = 1
@@ -49,18 +49,21 @@ def save(root: Path, step: int, state: Tree, cursor: Any) -> Path:
         CheckpointError: if it cannot be written; what was there before is still there.
     """
     place = root / f"step_{step:08d}"
-    if place.exists():
-        if not _damage(place):
-            return place
-        _set_aside(place)
+    if place.exists() and not _damage(place):
+        return place
     beside = place.with_suffix(".tmp")
     try:
+        if place.exists():
+            _set_aside(place)
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         _write(beside, step, state, cursor)
         beside.rename(place)
-        _sync(root)
+        for later in committed(root):
+            if _step(later) > step:  # damaged, or the run would have gone on from there; `prune` must not count it
+                _set_aside(later)
+        sync(root)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"{place}: cannot write the checkpoint: {error.strerror or error}") from error
@@ -112,7 +115,7 @@ def prune(root: Path, keep: int) -> None:
         place.rename(gone)
         shutil.rmtree(gone)
     for place in root.glob("step_*.tmp"):
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def committed(root: Path) -> list[Path]:
@@ -141,15 +144,18 @@ def _write(place: Path, step: int, state: Tree, cursor: Any) -> None:
     (place / "state.json").write_text(json.dumps(document, indent=1) + "\n")
     (place / _SUMS).write_text("".join(f"{_digest(place / name)}  {name}\n" for name in _FILES))
     for name in (*_FILES, _SUMS):
-        _sync(place / name)
-    _sync(place)
+        sync(place / name)
+    sync(place)
 
 
 def _read(place: Path) -> Checkpoint:
     document = json.loads((place / "state.json").read_text())
     if document["format"] != FORMAT:
         raise CheckpointError(f"{place}: expected checkpoint format {FORMAT}, found {document['format']}")
-    tensors = safetensors.torch.load_file(place / "state.safetensors")
+    try:
+        tensors = safetensors.torch.load_file(place / "state.safetensors")
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{place}: expected safetensors, found {error}") from error
     return Checkpoint(document["step"], document["cursor"], tensors)
 
 
@@ -172,11 +178,3 @@ def _set_aside(place: Path) -> None:
     aside = place.with_suffix(".damaged")
     shutil.rmtree(aside, ignore_errors=True)
     place.rename(aside)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

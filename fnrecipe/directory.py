@@ -55,26 +55,18 @@ def claimed(out: Path) -> Iterator[None]:
         yield
 
 
-def settle_config(out: Path, config: dict[str, Any], *, with_changes: bool) -> None:
-    """Writes `config` to the directory, if what was trained there before allows it: more steps, but nothing else.
+def check_config(out: Path, config: dict[str, Any]) -> None:
+    """Whether a run that was trained there may go on under `config`: with more steps, but no other change.
 
     Raises:
-        UsageError: with the difference, if there is a checkpoint of another config, unless `with_changes`.
+        UsageError: with the difference, if there is a checkpoint of another config.
     """
     path = out / CONFIG
-    if path.exists() and checkpoint.committed(out / CHECKPOINTS) and not with_changes:
+    if path.exists() and checkpoint.committed(out / CHECKPOINTS):
         old, new = yaml.load(path.read_text(), str(path)), flatten(config, "")
         changes = {k: v for k, v in difference(values(old), values(new)).items() if not _is_extension(k, *v)}
         if changes:
             raise UsageError(_refusal(out, changes))
-    write(path, yaml.dump(config))
-
-
-def write(path: Path, text: str) -> None:
-    """The whole text or what was there before, never a part."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def _is_extension(path: str, old: Any, new: Any) -> bool:

@@ -55,7 +55,7 @@ class Problem:
     def __str__(self) -> str:
         source = f" ({self.source})" if self.source else ""
         hint = f"; {self.hint}" if self.hint else ""
-        return f"{self.path}: expected {self.expected}, found {self.found}{source}{hint}"
+        return one_line(f"{self.path}: expected {self.expected}, found {self.found}{source}{hint}")
 
 
 class ConfigError(UsageError):
@@ -64,6 +64,11 @@ class ConfigError(UsageError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
+
+
+def one_line(text: str) -> str:
+    """`text` with escapes for line ends and whatever else cannot be seen."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

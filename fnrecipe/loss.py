@@ -12,8 +12,11 @@ from typing import Any, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnrecipe import tree
 from fnrecipe.data import Batch
 from fnrecipe.tree import Tree
+
+tree.node(Batch)
 
 Sums: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tree, Any], tuple[Tensor, Sums]]

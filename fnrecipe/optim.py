@@ -82,7 +82,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Tran
         square = tree.map(lambda s, g: torch.addcmul(s * b2, g, g, value=1 - b2), state["square"], gradients)
         mean_bias, root_bias = (1 - torch.pow(b, count.to(torch.float64)) for b in (b1, b2))
         scale, root = 1 / mean_bias, 1 / root_bias.sqrt()
-        direction = tree.map(lambda m, s: m * scale / (s.sqrt() * root + eps), mean, square)
+        direction = tree.map(lambda m, s: (m * scale / (s.sqrt() * root + eps)).to(m.dtype), mean, square)
         return direction, {"mean": mean, "square": square, "count": count}, {}
 
     return Transform(init, update)
@@ -102,7 +102,7 @@ def scale_by_learning_rate(schedule: Schedule) -> Transform:
 
     def scale(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
         rate = schedule(step)
-        return tree.map(lambda u: u * -rate, updates), {"learning_rate": rate}
+        return tree.map(lambda u: (u * -rate).to(u.dtype), updates), {"learning_rate": rate}
 
     return stateless(scale)
 

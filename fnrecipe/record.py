@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fnrecipe.files import replace
+
 
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
@@ -26,15 +28,14 @@ def rewind(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step(line) <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_bytes(b"".join(kept))
-    beside.replace(path)
+    replace(path, b"".join(kept))
 
 
 def last_step(path: Path) -> int:
-    """The step of the last line; -1 if there is none."""
+    """The step of the last whole line; -1 if there is none."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return int(_step(lines[-1])) if lines else -1
+    steps = [_step(line) for line in lines]
+    return max((int(step) for step in steps if math.isfinite(step)), default=-1)
 
 
 def _step(line: bytes) -> float:

@@ -19,10 +19,11 @@ import attrs
 import torch
 
 from fnrecipe import checkpoint, directory, host, random, record, tree
-from fnrecipe.config import unstructure
+from fnrecipe.config import unstructure, yaml
 from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch
 from fnrecipe.display import Display, Speed, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
+from fnrecipe.files import replace
 from fnrecipe.fold import fold
 from fnrecipe.loss import Sums
 from fnrecipe.metrics import means
@@ -42,12 +43,11 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         FnrecipeError: with a message for the user, for all that can go wrong by the config, the data or the machine.
     """
     with directory.claimed(out):
-        directory.settle_config(out, unstructure(config), with_changes=with_changes)
+        if not with_changes:
+            directory.check_config(out, unstructure(config))
         host.keep_freed_memory()
         host.set_threads(config.common.torch.num_threads)
         device = host.pick_device(config.gang.device)
-        facts = {"recipe": recipe.name, "seed": config.common.seed, **host.facts(device)}
-        directory.write(out / directory.RUN, json.dumps(facts, indent=2) + "\n")
         with Signals() as signals, Display(out / directory.LOG, config.regime.num_steps) as display:
             step, evaluate = _functions(recipe, config)
             try:
@@ -86,6 +86,7 @@ class _Run:
         """The fold, observed."""
         regime, started = self.config.regime, time.monotonic()
         state, cursor, first = self._start()
+        self._write_down()
         if first and _due(regime.validate_every_n_steps, first):
             self._validate(state.params, first)
         number = saved = first
@@ -138,6 +139,11 @@ class _Run:
         self.display.line(f"going on after step {step:,}")
         return checkpoint.restore(found, state), found.cursor, step
 
+    def _write_down(self) -> None:
+        facts = {"recipe": self.recipe.name, "seed": self.config.common.seed, **host.facts(self.device)}
+        replace(self.out / directory.CONFIG, yaml.dump(unstructure(self.config)).encode())
+        replace(self.out / directory.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
+
     def _stream(self, cursor: Any) -> Any:
         source = pipe(self._batches(self.recipe.stream), partial(prefetch, size=self.config.dataset.prefetch))
         return source(cursor)
@@ -158,7 +164,7 @@ class _Run:
             if row["skipped"] >= limit:
                 raise NonFiniteError(
                     f"step {row['step']}: the loss or the gradient was not finite in {limit} steps in a row "
-                    f"(trainer.max_skipped_steps); {self.out / directory.TRAIN} has them; no checkpoint holds them"
+                    f"(trainer.max_skipped_steps); the parameters are those from before them"
                 )
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
@@ -189,11 +195,11 @@ class _Run:
         """The last validation and the sample, or the word that goes with a signal; the exit status."""
         if not self.signals.received:
             self._validate(state.params, number)
-            self._sample(state.params)
         received = self.signals.received
         if received:
             self.display.line(f"{received.name}: saved step {number:,}; the same command goes on from there")
             return EXIT_STATUS[received]
+        self._sample(state.params)
         self.display.line(f"done: step {number:,}, {steps:,} steps in {duration(seconds)}")
         return 0
 
@@ -202,7 +208,7 @@ class _Run:
             return
         key = random.fold_in(random.key(self.config.common.seed, self.device), "sample")
         text = self.recipe.sample(self.config, params, key)
-        directory.write(self.out / directory.SAMPLE, text + "\n")
+        replace(self.out / directory.SAMPLE, f"{text}\n".encode())
         self.display.line(f"sample:\n{text}")
 
 

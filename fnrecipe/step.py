@@ -11,13 +11,10 @@ from torch import Tensor
 from torch.func import grad
 
 from fnrecipe import optim, tree
-from fnrecipe.data import Batch
 from fnrecipe.loss import Loss, Sums
 from fnrecipe.optim import Transform
 from fnrecipe.transforms import accumulate
 from fnrecipe.tree import Tree
-
-tree.node(Batch)
 
 
 @tree.node
@@ -46,7 +43,8 @@ def init_state(params: Tree, update: Transform, key: Tensor) -> State:
     def zero() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=key.device)
 
-    return State(params, update.init(params), zero(), zero(), key)
+    optimizer = tree.map(torch.clone, update.init(params))  # what starts as the parameters must not stay them
+    return State(params, optimizer, zero(), zero(), key)
 
 
 def train_step(loss: Loss, update: Transform, num_leaves: int = 1) -> Step:
@@ -70,8 +68,7 @@ def train_step(loss: Loss, update: Transform, num_leaves: int = 1) -> Step:
         )
         skipped = torch.where(finite, 0, state.skipped + 1)
         metrics = {"step": number, **sums, "gradient_norm": norm, "skipped": skipped, **report}
-        # The key goes on as it is: a copy, so that a donated buffer is not written from itself.
-        return State(params, optimizer, number, skipped, state.key.clone()), metrics
+        return State(params, optimizer, number, skipped, state.key), metrics
 
     return step
 

@@ -31,7 +31,7 @@ def test_python_in_the_documents_runs(path: str) -> None:
 def test_every_key_of_the_config_is_explained_once_and_no_other() -> None:
     explained = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
 
-    assert explained == [path for path in leaves(config)]
+    assert explained == leaves(config)
 
 
 def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,4 +49,5 @@ def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[st
 def leaves(section: Any, path: str = "") -> list[str]:
     if not attrs.has(type(section)):
         return [path.removesuffix(".")]
-    return [leaf for field in attrs.fields(type(section)) for leaf in leaves(getattr(section, field.name), f"{path}{field.name}.")]
+    names = [field.name for field in attrs.fields(type(section))]
+    return [leaf for name in names for leaf in leaves(getattr(section, name), f"{path}{name}.")]

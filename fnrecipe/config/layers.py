@@ -14,7 +14,7 @@ import attrs
 from fnrecipe.config import yaml
 from fnrecipe.config.structure import structure, unstructure
 from fnrecipe.config.yaml import Located
-from fnrecipe.errors import ConfigError, Problem, UsageError
+from fnrecipe.errors import ConfigError, Problem, UsageError, one_line
 
 C = TypeVar("C")
 Layer = Mapping[str, Located]
@@ -48,20 +48,22 @@ def read_file(path: Path) -> Layer:
 
 def read_pair(pair: str) -> Layer:
     key, equals, text = pair.partition("=")
-    if not equals or not all(part.isidentifier() for part in key.split(".")):
-        raise UsageError(f"--config {pair}: expected section.key=value")
-    value = yaml.load_value(text, f"--config {pair}")
-    nested: Any = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return flatten(nested, "command line")
+    parts, name = key.split("."), f"--config {one_line(pair)}"
+    if not equals or len(parts) > yaml.MAX_DEPTH or not all(part.isidentifier() for part in parts):
+        raise UsageError(f"{name}: expected section.key=value")
+    return flatten({key: yaml.load_value(text, name)}, "command line")
 
 
 def merge(layers: Iterable[Layer]) -> dict[str, Located]:
-    """The last layer's value for every path; a value takes the place of a section of its name, and the other way round."""
+    """The last layer's value for every path; a value takes the place of a section of its name, and the other way round.
+
+    An empty section adds nothing to one that is there.
+    """
     merged: dict[str, Located] = {}
     for layer in layers:
         for path, entry in layer.items():
+            if entry.value == {} and any(p.startswith(f"{path}.") for p in merged):
+                continue
             if path not in merged:
                 clash = [p for p in merged if p.startswith(f"{path}.") or path.startswith(f"{p}.")]
                 for other in clash:
@@ -73,7 +75,7 @@ def merge(layers: Iterable[Layer]) -> dict[str, Located]:
 def flatten(data: Mapping[str, Any], source: str, path: str = "") -> dict[str, Located]:
     flat: dict[str, Located] = {}
     for key, value in data.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= flatten(value, source, f"{path}{key}.")
         else:
             flat[f"{path}{key}"] = Located(value, source)

@@ -114,11 +114,19 @@ def _show(value: object) -> str:
 
 
 def _scalar(value: Any, cls: type) -> Any:
+    if type(value) is int and cls is not bool and abs(value) >= 2**63:
+        raise _MismatchError(f"{_SCALARS[cls]} of at most 64 bits", value)
+    if type(value) is str and cls is str and not _is_unicode(value):
+        raise _MismatchError("text without halves of surrogate pairs", value)
     if cls is float and type(value) is int:
         return float(value)
     if type(value) is not cls or value in (math.inf, -math.inf) or value != value:
         raise _MismatchError(_SCALARS[cls], value)
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _literal(value: Any, cls: Any) -> Any:

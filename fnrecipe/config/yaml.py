@@ -14,11 +14,13 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
-from fnrecipe.errors import UsageError
+from fnrecipe.errors import UsageError, one_line
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+_TEXT_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "value")}  # of YAML 1.1: `2020-01-01` and `=`
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
@@ -54,10 +56,21 @@ def dump(data: dict[str, Any], comments: dict[str, str] | None = None) -> str:
     """`data` as block YAML that `load` reads back; `comments` puts a text behind the value at a dotted path."""
     writer = YAML()
     writer.width = 1 << 16
-    writer.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    writer.Representer = _Representer
     text = io.StringIO()
     writer.dump(_commented(data, comments or {}, ""), text)
     return text.getvalue()
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as `null`, and text that has more than printable characters between double quotes."""
+
+
+_Representer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
+_Representer.add_representer(
+    str,
+    lambda writer, text: writer.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'),
+)
 
 
 def _commented(data: dict[str, Any], comments: dict[str, str], path: str) -> CommentedMap:
@@ -66,13 +79,14 @@ def _commented(data: dict[str, Any], comments: dict[str, str], path: str) -> Com
         where = f"{path}{key}"
         mapping[key] = _commented(value, comments, f"{where}.") if isinstance(value, dict) and value else value
         if where in comments:
-            mapping.yaml_add_eol_comment(comments[where], key, column=48)
+            mapping.yaml_add_eol_comment(f"# {one_line(comments[where])}", key, column=48)
     return mapping
 
 
 def _compose(text: str, name: str) -> Node | None:
-    if len(text.encode()) > MAX_BYTES:
-        raise UsageError(f"{name}: expected at most {MAX_BYTES} bytes of YAML, found {len(text.encode())}")
+    size = len(text.encode(errors="replace"))
+    if size > MAX_BYTES:
+        raise UsageError(f"{name}: expected at most {MAX_BYTES} bytes of YAML, found {size}")
     parser = YAML(typ="safe", pure=True)
     depth = documents = 0
     try:
@@ -84,6 +98,10 @@ def _compose(text: str, name: str) -> Node | None:
                 raise UsageError(f"{name}:{line}: expected at most {MAX_DEPTH} levels of nesting")
             if getattr(event, "anchor", None) is not None:
                 raise UsageError(f"{name}:{line}: anchors and aliases (&, *) are not supported")
+            if getattr(event, "tag", None) is not None:
+                raise UsageError(f"{name}:{line}: tags (!) are not supported, found {event.tag}")
+            if getattr(event, "version", None) is not None:
+                raise UsageError(f"{name}:{line}: YAML is read as version 1.2; expected no %YAML line")
             documents += kind == "DocumentStartEvent"
             if documents > 1:
                 raise UsageError(f"{name}:{line}: expected one YAML document, found another")
@@ -100,7 +118,9 @@ def _flatten(node: MappingNode, name: str, path: str, lines: bool) -> list[tuple
     entries: list[tuple[str, Located]] = []
     for key, value in _items(node, name):
         where = f"{path}{key}"
-        if isinstance(value, MappingNode) and str(value.tag) in _PLAIN_TAGS:
+        if "." in key:
+            raise _refusal(name, value, f"a section for each part of {key!r}; dotted keys are for --config")
+        if isinstance(value, MappingNode) and value.value:
             entries += _flatten(value, name, f"{where}.", lines)
         else:
             source = f"{name}:{value.start_mark.line + 1}" if lines else name
@@ -121,13 +141,18 @@ def _items(node: MappingNode, name: str) -> list[tuple[str, Node]]:
 
 
 def _plain(node: Node, name: str) -> Any:
+    if str(node.tag) in _TEXT_TAGS:
+        return node.value
     if str(node.tag) not in _PLAIN_TAGS:
         raise _refusal(name, node, f"a plain value, found the tag {node.tag}")
     if isinstance(node, MappingNode):
         return {key: _plain(value, name) for key, value in _items(node, name)}
     if isinstance(node, SequenceNode):
         return [_plain(item, name) for item in node.value]
-    return SafeConstructor(loader=YAML(typ="safe", pure=True)).construct_object(node)
+    try:
+        return SafeConstructor(loader=YAML(typ="safe", pure=True)).construct_object(node)
+    except ValueError:  # what looks like a number and is none, such as `-_`, or has thousands of digits
+        raise _refusal(name, node, f"a plain value, found {node.value[:60]!r}") from None
 
 
 def _refusal(name: str, node: Node, expected: str) -> UsageError:

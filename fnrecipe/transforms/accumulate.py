@@ -34,7 +34,9 @@ def accumulate(function: Callable[[Tree, Any], Tree], num_leaves: int) -> Callab
 
 def _leaf(batch: Any, index: int, num_leaves: int) -> Any:
     def part(rows: Any) -> Any:
-        size = rows.shape[0] // num_leaves
+        size, rest = divmod(rows.shape[0], num_leaves)
+        if rest:
+            raise ValueError(f"accumulate: expected a multiple of {num_leaves} rows, found {rows.shape[0]}")
         return rows[index * size : (index + 1) * size]
 
     return tree.map(part, batch)

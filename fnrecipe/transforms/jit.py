@@ -8,13 +8,14 @@ custom backward under `torch.func.grad` it has silently dropped the backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fnrecipe import tree
 
@@ -45,20 +46,37 @@ def jit(function: Callable[..., Any], *, donate: int = 0) -> Callable[..., Any]:
 
 
 def _signature(leaf: Any) -> Any:
-    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
 
 
 def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> _Traced:
     inputs, spec = pytree.tree_flatten(args)
-    given = tree.leaves(args[:donate])
+    given = len(tree.leaves(args[:donate]))
     results: list[pytree.TreeSpec] = []
 
     def flat(*leaves: Any) -> list[Any]:
         outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
         results.append(result)
-        for buffer, output in zip(leaves[: len(given)], outputs, strict=False):
-            buffer.copy_(output)
-        return [*leaves[: len(given)], *outputs[len(given) :]]
+        return _donated(leaves[:given], outputs)
 
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     return _Traced(graph, results[0])
+
+
+def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs, the first of them written into the buffers; what still looks into a buffer is copied out before."""
+    storages = {_storage(buffer) for buffer in buffers}
+    outputs = [output.clone() if _storage(output) in storages else output for output in outputs]
+    for buffer, output in zip(buffers, outputs, strict=False):
+        if (buffer.dtype, buffer.shape) != (output.dtype, output.shape):
+            raise TypeError(f"donate: expected a result like its argument, {_kind(buffer)}, found {_kind(output)}")
+        buffer.copy_(output)
+    return [*buffers, *outputs[len(buffers) :]]
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

@@ -1,0 +1,51 @@
+"""The program, as its users run it, and in this process where the import of torch would cost too much."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fnrecipe.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def fnrecipe(*args: str | bytes | Path, cwd: Path, **environment: str) -> Ended:
+    """How `fnrecipe ARGS` ends in a process of its own, started in the directory `cwd`."""
+    return python("-m", "fnrecipe.cli", *args, cwd=cwd, **environment)
+
+
+def python(*args: str | bytes | Path, cwd: Path, **environment: str) -> Ended:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, *args]
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def fnrecipe_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str | Path) -> Ended:
+    """How `fnrecipe ARGS` ends in this process; an exception that is no exit goes through."""
+    monkeypatch.setattr(sys, "argv", ["fnrecipe", *map(str, args)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return Ended(int(caught.value.code or 0), *capsys.readouterr())
+
+
+def assert_usage_error(ended: Ended, *parts: str) -> None:
+    """Exit status 2, nothing on standard output, and a message with `parts` in it instead of a traceback."""
+    assert ended.status == 2, ended
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    assert "error: " in ended.err.lower()
+    for part in parts:
+        assert part in ended.err

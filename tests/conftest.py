@@ -1,0 +1,38 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.register_assert_rewrite("tests.helpers")
+
+from tests.helpers import WORDS, end, pairs, start  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of two JSONL files of short documents."""
+    root, draw = tmp_path_factory.mktemp("texts"), random.Random(0)
+    for name in ("a.jsonl", "b.jsonl"):
+        documents = [" ".join(draw.choices(WORDS, k=draw.randint(1, 30))) for _ in range(120)]
+        (root / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return root
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    ended = end(start("train", "lm", "--out", str(out), "--config", *pairs(texts)))
+    assert (ended.status, ended.errors) == (0, "")
+    return out

@@ -1,0 +1,247 @@
+"""The arrows between modules, read from their imports: cli → recipes → fold → data · checkpoint · record → pure."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import attrs
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "recipes": "fnrecipe.recipes"}
+PURE = {"tree", "random", "schedule", "optim", "nn", "models", "loss", "metrics", "step", "transforms", "fold", "generate"}
+EFFECTS = {"checkpoint", "record", "run", "directory", "display", "host", "signals", "config.layers", "config.yaml"}
+IMPURE = {"os", "io", "pathlib", "time", "datetime", "json", "random", "logging", "subprocess", "signal", "socket", "shutil"}
+UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
+MAX_LINES = 400
+
+
+@attrs.frozen
+class Import:
+    """A module, or a name in one, that a module imports; `eager` if the import runs when the module is imported."""
+
+    name: str
+    eager: bool = True
+
+
+def imports(tree: ast.AST, package: str, eager: bool = True) -> Iterator[Import]:
+    """All imports below `tree` with absolute names, but those for type checkers only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, eager) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (Import(f"{module}.{alias.name}", eager) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
+            yield from imports(ast.Module(node.orelse, []), package, eager)
+        else:
+            yield from imports(node, package, eager and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def find_modules() -> dict[str, Path]:
+    """Every module of fnrecipe by its name."""
+    modules = {}
+    for folder, package in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            names = [package, *(part for part in parts if part != "__init__")]
+            if path.resolve().is_relative_to(folder):
+                modules[".".join(names)] = path
+    return modules
+
+
+MODULES = find_modules()
+
+
+@cache
+def parse(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def imported(name: str) -> frozenset[Import]:
+    """What the module `name` imports: modules of fnrecipe by their whole names, others by their top-level names."""
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    return frozenset(Import(module_of(found.name), found.eager) for found in imports(parse(name), package))
+
+
+def module_of(name: str) -> str:
+    if name.partition(".")[0] != "fnrecipe":
+        return name.partition(".")[0]
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:size]) for size in range(1, len(parts))}
+
+
+def loaded_by(name: str) -> set[str]:
+    """The modules that are loaded when `name` is imported, by their whole or top-level names."""
+    loaded, waiting = set(), {name}
+    while waiting:
+        module = waiting.pop()
+        loaded.add(module)
+        if module in MODULES:
+            eager = {found.name for found in imported(module) if found.eager}
+            waiting |= (eager | parents(module)) - loaded
+    return loaded
+
+
+def within(name: str, *parts: str) -> bool:
+    """Whether `name` is one of the modules fnrecipe.`parts` or in one of these packages."""
+    return any(f"{name}.".startswith(f"fnrecipe.{part}.") for part in parts)
+
+
+def select(*parts: str) -> list[str]:
+    return [name for name in MODULES if within(name, *parts)]
+
+
+def library() -> list[str]:
+    return [name for name in MODULES if not within(name, "cli", "recipes")]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import os.path as p, sys", {Import("os.path"), Import("sys")}),
+        ("from fnrecipe import tree, nn", {Import("fnrecipe.tree"), Import("fnrecipe.nn")}),
+        ("from .b import c", {Import("fnrecipe.a.b.c")}),
+        ("from . import b", {Import("fnrecipe.a.b")}),
+        ("from ..b import c", {Import("fnrecipe.b.c")}),
+        ("def f():\n    import os", {Import("os", eager=False)}),
+        ("class A:\n    def f(self):\n        from os import path", {Import("os.path", eager=False)}),
+        ("try:\n    import os\nexcept ImportError:\n    import sys", {Import("os"), Import("sys")}),
+        ("if TYPE_CHECKING:\n    import torch\nelse:\n    import os", {Import("os")}),
+        ("if __name__ == '__main__':\n    import os", set()),
+    ],
+)
+def test_imports_are_read_from_the_source(source: str, expected: set[Import]) -> None:
+    assert set(imports(ast.parse(source), "fnrecipe.a")) == expected
+
+
+def test_every_part_that_a_rule_names_exists() -> None:
+    assert all(select(part) for part in [*PURE, *EFFECTS, "cli", "recipes", "data", "config", "errors"])
+    assert "torch" in loaded_by("fnrecipe.run")
+    assert "fnrecipe.config.sections" in loaded_by("fnrecipe.recipes.lm.data")
+
+
+@pytest.mark.parametrize("name", [*select("config", "errors", "cli", "data"), "fnrecipe.recipes.lm.config"])
+def test_config_command_line_and_data_load_no_torch(name: str) -> None:
+    assert "torch" not in loaded_by(name)
+
+
+@pytest.mark.parametrize("name", select("data", "config", "errors"))
+def test_data_and_config_never_import_torch(name: str) -> None:
+    assert "torch" not in {found.name for found in imported(name)}
+
+
+@pytest.mark.parametrize("name", select(*PURE))
+def test_pure_modules_import_no_effects(name: str) -> None:
+    assert not [found.name for found in imported(name) if found.name in IMPURE or within(found.name, *EFFECTS)]
+
+
+@pytest.mark.parametrize("name", select(*PURE))
+def test_pure_modules_read_write_and_print_nothing(name: str) -> None:
+    calls = {ast.unparse(node.func) for node in ast.walk(parse(name)) if isinstance(node, ast.Call)}
+    assert not calls & {"open", "print", "input", "torch.save", "torch.load", "torch.manual_seed", "torch.seed"}
+
+
+@pytest.mark.parametrize("name", library())
+def test_the_library_knows_no_command_and_no_recipe(name: str) -> None:
+    names = [found.name for found in imported(name)]
+    assert not [found for found in names if within(found, "cli", "recipes") or found in ("cli", "recipes")]
+
+
+@pytest.mark.parametrize("name", select("data"))
+def test_the_stream_knows_no_other_part_of_the_library(name: str) -> None:
+    own = [found.name for found in imported(name) if found.name.startswith("fnrecipe")]
+    assert not [found for found in own if not within(found, "data", "errors")]
+
+
+@pytest.mark.parametrize("name", select("recipes"))
+def test_recipes_import_themselves_relatively_and_fnrecipe_by_name(name: str) -> None:
+    nodes = [node for node in parse(name).body if not isinstance(node, ast.If)]
+    body = ast.Module(nodes, [])
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    absolute = [n for node in ast.walk(body) if isinstance(node, ast.ImportFrom) and not node.level for n in [node.module]]
+    absolute += [alias.name for node in ast.walk(body) if isinstance(node, ast.Import) for alias in node.names]
+    allowed = sys.stdlib_module_names | {"fnrecipe", "torch", "numpy", "attrs"}
+    assert {str(module).partition(".")[0] for module in absolute} <= allowed
+    assert not [module for module in absolute if within(str(module), "cli", "recipes")]
+    relative = [node for node in ast.walk(body) if isinstance(node, ast.ImportFrom) and node.level]
+    assert all(node.level < package.count(".") for node in relative)
+
+
+@pytest.mark.parametrize("name", select("recipes"))
+def test_only_the_main_guard_of_a_recipe_imports_the_command_line(name: str) -> None:
+    guards = [node for node in parse(name).body if isinstance(node, ast.If)]
+    assert all(ast.unparse(node.test) == "__name__ == '__main__'" for node in guards)
+    found = {found.name for node in guards for found in imports(ast.Module(node.body, []), "")}
+    assert found <= {"fnrecipe.cli.main.run_recipe"}
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {name: {found.name for found in imported(name)} & MODULES.keys() - {name} for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_runs_what_it_reads(name: str) -> None:
+    nodes = list(ast.walk(parse(name)))
+    calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    assert not calls & {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
+    assert not [found.name for found in imported(name) if found.name in UNSAFE]
+    assert not [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "shell"]
+
+
+def whole_environments(tree: ast.AST) -> list[str]:
+    """The places that use the environment other than by one name: `os.environ["RANK"]` and `os.environ.get("RANK")` do."""
+    by_name = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) or (isinstance(node, ast.Attribute) and node.attr in ("get", "setdefault"))
+    }
+    environments = [node for node in ast.walk(tree) if ast_name(node) in ("os.environ", "os.environb", "environ")]
+    return [f"line {node.lineno}" for node in environments if id(node) not in by_name]  # type: ignore[attr-defined]
+
+
+def ast_name(node: ast.AST) -> str:
+    return ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("os.environ['A']", 0),
+        ("os.environ.get('A')", 0),
+        ("print(os.environ)", 1),
+        ("dict(**os.environ)", 1),
+        ("environ.items()", 1),
+    ],
+)
+def test_uses_of_the_whole_environment_are_found(source: str, count: int) -> None:
+    assert len(whole_environments(ast.parse(source))) == count
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_reads_the_whole_environment(name: str) -> None:
+    assert whole_environments(parse(name)) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_file_can_be_read_in_one_sitting(name: str) -> None:
+    source = MODULES[name].read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_LINES
+    assert name.endswith("__main__") or ast.get_docstring(parse(name))

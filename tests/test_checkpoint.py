@@ -1,0 +1,435 @@
+"""Checkpoints: what is written comes back, what is damaged is never loaded, and what fails leaves the rest alone."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from fnrecipe import checkpoint, optim, tree
+from fnrecipe.checkpoint import Checkpoint
+from fnrecipe.errors import CheckpointError
+from fnrecipe.random import key
+from fnrecipe.step import State, init_state
+from tests.helpers import assert_same_bits
+
+DTYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+]
+FILES = ("state.safetensors", "state.json", "SHA256SUMS")
+CURSOR = {"0": [1, [2, "x"]], "1": None}
+
+
+def small_state(value: float = 1.0) -> State:
+    params = {"layers": {"0": {"query": torch.full((2, 3), value)}}, "norm": torch.ones(3)}
+    return init_state(params, optim.scale_by_adam(), key(0))
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"no warning was expected: {text}")
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    warnings: list[str] = []
+    return checkpoint.newest(root, warnings.append), warnings
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A directory of checkpoints of steps 10 and 20, whose parameters are 10 and 20."""
+    for step in (10, 20):
+        checkpoint.save(tmp_path, step, small_state(float(step)), CURSOR)
+    return tmp_path
+
+
+def names(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir()}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def assert_is_step(found: Checkpoint | None, step: int) -> None:
+    assert found is not None
+    assert found.step == step
+    assert torch.equal(found.tensors["params.layers.0.query"], torch.full((2, 3), float(step)))
+
+
+# What is written comes back.
+
+
+def test_every_dtype_and_shape_comes_back(tmp_path: Path) -> None:
+    patterns = torch.randint(0, 256, (2, 3, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    state = {str(dtype): (patterns % 2).bool() if dtype == torch.bool else patterns.clone().view(dtype) for dtype in DTYPES}
+    state |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(-0.0), "strided": torch.arange(6.0).view(2, 3).t()}
+    checkpoint.save(tmp_path, 3, state, CURSOR)
+    found = checkpoint.newest(tmp_path, silent)
+    assert found is not None
+    assert (found.step, found.cursor) == (3, CURSOR)
+    assert_same_bits(checkpoint.restore(found, tree.map(torch.empty_like, state)), state)
+
+
+def test_a_state_comes_back_by_its_paths(tmp_path: Path) -> None:
+    state = small_state(0.1)
+    checkpoint.save(tmp_path, 0, state, None)
+    found = checkpoint.newest(tmp_path, silent)
+    assert found is not None
+    assert found.tensors.keys() == tree.paths(state).keys()
+    assert_same_bits(checkpoint.restore(found, small_state(2.0)), state)
+
+
+def test_a_checkpoint_is_read_by_other_tools(two: Path) -> None:
+    place = two / "step_00000020"
+    assert names(place) == set(FILES)
+    with safetensors.safe_open(place / "state.safetensors", "pt") as file:
+        assert set(file.keys()) == tree.paths(small_state()).keys()
+        assert torch.equal(file.get_tensor("params.layers.0.query"), torch.full((2, 3), 20.0))
+    document = json.loads((place / "state.json").read_text())
+    assert document["step"] == 20
+    assert document["tensors"]["params.layers.0.query"] == "float32 [2, 3]"
+    subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=place, check=True, capture_output=True)
+
+
+def test_changing_what_was_loaded_does_not_change_the_checkpoint(two: Path) -> None:
+    before = contents(two)
+    found = checkpoint.newest(two, silent)
+    assert found is not None
+    for leaf in tree.leaves(checkpoint.restore(found, small_state())):
+        leaf.zero_()
+    assert contents(two) == before
+    assert_is_step(checkpoint.newest(two, silent), 20)
+
+
+def test_saving_again_what_is_there_and_whole_changes_nothing(two: Path) -> None:
+    before = contents(two)
+    assert checkpoint.save(two, 20, small_state(99.0), None) == two / "step_00000020"
+    assert contents(two) == before
+
+
+def test_the_newest_is_the_greatest_number_whatever_the_clock_says(two: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        checkpoint.save(two, step, small_state(float(step)), None)
+    os.utime(two / "step_00000010", (2**33, 2**33))
+    found = [place.name for place in checkpoint.committed(two)]
+    assert found == ["step_00000010", "step_00000020", "step_99999999", "step_100000000"]
+    assert_is_step(checkpoint.newest(two, silent), 100_000_000)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir])
+def test_without_checkpoints_there_is_none(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "checkpoints")
+    assert checkpoint.newest(tmp_path / "checkpoints", silent) is None
+
+
+# What is damaged is never loaded.
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_bit_is_found(two: Path, name: str) -> None:
+    path = two / "step_00000020" / name
+    whole, draw = path.read_bytes(), random.Random(name)
+    for bit in draw.sample(range(8 * len(whole)), 60):
+        flip(path, bit)
+        found, warnings = newest(two)
+        assert_is_step(found, 10)
+        assert len(warnings) == 1
+        assert "step_00000020" in warnings[0]
+        flip(path, bit)
+    assert_is_step(checkpoint.newest(two, silent), 20)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut by one byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut to half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "longer by one byte": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "longer by a line": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+    "all zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "not text": lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
+    "missing": Path.unlink,
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_falls_back_to_the_checkpoint_before(two: Path, name: str, damage: Callable[[Path], Any]) -> None:
+    damage(two / "step_00000020" / name)
+    found, warnings = newest(two)
+    assert_is_step(found, 10)
+    assert ["step_00000020" in text for text in warnings] == [True]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_when_all_are_damaged_nothing_starts_from_scratch(two: Path, name: str) -> None:
+    for place in checkpoint.committed(two):
+        (place / name).unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+            checkpoint.newest(two, lambda text: None)
+
+
+def test_an_empty_directory_is_a_damaged_checkpoint(two: Path) -> None:
+    (two / "step_00000030").mkdir()
+    found, warnings = newest(two)
+    assert_is_step(found, 20)
+    assert len(warnings) == 1
+
+
+def test_saving_over_a_damaged_checkpoint_writes_it_anew_and_keeps_the_damaged_one(two: Path) -> None:
+    flip(two / "step_00000020/state.safetensors", 1000)
+    damaged = (two / "step_00000020/state.safetensors").read_bytes()
+    checkpoint.save(two, 20, small_state(20.0), CURSOR)
+    assert_is_step(checkpoint.newest(two, silent), 20)
+    assert (two / "step_00000020.damaged/state.safetensors").read_bytes() == damaged
+
+
+def test_another_format_is_refused_by_name(two: Path) -> None:
+    place = two / "step_00000020"
+    document = json.loads((place / "state.json").read_text())
+    (place / "state.json").write_text(json.dumps({**document, "format": 99}))
+    sign(place)
+    with pytest.raises(CheckpointError, match="expected checkpoint format 1, found 99"):
+        checkpoint.newest(two, silent)
+
+
+def sign(place: Path) -> None:
+    """Makes the sums those of the files."""
+    digests = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in FILES[:2]}
+    (place / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+
+
+class Planted:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.canary,)
+
+
+def test_a_planted_pickle_is_never_opened(two: Path, tmp_path: Path) -> None:
+    canary, place = tmp_path / "canary", two / "step_00000020"
+    bomb = pickle.dumps(Planted(canary))
+    for name in (".metadata", "state.pt", "data.pkl"):
+        (place / name).write_bytes(bomb)
+    assert_is_step(checkpoint.newest(two, silent), 20)
+    (place / "state.safetensors").write_bytes(bomb)
+    sign(place)
+    with pytest.raises(CheckpointError):
+        checkpoint.newest(two, silent)
+    assert not canary.exists()
+    pickle.loads(bomb)  # noqa: S301 (the bomb does go off)
+    assert canary.exists()
+
+
+def test_stray_names_are_neither_loaded_nor_removed(two: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "step_00000099"
+    shutil.copytree(two / "step_00000020", elsewhere)
+    strays = ["step_12.bak", "step_x", "step_", "step_00000030.bak", "step_00000040.damaged", "step_50", "xstep_00000060", "70"]
+    for name in strays:
+        shutil.copytree(two / "step_00000020", two / name)
+    (two / "step_00000080").write_text("a file")
+    (two / "step_00000090").symlink_to(elsewhere)
+    before = contents(elsewhere)
+    assert [place.name for place in checkpoint.committed(two)] == ["step_00000010", "step_00000020"]
+    assert_is_step(checkpoint.newest(two, silent), 20)
+    checkpoint.prune(two, 1)
+    assert names(two) == {"step_00000020", "step_00000080", "step_00000090", *strays}
+    assert contents(elsewhere) == before
+
+
+# What fails leaves the rest alone.
+
+
+class Killed(BaseException):
+    """The end of a process, as far as files go: nothing after it runs but `finally`."""
+
+
+CALLS = {"fsync": (os, 5), "rename": (Path, 1), "mkdir": (Path, 2), "write_text": (Path, 2)}
+"""Calls that a save makes: where they live, and how many there are at least."""
+over_calls = pytest.mark.parametrize("call", CALLS)
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def failing_save(root: Path, call: str, after: int, error: BaseException) -> BaseException | None:
+    """What comes out of saving step 30 where each `call` but the first so many raises `error`."""
+    owner, _ = CALLS[call]
+    real, calls = getattr(owner, call), 0
+
+    def failing(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise error
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, call, failing)
+        try:
+            checkpoint.save(root, 30, small_state(30.0), CURSOR)
+        except (CheckpointError, Killed) as caught:
+            return caught
+    return None
+
+
+@over_calls
+def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_half_written(two: Path, call: str) -> None:
+    before, failures = contents(two), 0
+    while caught := failing_save(two, call, failures, FULL):
+        failures += 1
+        assert "No space left on device" in str(caught)
+        assert "step_00000030" in str(caught)
+        assert contents(two).items() >= before.items()
+        assert not [name for name in names(two) if name.endswith(".tmp")]
+        found = checkpoint.newest(two, silent)
+        assert_is_step(found, 30 if "step_00000030" in names(two) else 20)
+        shutil.rmtree(two / "step_00000030", ignore_errors=True)
+    assert failures >= CALLS[call][1]
+    assert_is_step(checkpoint.newest(two, silent), 30)
+
+
+@over_calls
+def test_a_kill_at_any_call_loses_nothing_and_the_next_save_works(two: Path, call: str) -> None:
+    before, kills = contents(two), 0
+    while failing_save(two, call, kills, Killed()):
+        kills += 1
+        assert contents(two).items() >= before.items()
+        assert_is_step(checkpoint.newest(two, silent), 30 if "step_00000030" in names(two) else 20)
+        checkpoint.save(two, 30, small_state(30.0), CURSOR)
+        assert_is_step(checkpoint.newest(two, silent), 30)
+        checkpoint.prune(two, 3)
+        assert names(two) == {"step_00000010", "step_00000020", "step_00000030"}
+        shutil.rmtree(two / "step_00000030")
+    assert kills >= CALLS[call][1]
+
+
+def test_a_library_that_cannot_write_is_a_checkpoint_error(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.save(two, 30, small_state(), None)
+    assert names(two) == {"step_00000010", "step_00000020"}
+
+
+def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_a_checkpoint_error(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(two / "step_00000020/state.json", 9)
+
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match="Read-only file system"):
+        checkpoint.save(two, 20, small_state(), None)
+
+
+def test_a_root_that_is_a_file_is_a_checkpoint_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(CheckpointError):
+        checkpoint.save(tmp_path / "checkpoints", 1, small_state(), None)
+
+
+# What does not fit is named.
+
+
+def test_everything_that_does_not_fit_is_named_at_once(two: Path) -> None:
+    found = checkpoint.newest(two, silent)
+    assert found is not None
+    other = {"layers": {"0": {"query": torch.zeros(2, 4)}, "1": {"query": torch.zeros(2, 3)}}, "norm": torch.ones(3).half()}
+    like = init_state(other, optim.stateless(lambda u, p, s: (u, {})), key(0))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.restore(found, like)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the checkpoint does not fit this config"
+    assert set(lines[1:]) == {
+        "params.layers.0.query: expected float32 [2, 4], found float32 [2, 3] in the checkpoint",
+        "params.layers.1.query: not in the checkpoint",
+        "params.norm: expected float16 [3], found float32 [3] in the checkpoint",
+        *(
+            f"optimizer.{name}: not in the state of this config"
+            for name in ("count", "mean.layers.0.query", "mean.norm", "square.layers.0.query", "square.norm")
+        ),
+    }
+
+
+# What is old goes.
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_prune_keeps_the_newest(tmp_path: Path, keep: int) -> None:
+    steps = (5, 99, 100, 1000)
+    for step in steps:
+        checkpoint.save(tmp_path, step, {"x": torch.tensor(step)}, None)
+    checkpoint.prune(tmp_path, keep)
+    assert names(tmp_path) == {f"step_{step:08d}" for step in steps[-keep:]}
+
+
+def test_prune_removes_what_a_killed_process_left(two: Path) -> None:
+    (two / "step_00000030.tmp").mkdir()
+    (two / "step_00000030.tmp/state.safetensors").write_bytes(b"half")
+    checkpoint.prune(two, 2)
+    assert names(two) == {"step_00000010", "step_00000020"}
+
+
+def test_prune_passes_over_files_and_links_that_end_in_tmp(two: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "canary").touch()
+    (two / "step_notes.tmp").write_text("a file")
+    (two / "step_00000007.tmp").symlink_to(elsewhere)
+    checkpoint.prune(two, 1)
+    assert "step_00000010" not in names(two)
+    assert (elsewhere / "canary").exists()
+
+
+def test_a_kill_in_the_middle_of_prune_leaves_no_half_checkpoint(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(place: Path, *args: Any, **options: Any) -> None:
+        (place / "state.json").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half)
+        with pytest.raises(Killed):
+            checkpoint.prune(two, 1)
+    assert [place.name for place in checkpoint.committed(two)] == ["step_00000020"]
+    checkpoint.prune(two, 1)
+    assert names(two) == {"step_00000020"}
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_checkpoint_just_saved_survives_prune_after_a_fall_back(two: Path, keep: int) -> None:
+    """Steps 30 and 20 are damaged, the run goes on from 10 and is stopped at 12: 12 is the newest that is whole."""
+    checkpoint.save(two, 30, small_state(30.0), CURSOR)
+    for step in (20, 30):
+        flip(two / f"step_{step:08d}/state.safetensors", 1000)
+    found, _ = newest(two)
+    assert_is_step(found, 10)
+    checkpoint.save(two, 12, small_state(12.0), CURSOR)
+    checkpoint.prune(two, keep)
+    found, _ = newest(two)
+    assert_is_step(found, 12)

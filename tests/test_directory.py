@@ -1,0 +1,118 @@
+"""The output directory: one config and one run at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fnrecipe import checkpoint, directory
+from fnrecipe.config import yaml
+from fnrecipe.errors import UsageError
+
+BASE: dict[str, Any] = {
+    "optimizer": {"config": {"lr": 0.1, "betas": [0.9, 0.95]}},
+    "regime": {"num_steps": 30, "validate_every_n_steps": None},
+}
+
+
+def changed(**regime: Any) -> dict[str, Any]:
+    return {**BASE, "regime": {**BASE["regime"], **regime}}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A directory with the config BASE and a checkpoint."""
+    write_config(tmp_path)
+    checkpoint.save(tmp_path / directory.CHECKPOINTS, 1, {"x": torch.ones(1)}, None)
+    return tmp_path
+
+
+def write_config(out: Path) -> None:
+    (out / directory.CONFIG).write_text(yaml.dump(BASE))
+
+
+def test_the_same_config_is_allowed(trained: Path) -> None:
+    directory.check_config(trained, BASE)
+
+
+def test_a_tuple_in_a_config_is_the_list_in_its_file(trained: Path) -> None:
+    directory.check_config(trained, BASE)
+    with pytest.raises(UsageError, match="betas"):
+        directory.check_config(trained, {**BASE, "optimizer": {"config": {"lr": 0.1, "betas": [0.9, 0.99]}}})
+
+
+def test_another_config_is_refused_with_the_difference_alone(trained: Path) -> None:
+    other = changed(validate_every_n_steps=5)
+    other["optimizer"] = {"config": {"lr": 0.2, "betas": [0.9, 0.95]}}
+    with pytest.raises(UsageError) as caught:
+        directory.check_config(trained, other)
+    first, *lines = str(caught.value).splitlines()
+    assert str(trained) in first
+    assert "--resume-with-changes" in first
+    assert lines == ["  optimizer.config.lr: 0.1 there, 0.2 now", "  regime.validate_every_n_steps: null there, 5 now"]
+
+
+def test_a_key_that_is_new_or_gone_is_a_difference(trained: Path) -> None:
+    for other in (changed(extra=1), {"regime": BASE["regime"]}):
+        with pytest.raises(UsageError):
+            directory.check_config(trained, other)
+
+
+def test_more_steps_are_allowed(trained: Path) -> None:
+    directory.check_config(trained, changed(num_steps=40))
+
+
+@pytest.mark.parametrize("num_steps", [29, 1, None, 40.5])
+def test_fewer_steps_and_no_number_of_steps_are_refused(trained: Path, num_steps: Any) -> None:
+    with pytest.raises(UsageError, match=r"regime.num_steps: 30 there"):
+        directory.check_config(trained, changed(num_steps=num_steps))
+
+
+def test_more_steps_do_not_excuse_another_change(trained: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        directory.check_config(trained, changed(num_steps=40, validate_every_n_steps=5))
+    assert "num_steps:" not in str(caught.value)
+
+
+def test_without_a_checkpoint_anything_is_allowed(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    directory.check_config(tmp_path, changed(num_steps=2))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fnrecipe import directory
+with directory.claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_directory_is_held_by_one_process_until_its_death(tmp_path: Path) -> None:
+    out = tmp_path / "deep/run"
+    command = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=rf"another run \(process {holder.pid}\)"), directory.claimed(out):
+            pass
+        holder.kill()
+        holder.wait()
+    with directory.claimed(out):
+        assert (out / ".lock").read_text() == f"{os.getpid()}\n"
+    with directory.claimed(out):
+        pass
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_directory_is_a_usage_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="expected a directory"), directory.claimed(tmp_path / name):
+        pass

@@ -1,0 +1,214 @@
+"""Whole tiny runs in this process: what is written when, and what a run goes on from."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from fnrecipe import checkpoint, directory, record, run
+from fnrecipe.config import resolve
+from fnrecipe.data import pipe
+from fnrecipe.data.stream import Cursor, Source, Stream
+from fnrecipe.errors import CheckpointError, DataError, FnrecipeError, NonFiniteError, UsageError
+from fnrecipe.recipe import Recipe
+from fnrecipe.recipes.lm.train import recipe
+from fnrecipe.schedule import cosine_annealing
+from tests.helpers import pairs, remains, rows
+
+
+def train(texts: Path, out: Path, trained: Recipe[Any] = recipe, *, with_changes: bool = False, **changes: Any) -> int:
+    small = {"regime__num_steps": 6, "dataset__prefetch": 0, **changes}
+    config, _ = resolve(recipe.config, (), pairs(texts, **small))
+    return run.train(trained, config, out, with_changes=with_changes)
+
+
+def steps(out: Path, name: str = "train") -> list[int]:
+    return [row["step"] for row in rows(out / f"metrics/{name}.jsonl")]
+
+
+def checkpoints(out: Path) -> list[int]:
+    return [int(place.name.removeprefix("step_")) for place in checkpoint.committed(out / directory.CHECKPOINTS)]
+
+
+def log(out: Path) -> str:
+    return (out / directory.LOG).read_text()
+
+
+def before_batch(number: int, act: Callable[[], Any]) -> Recipe[Any]:
+    """The recipe, whose stream does something before it gives its batch of that number, from 1, of this process."""
+
+    def stage(source: Source[Any], cursor: Cursor = None) -> Stream[Any]:
+        for count, entry in enumerate(source(cursor), 1):
+            if count == number:
+                act()
+            yield entry
+
+    return attrs.evolve(recipe, stream=lambda config, place: pipe(recipe.stream(config, place), stage))
+
+
+@pytest.fixture(scope="module")
+def whole(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps that nothing disturbed."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    assert train(texts, out) == 0
+    return out
+
+
+def test_a_run_writes_each_step_once_and_everything_else(whole: Path) -> None:
+    assert steps(whole) == [1, 2, 3, 4, 5, 6]
+    assert steps(whole, "valid") == [6]
+    assert checkpoints(whole) == [4, 6]
+    assert {path.name for path in whole.iterdir()} >= {"config.yaml", "run.json", "sample.txt", "metrics", "logs"}
+    row = rows(whole / "metrics/train.jsonl")[0]
+    assert row.keys() == {"step", "loss", "targets", "bytes", "gradient_norm", "skipped", "learning_rate", "bits_per_byte"}
+    assert 5.0 < row["loss"] < 6.0  # log(264) = 5.6 for a model that knows nothing
+
+
+def test_the_same_command_once_more_changes_nothing(whole: Path, texts: Path) -> None:
+    before = remains(whole)
+    assert train(texts, whole) == 0
+    assert remains(whole) == before
+
+
+def test_eager_and_traced_runs_leave_the_same_bits(whole: Path, texts: Path, tmp_path: Path) -> None:
+    assert train(texts, tmp_path, trainer__jit="off") == 0
+    eager, traced = remains(tmp_path), remains(whole)
+    assert eager.pop("config.yaml") != traced.pop("config.yaml")
+    assert eager == traced
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
+def test_a_signal_saves_the_step_that_it_came_in(whole: Path, texts: Path, tmp_path: Path, number: int, status: int) -> None:
+    before = signal.getsignal(number)
+    stopped = before_batch(2, lambda: os.kill(os.getpid(), number))
+    assert train(texts, tmp_path, stopped) == status
+    assert signal.getsignal(number) == before
+    assert checkpoints(tmp_path) == [2]
+    assert steps(tmp_path) == [1, 2]
+    assert log(tmp_path).splitlines()[-1] == f"{signal.Signals(number).name}: saved step 2; the same command goes on from there"
+    assert train(texts, tmp_path) == 0
+    assert {**remains(tmp_path), **remains(whole)} == {**remains(whole), **remains(tmp_path)}
+
+
+def test_an_error_in_the_middle_loses_nothing_but_the_steps_since_the_last_checkpoint(
+    whole: Path, texts: Path, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise DataError("a.jsonl:3: bad")
+
+    with pytest.raises(DataError, match="bad"):
+        train(texts, tmp_path, before_batch(6, fail))
+    assert checkpoints(tmp_path) == [4]
+    assert train(texts, tmp_path) == 0
+    assert remains(tmp_path) == remains(whole)
+
+
+def test_a_validation_that_dies_is_made_up_for(texts: Path, tmp_path: Path) -> None:
+    due = {"regime__validate_every_n_steps": 2, "regime__checkpoint_every_n_steps": 2}
+
+    def broken(config: Any, place: Any) -> Source[Any]:
+        raise DataError("no validation data")
+
+    with pytest.raises(DataError):
+        train(texts, tmp_path / "a", attrs.evolve(recipe, validate=broken), **due)
+    assert checkpoints(tmp_path / "a") == [2]
+    assert train(texts, tmp_path / "a", **due) == 0
+    assert train(texts, tmp_path / "b", **due) == 0
+    assert steps(tmp_path / "a", "valid") == [2, 4, 6]
+    assert remains(tmp_path / "a") == remains(tmp_path / "b")
+
+
+def test_more_steps_after_the_end_have_the_learning_rates_of_a_longer_run(whole: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "longer"
+    assert train(texts, out) == 0
+    assert train(texts, out, regime__num_steps=12) == 0
+    schedule = cosine_annealing(recipe.config.optimizer.config.lr, num_warmup_steps=3, num_steps=12, final_scale=0.1)
+    rates = [row["learning_rate"] for row in rows(out / "metrics/train.jsonl")]
+    assert steps(out) == list(range(1, 13))
+    assert rates[:6] == [row["learning_rate"] for row in rows(whole / "metrics/train.jsonl")]
+    assert rates[6:] == [schedule(torch.tensor(step)).item() for step in range(7, 13)]
+    assert rates[6] > rates[5]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept(texts: Path, tmp_path: Path) -> None:
+    hopeless = {"optimizer__config__lr": 1e30, "trainer__max_skipped_steps": 3, "regime__num_steps": 30}
+    with pytest.raises(NonFiniteError, match=r"not finite in 3 steps in a row \(trainer.max_skipped_steps\)") as caught:
+        train(texts, tmp_path, **hopeless)
+    bad = [row["step"] for row in rows(tmp_path / "metrics/train.jsonl") if row["skipped"]]
+    assert f"step {bad[2]}: " in str(caught.value)
+    assert caught.value.exit_status == 3
+    assert bad == list(range(bad[0], bad[0] + len(bad)))
+    found = checkpoint.newest(tmp_path / directory.CHECKPOINTS, lambda text: None)
+    assert found is None or all(leaf.isfinite().all() for leaf in found.tensors.values())
+
+
+def test_the_newest_checkpoint_being_damaged_costs_only_its_steps(whole: Path, texts: Path, tmp_path: Path) -> None:
+    assert train(texts, tmp_path) == 0
+    (tmp_path / "checkpoints/step_00000006/state.json").write_text("{}")
+    assert train(texts, tmp_path) == 0
+    assert "step_00000006: damaged checkpoint passed over" in log(tmp_path)
+    assert "going on after step 4" in log(tmp_path)
+    assert remains(tmp_path).items() >= remains(whole).items()
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_tensor(texts: Path, tmp_path: Path) -> None:
+    assert train(texts, tmp_path) == 0
+    wide = {"model__config__ffn_inner_dim": 32}
+    with pytest.raises(UsageError, match=r"ffn_inner_dim: 64 there, 32 now"):
+        train(texts, tmp_path, **wide)
+    with pytest.raises(CheckpointError, match=r"params.layers.0.gate: expected float32 \[32, 32\], found float32 \[64, 32\]"):
+        train(texts, tmp_path, with_changes=True, **wide)
+    assert train(texts, tmp_path) == 0, "the config that fits is still the one in the directory"
+
+
+def test_data_that_ends_ends_the_run_with_a_checkpoint(texts: Path, tmp_path: Path) -> None:
+    changes = {"regime__num_steps": "null", "regime__num_data_epochs": 1, "lr_scheduler__config__cycle_len": 100}
+    assert train(texts, tmp_path, **changes) == 0
+    last = steps(tmp_path)[-1]
+    assert steps(tmp_path) == list(range(1, last + 1))
+    assert checkpoints(tmp_path)[-1] == last
+    assert steps(tmp_path, "valid")[-1] == last
+    before = remains(tmp_path)
+    assert train(texts, tmp_path, **changes) == 0
+    assert remains(tmp_path) == before
+
+
+def test_no_data_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UsageError, match="expected at least one"):
+        train(tmp_path, tmp_path / "out")
+
+
+def test_only_so_many_checkpoints_are_kept(texts: Path, tmp_path: Path) -> None:
+    changes = {
+        "regime__checkpoint_every_n_steps": 1,
+        "regime__keep_last_n_checkpoints": 2,
+        "regime__validate_every_n_steps": "null",
+    }
+    assert train(texts, tmp_path, attrs.evolve(recipe, validate=None, sample=None), **changes) == 0
+    assert checkpoints(tmp_path) == [5, 6]
+
+
+def test_prefetching_changes_nothing(whole: Path, texts: Path, tmp_path: Path) -> None:
+    assert train(texts, tmp_path, dataset__prefetch=3) == 0
+    found, expected = remains(tmp_path), remains(whole)
+    assert found.pop("config.yaml") != expected.pop("config.yaml")
+    assert found == expected
+
+
+def test_a_full_disk_under_the_metrics_is_an_error_for_its_user(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.os, "fsync", full)
+    with pytest.raises(FnrecipeError, match="No space left on device"):
+        train(texts, tmp_path)
