@@ -98,7 +98,7 @@ class _Run:
             for number, (state, metrics, cursor) in enumerate(islice(folded, left), first + 1):
                 pending.append(metrics)
                 if number == first + 1:
-                    self.display.line(f"first step, traced, after {duration(time.monotonic() - started)}")
+                    self.display.line(f"first step after {duration(time.monotonic() - started)}")
                     clock = _Clock(number)
                 stop = self.signals.received is not None
                 save = stop or _due(regime.checkpoint_every_n_steps, number)
@@ -131,13 +131,15 @@ class _Run:
             f"{self.recipe.name}: {size:,} parameters on {self.device.type} ({torch.get_num_threads()} threads), in {self.out}"
         )
         found = checkpoint.newest(self.out / directory.CHECKPOINTS, self.display.line)
-        step = found.step if found else 0
+        if found is not None:
+            state = checkpoint.restore(found, state)
+            self.display.line(f"going on after step {found.step:,}")
+        step, cursor = (found.step, found.cursor) if found else (0, None)
         for path in (directory.TRAIN, directory.VALID, directory.SPEED):
             record.rewind(self.out / path, step)
-        if found is None:
-            return state, None, 0
-        self.display.line(f"going on after step {step:,}")
-        return checkpoint.restore(found, state), found.cursor, step
+        if self.config.trainer.jit == "trace":
+            self.display.line("tracing the step")
+        return state, cursor, step
 
     def _write_down(self) -> None:
         facts = {"recipe": self.recipe.name, "seed": self.config.common.seed, **host.facts(self.device)}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fnrecipe.data import held_out, python_stdlib, read_files
+from fnrecipe.data import Place, byte_tokenizer, held_out, python_stdlib, read_files, tokenize
 from fnrecipe.recipes.lm.config import config
+from fnrecipe.recipes.lm.data import valid_stream
 
 
 @pytest.mark.slow
@@ -20,7 +21,7 @@ def test_the_default_run_learns_python(tmp_path: Path) -> None:
     out = tmp_path / "first"
     subprocess.run([sys.executable, "-m", "fnrecipe.cli", "train", "lm", "--out", out], check=True)
 
-    steps = [json.loads(line)["step"] for line in (out / "metrics/train.jsonl").open()]
+    steps = [json.loads(line)["step"] for line in (out / "metrics/train.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 601))
     model = json.loads((out / "metrics/valid.jsonl").read_text().splitlines()[-1])["bits_per_byte"]
     bigram = bigram_bits_per_byte()
@@ -32,18 +33,12 @@ def test_the_default_run_learns_python(tmp_path: Path) -> None:
 
 
 def bigram_bits_per_byte() -> float:
-    """Bits per byte of the validation documents under byte bigrams of the training documents, add-one smoothed."""
-    fraction = config.dataset.valid_fraction
-    texts = [text for text, _ in read_files(paths=python_stdlib()) if text]
-    train = pair_counts(text for text in texts if not held_out(text, fraction))
-    valid = pair_counts(text for text in texts if held_out(text, fraction))
-    probabilities = (train + 1) / (train + 1).sum(axis=1, keepdims=True)
-    return float(-(valid * np.log2(probabilities)).sum() / valid.sum())
-
-
-def pair_counts(texts: Iterable[str]) -> np.ndarray:
-    counts = np.zeros((256, 256))
-    for text in texts:
-        data = np.frombuffer(text.encode(), np.uint8)
-        np.add.at(counts, (data[:-1], data[1:]), 1)
-    return counts
+    """Bits per byte that add-one smoothed pair counts of the training documents need for the same validation rows."""
+    counts = np.ones((257, 257))
+    texts = (text for text, _ in read_files(paths=python_stdlib()) if text)
+    for document in tokenize([t for t in texts if not held_out(t, config.dataset.valid_fraction)], tokenizer=byte_tokenizer()):
+        np.add.at(counts, (document.ids[:-1], document.ids[1:]), 1)
+    bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
+    batches = [batch for batch, _ in islice(valid_stream(config, Place())(None), config.regime.num_validation_batches)]
+    total = sum((bits[batch.tokens, batch.targets] * batch.mask).sum() for batch in batches)
+    return float(total / sum(batch.num_bytes.sum() for batch in batches))

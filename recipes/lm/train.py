@@ -60,7 +60,7 @@ def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
         vocab_size=tokenizer.vocab_size,
         eos=tokenizer.eos,
     )
-    return prompt + tokenizer.decode(tokens)
+    return (prompt + tokenizer.decode(tokens)).rstrip()
 
 
 recipe = Recipe("lm", defaults, init, loss, update, train_stream, valid_stream, sample)
