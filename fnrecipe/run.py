@@ -95,6 +95,8 @@ class _Run:
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
+            if left != 0 and self.config.trainer.jit == "trace":
+                self.display.line("tracing the step")
             for number, (state, metrics, cursor) in enumerate(islice(folded, left), first + 1):
                 pending.append(metrics)
                 if number == first + 1:
@@ -137,8 +139,6 @@ class _Run:
         step, cursor = (found.step, found.cursor) if found else (0, None)
         for path in (directory.TRAIN, directory.VALID, directory.SPEED):
             record.rewind(self.out / path, step)
-        if self.config.trainer.jit == "trace":
-            self.display.line("tracing the step")
         return state, cursor, step
 
     def _write_down(self) -> None:

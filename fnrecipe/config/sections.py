@@ -160,7 +160,7 @@ class RegimeSection:
     validate_every_n_steps: Count | None = 1000
     num_validation_batches: Count = 16
     publish_metrics_every_n_steps: Count = 10
-    sample_prompt: str = "def "
+    sample_prompt: str = ""
     num_sample_tokens: Size = 256
 
     def contradictions(self) -> Iterator[Problem]:

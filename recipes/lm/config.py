@@ -64,7 +64,12 @@ config = LMConfig(
         )
     ),
     dataset=DatasetSection(max_seq_len=256),
-    optimizer=OptimizerSection(config=AdamWConfig(lr=2e-3)),
+    optimizer=OptimizerSection(config=AdamWConfig(lr=1.5e-3)),
     lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=40)),
-    regime=RegimeSection(num_steps=600, checkpoint_every_n_steps=100, validate_every_n_steps=100),
+    regime=RegimeSection(
+        num_steps=600,
+        checkpoint_every_n_steps=100,
+        validate_every_n_steps=100,
+        sample_prompt="def __init__(self, name):\n        self.",
+    ),
 )
