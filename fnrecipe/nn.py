@@ -12,21 +12,24 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467); x [..., D], weight [D]."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    mean_square = (x * x).sum(-1, keepdim=True) / x.shape[-1]
+    return x * torch.rsqrt(mean_square + eps) * weight
 
 
 def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, float32 [B, 1, T, E], of rotary positions (Su et al. 2021, arXiv:2104.09864); positions [B, T]."""
+    """Cosines and sines, float32 [B, 1, T, E], of rotary positions (Su et al. 2021, arXiv:2104.09864); positions [B, T].
+
+    The first half of the sines is negative, as `rotate` needs it.
+    """
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
     angles = positions[:, None, :, None].float() * theta**-exponents
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat([cosines, cosines], -1), torch.cat([-sines, sines], -1)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """x [B, H, T, E] turned by its positions; dimension i pairs with i + E/2, as in Hugging Face's weights."""
-    left, right = x.chunk(2, -1)
-    return x * cosines + torch.cat([-right, left], -1) * sines
+    return x * cosines + x.roll(x.shape[-1] // 2, -1) * sines
 
 
 def segment_mask(segments: Tensor) -> Tensor:
@@ -45,5 +48,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
 
 
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Gated feed-forward (Shazeer 2020, arXiv:2002.05202); x [..., D], gate and up [F, D], down [D, F]."""
-    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+    """Gated feed-forward (Shazeer 2020, arXiv:2002.05202); x [..., D], gate and up [F, D], down [D, F].
+
+    `silu` is written out: `torch.func` differentiates torch's own by a formula of seven passes over memory, this by four.
+    """
+    gates = F.linear(x, gate)
+    return F.linear(gates * torch.sigmoid(gates) * F.linear(x, up), down)

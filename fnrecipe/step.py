@@ -61,11 +61,8 @@ def train_step(loss: Loss, update: Transform, num_leaves: int = 1) -> Step:
         gradients = tree.map(lambda g: g / count, totals)
         norm = tree.global_norm(gradients)
         number = state.step + 1
-        updates, optimizer, report = update.update(gradients, state.optimizer, state.params, number)
         finite = torch.isfinite(norm) & torch.isfinite(sums["loss"])
-        params, optimizer = tree.select(
-            finite, (optim.apply_updates(state.params, updates), optimizer), (state.params, state.optimizer)
-        )
+        params, optimizer, report = optim.apply(update, gradients, state.optimizer, state.params, number, finite)
         skipped = torch.where(finite, 0, state.skipped + 1)
         metrics = {"step": number, **sums, "gradient_norm": norm, "skipped": skipped, **report}
         return State(params, optimizer, number, skipped, state.key), metrics

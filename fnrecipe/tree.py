@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import attrs
@@ -31,6 +31,11 @@ def leaves(tree: Tree) -> list[Any]:
     return pytree.tree_leaves(tree)
 
 
+def like(tree: Tree, leaves: Sequence[Any]) -> Tree:
+    """The leaves in the structure of `tree`."""
+    return pytree.tree_unflatten(leaves, pytree.tree_structure(tree))
+
+
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """`function` of the leaves of `tree`, and of the leaves of the others in the same places."""
     return pytree.tree_map(function, tree, *others)
@@ -53,10 +58,9 @@ def paths(tree: Tree) -> dict[str, Any]:
     return {".".join(_name(key) for key in path): leaf for path, leaf in pytree.tree_flatten_with_path(tree)[0]}
 
 
-def from_paths(like: Tree, values: Mapping[str, Any]) -> Tree:
-    """A tree of the structure of `like` with the leaves `values`, by dotted path."""
-    _, spec = pytree.tree_flatten(like)
-    return pytree.tree_unflatten([values[path] for path in paths(like)], spec)
+def from_paths(tree: Tree, values: Mapping[str, Any]) -> Tree:
+    """The leaves `values`, by dotted path, in the structure of `tree`."""
+    return like(tree, [values[path] for path in paths(tree)])
 
 
 def _name(key: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -136,19 +137,63 @@ ADAMW = [
 MASKS = {"all": lambda parameter: True, "matrices": lambda parameter: parameter.ndim > 1}
 
 
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def as_chain(transform: Transform) -> Transform:
+    return attrs.evolve(transform, apply=None)
+
+
 @pytest.mark.parametrize("decays", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("peak", [1e-3, 0.3])
 @pytest.mark.parametrize("options", ADAMW)
-def test_adamw_is_torchs(options: dict[str, Any], peak: float, decays: Callable[[Tensor], bool]) -> None:
+@pytest.mark.parametrize(("way", "tolerance"), [(as_chain, 1e-12), (lambda transform: transform, 1e-6)], ids=["chain", "fused"])
+def test_adamw_is_torchs(
+    way: Callable[[Transform], Transform],
+    tolerance: float,
+    options: dict[str, Any],
+    peak: float,
+    decays: Callable[[Tensor], bool],
+) -> None:
+    """The fused kernel gets its rate and count as float32, so it is exact to that."""
     schedule, params = cosine_annealing(peak, num_warmup_steps=5, num_steps=20, final_scale=0.1), example(torch.float64)
-    transform = optim.adamw(schedule, mask=decays, **options)
+    transform = way(optim.adamw(schedule, mask=decays, **options))
     found, state = params, transform.init(params)
     for step in range(1, 21):
-        updates, state, report = transform.update(draw(params, seed=step), state, found, torch.tensor(step))
-        found = optim.apply_updates(found, updates)
-        assert report["learning_rate"] == schedule(torch.tensor(step))
+        number = torch.tensor(step)
+        found, state, report = optim.apply(transform, draw(params, seed=step), state, found, number, YES)
+        assert report["learning_rate"] == schedule(number)
     expected = torch_adamw(params, lambda step: schedule(torch.tensor(step)).item(), 20, decays=decays, **options)
-    assert_close(found, expected, 1e-12)
+    assert_close(found, expected, tolerance)
+
+
+@over_dtypes
+@over_transforms
+def test_apply_keeps_structure_and_arguments_and_does_nothing_where_it_must_not(
+    transform: Transform, dtype: torch.dtype
+) -> None:
+    params, gradients, step = example(dtype), draw(example(dtype), seed=1), torch.tensor(1)
+    state = transform.init(params)
+    given = tree.map(torch.clone, (params, gradients, state))
+    new, after, _ = optim.apply(transform, gradients, state, params, step, YES)
+    assert layout((new, after)) == layout((params, state))
+    assert_same_bits((params, gradients, state), given)
+    kept = optim.apply(transform, tree.map(lambda g: g * torch.nan, gradients), state, params, step, NO)[:2]
+    assert_same_bits(kept, (params, state))
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+def test_fused_adamw_is_the_chain_also_for_gradients_that_are_not_contiguous(max_norm: float | None) -> None:
+    params = draw({"a": torch.zeros(5, 7), "b": torch.zeros(7)}, seed=0)
+    gradients = {"a": torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).T, "b": draw(params, seed=2)["b"]}
+    fused = optim.adamw(SCHEDULE, max_norm=max_norm)
+    results = []
+    for transform in (fused, as_chain(fused)):
+        found, state = params, transform.init(params)
+        for step in range(1, 6):
+            found, state, _ = optim.apply(transform, gradients, state, found, torch.tensor(step), YES)
+        results.append((found, state))
+    assert_close(*results, 1e-5)
 
 
 def test_by_default_matrices_decay_and_vectors_do_not() -> None:

@@ -34,7 +34,7 @@ def refusal(*pairs: str, files: Sequence[Path] = ()) -> list[str]:
     ("path", "files", "pairs", "value", "source"),
     [
         ("optimizer.config.weight_decay", [], [], 0.1, "default"),
-        (LR, [], [], 2e-3, "recipe"),
+        (LR, [], [], config.optimizer.config.lr, "recipe"),
         (LR, ["optimizer:\n  config:\n    lr: 0.1"], [], 0.1, "0.yaml:3"),
         (LR, ["optimizer: {config: {lr: 0.1}}", "\noptimizer: {config: {lr: 0.2}}"], [], 0.2, "1.yaml:2"),
         (LR, ["optimizer: {config: {lr: 0.1}}", "common: {seed: 3}"], [], 0.1, "0.yaml:1"),

@@ -256,7 +256,7 @@ def test_data_is_plain_and_in_the_order_of_the_fields() -> None:
     assert list(data) == [field.name for field in attrs.fields(LMConfig)]
     assert data["optimizer"] == {
         "name": "adamw",
-        "config": {"lr": 2e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
+        "config": {"lr": config.optimizer.config.lr, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
     }
     assert structure(data, config) == config
 

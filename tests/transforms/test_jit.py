@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,28 @@ ALIASING: dict[str, Callable[[State2, Tensor], tuple[State2, Any]]] = {
     "a view of the old state as a metric": lambda s, x: ((s[0] + x, s[1] * x), s[1][1:]),
     "the new state as a metric": lambda s, x: (t := (s[0] + x, s[1]), t[0]),
     "the batch as the state": lambda s, x: ((x, x), s[1] + x),
+    "a copy written into": lambda s, x: ((s[0].clone().add_(x), s[1].clone().mul_(x)), x),
+    "a copy written into, the old read before": lambda s, x: (y := s[0] * 2, ((s[0].clone().add_(x), s[1]), y))[1],
+    "a copy written into, the old read after": lambda s, x: ((s[0].clone().add_(x), s[1]), s[0] * 2),
+    "a copy written into, a view of the old read after": lambda s, x: (
+        v := s[0].view(3, 1),
+        ((s[0].clone().add_(x), s[1]), v * 2),
+    )[1],
+    "copies written into, each with the other's old value": lambda s, x: (
+        (s[0].clone().add_(s[1]), s[1].clone().add_(s[0])),
+        x,
+    ),
 }
+
+
+def test_a_copy_that_becomes_the_new_value_of_its_buffer_is_not_made() -> None:
+    def copies(function: Callable[..., Any]) -> int:
+        traced = importlib.import_module("fnrecipe.transforms.jit")._trace(function, ((torch.ones(3),),), 1)
+        targets = [node.target for node in traced.run.graph.nodes]
+        return sum(target in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default) for target in targets)
+
+    assert copies(lambda s: ((s[0].clone().add_(1),),)) == 0
+    assert copies(lambda s: ((s[0].clone().add_(1),), s[0] * 2)) == 2
 
 
 @pytest.mark.parametrize("function", ALIASING.values(), ids=ALIASING.keys())

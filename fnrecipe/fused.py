@@ -1,0 +1,56 @@
+"""torch's fused AdamW kernel as a pure function: one pass over memory for clipping's product, moments, decay and update.
+
+The kernel writes into its arguments, so it gets copies. `jit` sees a copy of a donated buffer that becomes the buffer's new
+value, and lets the kernel write into the buffer itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def adamw(
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    *,
+    count: Tensor,
+    rate: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    decays: Sequence[float],
+    where: Tensor,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Parameters, means and squares after update number `count` (int64 []) at learning rate `rate` (float64 []).
+
+    `decays` has the weight decay of each parameter. Everything is as it was if `where` (bool []) does not hold.
+    """
+    new = [[_copy(tensor) for tensor in tensors] for tensors in (params, means, squares)]
+    gradients = [gradient.contiguous() for gradient in gradients]
+    for decay in sorted(set(decays)):
+        chosen = [i for i, other in enumerate(decays) if other == decay]
+        torch._fused_adamw_(
+            [new[0][i] for i in chosen],
+            [gradients[i] for i in chosen],
+            [new[1][i] for i in chosen],
+            [new[2][i] for i in chosen],
+            [],
+            [count.float()] * len(chosen),
+            lr=rate.float(),
+            beta1=betas[0],
+            beta2=betas[1],
+            weight_decay=decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=(~where).float(),
+        )
+    return new[0], new[1], new[2]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
