@@ -40,9 +40,9 @@ class System:
 
 
 STEPS = 4
-PLAIN = "plain torch"
+BASES = {1: "plain torch", 8: "plain torch, 8 micro-batches"}
 SYSTEMS = {
-    PLAIN: System(),
+    "plain torch": System(),
     "plain torch, keeping memory": System(keep_memory=True),
     "plain torch, compiled": System(compiled=True),
     "plain torch, 8 micro-batches": System(num_leaves=8),
@@ -57,7 +57,8 @@ CASES = {
 
 
 def run(rounds: int) -> list[Result]:
-    results = []
+    results: list[Result] = []
+    ratios_to_base: list[Result] = []
     for case in CASES:
         measured = take_turns("step", list(SYSTEMS), case, rounds)
         for system, turns in measured.items():
@@ -65,7 +66,11 @@ def run(rounds: int) -> list[Result]:
             results.append(make("per CPU second", [t.amount / t.cpu for t in turns], "tokens"))
             results.append(make("per second", [t.amount / t.wall for t in turns], "tokens"))
             results.append(make("peak memory of the process", [turns[-1].peak], "MiB"))
-    return results + ratios(results, "per CPU second", PLAIN) + ratios(results, "per second", PLAIN)
+    for num_leaves, base in BASES.items():
+        equal_work = [result for result in results if SYSTEMS[result.system].num_leaves == num_leaves]
+        for metric in ("per CPU second", "per second"):
+            ratios_to_base += ratios(equal_work, metric, base)
+    return results + ratios_to_base
 
 
 def setup(system: str, case: str) -> Callable[[], float]:
