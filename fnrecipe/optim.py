@@ -139,7 +139,7 @@ def adamw(
     decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
     whole = chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
 
-    def apply(gradients: Tree, state: Any, params: Tree, step: Tensor, where: Tensor) -> tuple[Tree, Any, Report]:
+    def apply_fused(gradients: Tree, state: Any, params: Tree, step: Tensor, where: Tensor) -> tuple[Tree, Any, Report]:
         for transform in clip:
             gradients, _, _ = transform.update(gradients, (), params, step)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
@@ -159,7 +159,7 @@ def adamw(
         moments = {"mean": mean, "square": square, "count": torch.where(where, count, moments["count"])}
         return new_params, (*before, moments, *after), {"learning_rate": rate}
 
-    return attrs.evolve(whole, apply=apply)
+    return attrs.evolve(whole, apply=apply_fused)
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:

@@ -32,8 +32,8 @@ class Located:
     source: str
 
 
-def load(text: str, name: str, *, lines: bool = True) -> dict[str, Located]:
-    """The mapping in `text` as dotted paths; values are scalars and lists, each with its source `name:line` (or `name`).
+def load(text: str, name: str) -> dict[str, Located]:
+    """The mapping in `text` as dotted paths; values are scalars and lists, each with its source `name:line`.
 
     Raises:
         UsageError: naming file and line, if `text` is not one plain YAML mapping of text keys.
@@ -43,7 +43,7 @@ def load(text: str, name: str, *, lines: bool = True) -> dict[str, Located]:
         return {}
     if not isinstance(node, MappingNode):
         raise _refusal(name, node, "a mapping of keys to values at the top")
-    return dict(_flatten(node, name, "", lines))
+    return dict(_flatten(node, name, ""))
 
 
 def load_value(text: str, name: str) -> Any:
@@ -114,17 +114,16 @@ def _compose(text: str, name: str) -> Node | None:
         raise UsageError(f"{where}: not valid YAML: {reason}") from None
 
 
-def _flatten(node: MappingNode, name: str, path: str, lines: bool) -> list[tuple[str, Located]]:
+def _flatten(node: MappingNode, name: str, path: str) -> list[tuple[str, Located]]:
     entries: list[tuple[str, Located]] = []
     for key, value in _items(node, name):
         where = f"{path}{key}"
         if "." in key:
             raise _refusal(name, value, f"a section for each part of {key!r}; dotted keys are for --config")
         if isinstance(value, MappingNode) and value.value:
-            entries += _flatten(value, name, f"{where}.", lines)
+            entries += _flatten(value, name, f"{where}.")
         else:
-            source = f"{name}:{value.start_mark.line + 1}" if lines else name
-            entries.append((where, Located(_plain(value, name), source)))
+            entries.append((where, Located(_plain(value, name), f"{name}:{value.start_mark.line + 1}")))
     return entries
 
 

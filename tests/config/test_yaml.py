@@ -76,10 +76,6 @@ def test_values_have_the_lines_that_they_start_on() -> None:
     }
 
 
-def test_lines_can_be_left_out() -> None:
-    assert yaml.load("a: 1", "c.yaml", lines=False) == {"a": yaml.Located(1, "c.yaml")}
-
-
 @pytest.mark.parametrize("text", ["", "\n", "# only a comment\n"])
 def test_an_empty_text_is_an_empty_mapping(text: str) -> None:
     assert read(text) == {}
