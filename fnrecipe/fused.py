@@ -1,4 +1,4 @@
-"""torch's fused AdamW kernel as a pure function: one pass over memory for clipping's product, moments, decay and update.
+"""torch's fused AdamW kernel as a pure function: moments, decay and update in one pass over memory.
 
 The kernel writes into its arguments, so it gets copies. `jit` sees a copy of a donated buffer that becomes the buffer's new
 value, and lets the kernel write into the buffer itself.

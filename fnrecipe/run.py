@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,11 @@ class _Run:
         source = pipe(self._batches(self.recipe.stream), partial(prefetch, size=self.config.dataset.prefetch))
         return source(cursor)
 
+    @cached_property
+    def _valid(self) -> Source[Batch]:
+        """Made once: it finds files and reads the tokenizer."""
+        return self._batches(self.recipe.validate)
+
     def _batches(self, stream: Any) -> Source[Batch]:
         """The source of this process's batches, as tensors on its device."""
         return pipe(stream(self.config, Place()), partial(each, function=partial(_to_device, device=self.device)))
@@ -182,7 +187,7 @@ class _Run:
         if self.recipe.validate is None or record.last_step(path) >= number:
             return
         total: dict[str, float] = {}
-        for batch, _ in islice(self._batches(self.recipe.validate)(None), self.config.regime.num_validation_batches):
+        for batch, _ in islice(self._valid(None), self.config.regime.num_validation_batches):
             sums = {name: value.item() for name, value in self.evaluate(params, batch).items()}
             total = {name: total.get(name, 0) + value for name, value in sums.items()}
             if self.signals.received:
