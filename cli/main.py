@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config
 from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import train
 from fnrecipe.config import resolve
 from fnrecipe.errors import FnrecipeError
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe
 
 
-@click.group(commands=[train, dump_config], context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(commands=[train, dump_config, data, tokenizer], context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fnrecipe")
 def fnrecipe() -> None:
     """Recipes for training language models: a fold of a pure step over a stream.

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or not there.
 
     step_00000100/state.safetensors   the tensors of the state, by dotted path
-    step_00000100/state.json          step, stream cursor, dtype and shape of every tensor
+    step_00000100/state.json          step, stream cursor, fingerprints of the data, dtype and shape of every tensor
     step_00000100/SHA256SUMS          written last: `sha256sum -c SHA256SUMS` checks a checkpoint without fnrecipe
 
 A checkpoint is written beside its place, synced to disk and renamed: the rename is the only commit. Loading checks every
@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from fnrecipe.errors import CheckpointError
 from fnrecipe.files import sync
 from fnrecipe.tree import Tree
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step_(\d{8,})")
 _FILES = ("state.safetensors", "state.json")
 _SUMS = "SHA256SUMS"
@@ -35,14 +35,15 @@ _SUMS = "SHA256SUMS"
 
 @attrs.frozen(eq=False)
 class Checkpoint:
-    """A state at rest: its step, the cursor of the stream behind it, and its tensors by dotted path."""
+    """A state at rest: step, cursor of the stream behind it, fingerprints of the data's files, tensors by dotted path."""
 
     step: int
     cursor: Any
+    files: dict[str, str]
     tensors: dict[str, Tensor]
 
 
-def save(root: Path, step: int, state: Tree, cursor: Any) -> Path:
+def save(root: Path, step: int, state: Tree, cursor: Any, files: Mapping[str, str]) -> Path:
     """Writes the checkpoint of `step` below `root`; one that is already there, and whole, stays as it is.
 
     Raises:
@@ -58,7 +59,7 @@ def save(root: Path, step: int, state: Tree, cursor: Any) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        _write(beside, step, state, cursor)
+        _write(beside, step, state, cursor, files)
         beside.rename(place)
         for later in committed(root):
             if _step(later) > step:  # damaged, or the run would have gone on from there; `prune` must not count it
@@ -136,16 +137,24 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _write(place: Path, step: int, state: Tree, cursor: Any) -> None:
+def _write(place: Path, step: int, state: Tree, cursor: Any, files: Mapping[str, str]) -> None:
     tensors = {path: leaf.detach().cpu().contiguous() for path, leaf in tree.paths(state).items()}
     safetensors.torch.save_file(tensors, place / "state.safetensors")
     kinds = {path: _kind(tensor) for path, tensor in tensors.items()}
-    document = {"format": FORMAT, "step": step, "cursor": cursor, "tensors": kinds}
-    (place / "state.json").write_text(json.dumps(document, indent=1) + "\n")
+    document = {"format": FORMAT, "step": step, "cursor": cursor, "files": dict(files), "tensors": kinds}
+    (place / "state.json").write_text(_lines(document) + "\n")
     (place / _SUMS).write_text("".join(f"{_digest(place / name)}  {name}\n" for name in _FILES))
     for name in (*_FILES, _SUMS):
         sync(place / name)
     sync(place)
+
+
+def _lines(value: Any, indent: str = "") -> str:
+    """JSON with a line for each entry of a mapping, and none for those of a list."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    entries = [f"{indent} {json.dumps(key)}: {_lines(entry, indent + ' ')}" for key, entry in value.items()]
+    return "\n".join(["{", ",\n".join(entries), indent + "}"]) if entries else "{}"
 
 
 def _read(place: Path) -> Checkpoint:
@@ -156,7 +165,7 @@ def _read(place: Path) -> Checkpoint:
         tensors = safetensors.torch.load_file(place / "state.safetensors")
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{place}: expected safetensors, found {error}") from error
-    return Checkpoint(document["step"], document["cursor"], tensors)
+    return Checkpoint(document["step"], document["cursor"], document["files"], tensors)
 
 
 def _damage(place: Path) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fnrecipe.errors import UsageError
 
 CONFIG, RUN = "config.yaml", "run.json"
 TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
+_HOW_NOT_WHAT = {"dataset.num_workers", "dataset.prefetch", "dataset.cache"}
 CHECKPOINTS, LOG, SAMPLE = "checkpoints", Path("logs/rank_0.log"), "sample.txt"
 
 
@@ -56,7 +57,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def check_config(out: Path, config: dict[str, Any]) -> None:
-    """Whether a run that was trained there may go on under `config`: with more steps, but no other change.
+    """Whether a run that was trained there may go on under `config`: with more steps, but no other change of what it computes.
 
     Raises:
         UsageError: with the difference, if there is a checkpoint of another config.
@@ -64,9 +65,32 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
     path = out / CONFIG
     if path.exists() and checkpoint.committed(out / CHECKPOINTS):
         old, new = yaml.load(path.read_text(), str(path)), flatten(config, "")
-        changes = {k: v for k, v in difference(values(old), values(new)).items() if not _is_extension(k, *v)}
+        found = difference(values(old), values(new)).items()
+        changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}
         if changes:
             raise UsageError(_refusal(out, changes))
+
+
+def check_files(out: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Whether the data is that of the checkpoint, by the fingerprints of its files.
+
+    Raises:
+        UsageError: naming the files that were changed, added or taken away.
+    """
+    kinds = {
+        "changed": [name for name in old if name in new and old[name] != new[name]],
+        "missing": [name for name in old if name not in new],
+        "added": [name for name in new if name not in old],
+    }
+    lines = [f"  {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+    if lines:
+        advice = "go on with the data as it is now by --resume-with-changes, or choose another output directory"
+        raise UsageError("\n".join([f"{out}: holds a run on other data; {advice}", *lines]))
+
+
+def _few(names: Sequence[str], limit: int = 10) -> str:
+    more = f", … ({len(names):,} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _is_extension(path: str, old: Any, new: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,8 @@ from typing import Any
 import attrs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+_LOG = logging.getLogger("fnrecipe")
 
 
 @attrs.frozen
@@ -21,8 +24,22 @@ class Speed:
     steps_per_second: float
 
 
+class _Lines(logging.Handler):
+    """Gives warnings to a function."""
+
+    def __init__(self, line: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._line(record.getMessage())
+
+
 class Display:
-    """While entered, `line` and `step` write to the console and to the file `log`; a console that is gone is ignored."""
+    """While entered, `line`, `step` and warnings of fnrecipe write to the console and to the file `log`.
+
+    A console that is gone is ignored.
+    """
 
     def __init__(self, log: Path, total: int | None) -> None:
         self._total = total
@@ -38,12 +55,15 @@ class Display:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._warnings = _Lines(self.line)
 
     def __enter__(self) -> Display:
         self._progress.start()
+        _LOG.addHandler(self._warnings)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _LOG.removeHandler(self._warnings)
         self._progress.stop()
         self._log.close()
 

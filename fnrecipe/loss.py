@@ -6,7 +6,7 @@ count `targets`. `bytes` is there if the loss can be given in bits per byte of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch.nn.functional as F
@@ -22,16 +22,21 @@ Sums: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tree, Any], tuple[Tensor, Sums]]
 
 
-def next_token_loss(apply: Callable[[Tree, Tensor, Tensor, Tensor], Tensor]) -> Loss:
+def next_token_loss(apply: Callable[[Tree, Tensor, Tensor, Tensor], Tensor], sources: Sequence[str] = ()) -> Loss:
     """Cross entropy in nats of each target under the logits of `apply(params, tokens, segments, positions)`.
 
-    Sums: `loss` float32, `targets` int64, `bytes` int64.
+    Sums: `loss` float32, `targets` int64, `bytes` int64; with several `sources`, also `loss/NAME` and `targets/NAME` of each.
     """
+    named = dict(enumerate(sources)) if len(sources) > 1 else {}
 
     def loss(params: Tree, batch: Batch) -> tuple[Tensor, Sums]:
         logits = apply(params, batch.tokens, batch.segments, batch.positions)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
         total = (nats * batch.mask.flatten()).sum()
-        return total, {"loss": total, "targets": batch.mask.sum(), "bytes": batch.num_bytes.sum()}
+        sums = {"loss": total, "targets": batch.mask.sum(), "bytes": batch.num_bytes.sum()}
+        for number, name in named.items():
+            mine = batch.mask & (batch.sources == number)
+            sums |= {f"loss/{name}": (nats.detach() * mine.flatten()).sum(), f"targets/{name}": mine.sum()}
+        return total, sums
 
     return loss

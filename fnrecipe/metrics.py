@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 
 def means(metrics: Mapping[str, float]) -> dict[str, float]:
-    """`loss` as nats per target, and `bits_per_byte` of text if the sums count bytes; everything else as it is."""
+    """Each `loss` as nats per target, and `bits_per_byte` of text if the sums count bytes; everything else as it is."""
     shown = dict(metrics)
-    total = shown["loss"]
-    shown["loss"] = total / shown["targets"] if shown["targets"] else math.nan
+    for name in [name for name in shown if name.partition("/")[0] == "loss"]:
+        count = shown[f"targets{name.removeprefix('loss')}"]
+        shown[name] = shown[name] / count if count else math.nan
     if shown.get("bytes"):
-        shown["bits_per_byte"] = total / math.log(2) / shown["bytes"]
+        shown["bits_per_byte"] = metrics["loss"] / math.log(2) / shown["bytes"]
     return shown

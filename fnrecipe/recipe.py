@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import attrs
 from torch import Tensor
 
-from fnrecipe.data import Batch, Place, Source
+from fnrecipe.data import Batch, Corpus, Place, Source, Tokenizer
 from fnrecipe.loss import Loss
 from fnrecipe.optim import Transform
 from fnrecipe.tree import Tree
@@ -27,6 +27,8 @@ class Recipe(Generic[C]):
     stream    (config, place) -> source of training batches
     validate  (config, place) -> source of validation batches, or None
     sample    (config, parameters, key) -> text to show at the end, or None
+    corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
+    tokenizer config -> the tokenizer that made the tokens, for `fnrecipe data`
     """
 
     name: str
@@ -37,3 +39,5 @@ class Recipe(Generic[C]):
     stream: Callable[[C, Place], Source[Batch]]
     validate: Callable[[C, Place], Source[Batch]] | None = None
     sample: Callable[[C, Tree, Tensor], str] | None = None
+    corpora: Callable[[C], Sequence[Corpus]] | None = None
+    tokenizer: Callable[[C], Tokenizer] | None = None

@@ -20,7 +20,7 @@ import torch
 
 from fnrecipe import checkpoint, directory, host, random, record, tree
 from fnrecipe.config import unstructure, yaml
-from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch
+from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe, prefetch, spread
 from fnrecipe.display import Display, Speed, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.files import replace
@@ -50,8 +50,9 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         device = host.pick_device(config.gang.device)
         with Signals() as signals, Display(out / directory.LOG, config.regime.num_steps) as display:
             step, evaluate = _functions(recipe, config)
+            files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
             try:
-                return _Run(recipe, config, out, device, signals, display, step, evaluate).go()
+                return _Run(recipe, config, out, with_changes, files, device, signals, display, step, evaluate).go()
             except OSError as error:  # a full disk, say; what is saved is untouched
                 raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
 
@@ -76,6 +77,8 @@ class _Run:
     recipe: Recipe[Any]
     config: Any
     out: Path
+    with_changes: bool
+    files: Mapping[str, str]
     device: torch.device
     signals: Signals
     display: Display
@@ -134,6 +137,8 @@ class _Run:
         )
         found = checkpoint.newest(self.out / directory.CHECKPOINTS, self.display.line)
         if found is not None:
+            if not self.with_changes:
+                directory.check_files(self.out, found.files, self.files)
             state = checkpoint.restore(found, state)
             self.display.line(f"going on after step {found.step:,}")
         step, cursor = (found.step, found.cursor) if found else (0, None)
@@ -147,8 +152,12 @@ class _Run:
         replace(self.out / directory.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 
     def _stream(self, cursor: Any) -> Any:
-        source = pipe(self._batches(self.recipe.stream), partial(prefetch, size=self.config.dataset.prefetch))
-        return source(cursor)
+        dataset = self.config.dataset
+        if dataset.num_workers:
+            make = partial(self.recipe.stream, self.config)
+            source = partial(spread, make, place=Place(), workers=dataset.num_workers, size=dataset.prefetch)
+            return pipe(source, partial(each, function=partial(_to_device, device=self.device)))(cursor)
+        return pipe(self._batches(self.recipe.stream), partial(prefetch, size=dataset.prefetch))(cursor)
 
     @cached_property
     def _valid(self) -> Source[Batch]:
@@ -176,7 +185,7 @@ class _Run:
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
         root = self.out / directory.CHECKPOINTS
-        checkpoint.save(root, number, state, cursor)
+        checkpoint.save(root, number, state, cursor, self.files)
         if self.config.regime.keep_last_n_checkpoints is not None:
             checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
         return number

@@ -85,7 +85,6 @@ def pairs(texts: Path, **changes: Any) -> list[str]:
     values: Mapping[str, Any] = {
         "model__config": "{vocab_size: 264, max_seq_len: 32, model_dim: 32, num_layers: 2, num_attn_heads: 4, "
         "num_key_value_heads: 2, ffn_inner_dim: 64, tied_embeddings: true}",
-        "dataset__family": "jsonl",
         "dataset__sources": f"[{{path: {texts}}}]",
         "dataset__valid_fraction": 0.2,
         "dataset__max_seq_len": 32,

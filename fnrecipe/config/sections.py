@@ -6,7 +6,8 @@ Names are fairseq2's wherever the meaning is the same. A section may have a meth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 from attrs import field, frozen
@@ -56,34 +57,69 @@ class ModelSection:
 
 @frozen
 class DataSource:
-    """A JSONL file, a directory (all `*.jsonl` below it) or a glob, and its share of the tokens."""
+    """A file, a directory, a glob or an address, or `stdlib:` for the sources of Python's library; and its share of the tokens.
+
+    `weight_schedule`: points (tokens trained on, weight) that follow `weight`, joined by straight lines.
+    """
 
     path: str
-    weight: Positive = 1.0
+    name: str | None = None
+    format: Literal["auto", "jsonl", "parquet", "text", "python", "tokens"] = "auto"
+    text_key: str = "text"
+    separator: str | None = None
+    dtype: Literal["uint16", "uint32"] = "uint16"
+    weight: NonNegative = 1.0
+    weight_schedule: tuple[tuple[Size, NonNegative], ...] = ()
+
+    def contradictions(self) -> Iterator[Problem]:
+        steps = [0, *(tokens for tokens, _ in self.weight_schedule)]
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            yield Problem("weight_schedule", "numbers of tokens above 0 that increase", str(steps[1:]))
+        if self.weight == 0 and not any(weight for _, weight in self.weight_schedule):
+            yield Problem("weight", "a number above 0, at least later in weight_schedule", "0")
+        if self.separator == "":
+            yield Problem("separator", "text, or null for one document a file", "''")
 
 
 @frozen
 class DatasetSection:
-    family: Literal["python_stdlib", "jsonl"] = "python_stdlib"
-    sources: tuple[DataSource, ...] = ()
+    sources: tuple[DataSource, ...] = (DataSource("stdlib:"),)
     valid_sources: tuple[DataSource, ...] = ()
     valid_fraction: ProperFraction = 0.05
-    text_key: str = "text"
+    max_bad_records: Size = 0
+    order: Literal["blocks", "documents", "sequential"] = "blocks"
+    shuffle_window: Count = 256
+    finished_source: Literal["drop", "repeat", "stop"] = "drop"
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    pack_window: Count = 64
     max_seq_len: Count = 1024
     batch_size: Count = 8
     num_lanes: Count = 8
-    pack_window: Count = 64
+    num_workers: Size = 0
     prefetch: Size = 2
+    cache: str | None = None
 
     def contradictions(self) -> Iterator[Problem]:
-        if self.family == "jsonl" and not self.sources:
-            yield Problem("sources", "at least one source for dataset.family=jsonl", "none")
-        if self.family == "python_stdlib" and (self.sources or self.valid_sources):
-            yield Problem("family", "jsonl where dataset.sources or dataset.valid_sources is given", self.family)
+        if not self.sources:
+            yield Problem("sources", "at least one source", "none")
         if self.valid_sources and self.valid_fraction > 0:
             yield Problem("valid_fraction", "0 where dataset.valid_sources is given", str(self.valid_fraction))
         if self.batch_size % self.num_lanes:
             yield Problem("batch_size", f"a multiple of dataset.num_lanes = {self.num_lanes}", str(self.batch_size))
+        if self.num_workers and self.num_lanes % self.num_workers:
+            yield Problem("num_workers", f"a divisor of dataset.num_lanes = {self.num_lanes}", str(self.num_workers))
+        if self.order == "documents" and self.cache is not None:
+            yield Problem("cache", "null for dataset.order=documents: the cache keeps blocks", repr(self.cache))
+        if self.sources and not any(source.weight for source in self.sources):
+            yield Problem("sources", "a source whose weight is above 0 from the start", "none")
+        names = source_names((*self.sources, *self.valid_sources))
+        if len(set(names)) < len(names):
+            yield Problem("sources", "a `name` of its own for each source of training and validation", ", ".join(names))
+
+
+def source_names(sources: Sequence[DataSource]) -> list[str]:
+    """What sources are called in metrics: their `name`, or the last part of their path without its suffix."""
+    return [source.name or source.path.rstrip("/:").rsplit("/", 1)[-1].split(".")[0] or source.path for source in sources]
 
 
 @frozen
@@ -92,13 +128,16 @@ class TokenizerSection:
 
     family: Literal["byte", "hf"] = "byte"
     path: str | None = None
+    bos_token: str | None = None
     eos_token: str | None = None
+    add_bos: bool = True
+    add_eos: bool = True
 
     def contradictions(self) -> Iterator[Problem]:
         if self.family == "hf" and self.path is None:
             yield Problem("path", "the path of a tokenizer.json for tokenizer.family=hf", "null")
         if self.family == "byte":
-            for name in ("path", "eos_token"):
+            for name in ("path", "bos_token", "eos_token"):
                 if getattr(self, name) is not None:
                     yield Problem(name, "null for tokenizer.family=byte", repr(getattr(self, name)))
 

@@ -59,8 +59,10 @@ def contradictions(config: Any, path: str = "") -> list[Problem]:
     found = [attrs.evolve(p, path=path + p.path) for p in config.contradictions()] if hasattr(config, "contradictions") else []
     for field in attrs.fields(type(config)):
         value = getattr(config, field.name)
-        if attrs.has(type(value)):
-            found += contradictions(value, f"{path}{field.name}.")
+        parts = {f"[{i}]": item for i, item in enumerate(value)} if isinstance(value, tuple) else {"": value}
+        for index, part in parts.items():
+            if attrs.has(type(part)):
+                found += contradictions(part, f"{path}{field.name}{index}.")
     return found
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from fnrecipe.data.pack import Row
+from fnrecipe.errors import UsageError
 
 
 @attrs.frozen(eq=False)
@@ -19,6 +21,7 @@ class Batch:
     targets    int64  the token that follows each input in its document
     segments   int64  number of the piece within its row, from 0; -1 where the row is padding
     positions  int64  position within the piece, from 0
+    sources    int64  number of the source that the piece comes from; -1 where the row is padding
     mask       bool   whether there is a target
     num_bytes  int64  bytes of text that the row's targets stand for
     """
@@ -27,6 +30,7 @@ class Batch:
     targets: Any
     segments: Any
     positions: Any
+    sources: Any
     mask: Any
     num_bytes: Any
 
@@ -35,8 +39,9 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
     """A batch of rows whose pieces have at most `length` predictions in all; an empty row is all padding."""
     shape = len(rows), length
     tokens, targets, positions = (np.zeros(shape, np.int64) for _ in range(3))
-    segments = np.full(shape, -1, np.int64)
+    segments, sources = (np.full(shape, -1, np.int64) for _ in range(2))
     num_bytes = np.array([sum(piece.num_bytes for piece in row) for row in rows], np.int64)
+    numbers = np.arange(length)
     for i, row in enumerate(rows):
         start = 0
         for segment, piece in enumerate(row):
@@ -44,6 +49,28 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
             tokens[i, start:stop] = piece.ids[:-1]
             targets[i, start:stop] = piece.ids[1:]
             segments[i, start:stop] = segment
-            positions[i, start:stop] = np.arange(stop - start)
+            positions[i, start:stop] = numbers[: stop - start]
+            sources[i, start:stop] = piece.source
             start = stop
-    return Batch(tokens, targets, segments, positions, segments >= 0, num_bytes)
+    return Batch(tokens, targets, segments, positions, sources, segments >= 0, num_bytes)
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """The rows of several batches, one after the other."""
+    columns = ([getattr(part, field.name) for part in parts] for field in attrs.fields(Batch))
+    return Batch(*map(np.concatenate, columns))
+
+
+def cumulative_lengths(segments: NDArray[np.int64], size: int) -> NDArray[np.int32]:
+    """Where each piece of a batch begins in its flattened rows, int32 [size], as kernels for ragged attention take it.
+
+    Padding at the end of a row is a piece too; unused entries at the end repeat the number of all positions.
+
+    Raises:
+        UsageError: if there are more pieces than `size` - 1.
+    """
+    marked = np.diff(segments, axis=1, prepend=-2) != 0
+    starts = np.flatnonzero(marked)
+    if len(starts) >= size:
+        raise UsageError(f"cumulative_lengths: expected at most {size - 1} pieces in a batch, found {len(starts)}")
+    return np.concatenate([starts, np.full(size - len(starts), segments.size)]).astype(np.int32)

@@ -30,7 +30,8 @@ def deal(
 ) -> Stream[Batch]:
     """This rank's rows of the global batch: those of its `len(lanes) / world_size` neighbouring lanes, lane by lane.
 
-    An exhausted lane gives rows of padding, so shapes never change; the stream ends with the last of this rank's lanes.
+    An exhausted lane gives rows of padding, so shapes never change. On one rank the stream ends with its last lane; one of
+    several ranks goes on with padding, since others may have rows left: a batch that is empty on all ranks is the end.
     Cursor: {lane: its cursor}, of this rank's lanes; the ranks' cursors together, with null for a lane of a rank that never
     gave a batch, are one for any other world size.
 
@@ -50,7 +51,7 @@ def deal(
                 row, after = next(stream, ([], cursors[str(lane)]))
                 rows.append(row)
                 cursors[str(lane)] = after
-        if not any(rows):
+        if not any(rows) and place.world_size == 1:
             return
         yield collate(rows, length), dict(cursors)
 

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from fnrecipe.data.order import shuffled
+from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.data.tokenizer import Tokens
 
 Row: TypeAlias = Sequence[Tokens]
@@ -25,7 +26,7 @@ def split(document: Tokens, length: int) -> list[Tokens]:
     starts = range(0, n, length)
     share = [document.num_bytes * min(start, n) // max(n, 1) for start in (*starts, n)]
     return [
-        Tokens(document.ids[start : start + length + 1], after - before)
+        Tokens(document.ids[start : start + length + 1], after - before, document.source)
         for start, (before, after) in zip(starts, pairwise(share), strict=True)
     ]
 
@@ -57,8 +58,42 @@ def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
     return rows
 
 
-def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[int]) -> list[Row]:
-    """The rows of one window of documents, in an order that depends on `key` and the window's `index`."""
+def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[int] | None) -> list[Row]:
+    """The rows of one window of documents, in an order that depends on `key` and the window's `index`; None: as packed."""
     pieces = [piece for document in documents for piece in split(document, length)]
-    rows = best_fit([len(piece.ids) - 1 for piece in pieces], length)
-    return shuffled([[pieces[i] for i in row] for row in rows], *key, index)
+    rows: list[Row] = [[pieces[i] for i in row] for row in best_fit([len(piece.ids) - 1 for piece in pieces], length)]
+    return rows if key is None else shuffled(rows, *key, index)
+
+
+def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Stream[Row]:
+    """fairseq2's rule: documents end to end, cut where a row is full; the last token of each predicts the next one's first.
+
+    A row is length + 1 tokens. A document that a row's end cuts goes on in the next row from the last token placed, so that
+    it is a target there and an input here. Every piece counts its own positions. fairseq2 drops the last row if it is not
+    full; here it is padded. Cursor: [upstream cursor before the document in hand, its tokens already used up].
+    """
+    before, used = cursor or (None, 0)
+    parts: list[Tokens] = []
+    room = length + 1
+    for document, after in source(before):
+        size = len(document.ids)
+        while used < size:
+            fill = min(size - used, room, length)
+            counted = used + (not parts and used > 0)  # the token that a row repeats has been counted in the row before
+            share = [document.num_bytes * place // size for place in (counted, used + fill)]
+            parts.append(Tokens(document.ids[used : used + fill], share[1] - share[0], document.source))
+            used, room = used + fill, room - fill
+            if not room:
+                used -= used < size
+                yield _joined(parts), ((before, used) if used < size else (after, 0))
+                parts, room = [], length + 1
+        before, used = after, 0
+    if row := _joined(parts):
+        yield row, (before, 0)
+
+
+def _joined(parts: Sequence[Tokens]) -> Row:
+    """Parts of a flat row as pieces: each with the token that follows it, the last one without its last."""
+    follow = [part.ids[:1] for part in parts[1:]] + [np.empty(0, np.int32)]
+    pieces = [Tokens(np.concatenate([p.ids, f]), p.num_bytes, p.source) for p, f in zip(parts, follow, strict=True)]
+    return [piece for piece in pieces if len(piece.ids) > 1]

@@ -16,10 +16,15 @@ consumer's position is the cursor of the last item that it used, and resuming is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
+
+from fnrecipe.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -96,24 +101,17 @@ def repeat(source: Callable[[int], Source[T]], cursor: Cursor = None, *, epochs:
         epoch, inner = epoch + 1, None
 
 
-def mix(
-    sources: Sequence[Source[T]], cursor: Cursor = None, *, weights: Sequence[float], size: Callable[[T], int]
-) -> Stream[T]:
-    """Items of several sources, always from the one that is furthest behind its share.
+def tolerate(source: Source[T | DataError], cursor: Cursor = None, *, limit: int = 0) -> Stream[T]:
+    """The items without the bad records: `limit` of them are counted and reported as warnings, the next one is raised.
 
-    Shares are counted in `size(item)` (tokens, say), without any randomness: no source is ever ahead of its share by more
-    than one item. A source that ends drops out; the others go on. Cursor: [cursor of each source, amount used of each].
+    Cursor: [upstream cursor, bad records so far].
     """
-    cursors, used = map(list, cursor or ([None] * len(sources), [0] * len(sources)))
-    streams = [source(position) for source, position in zip(sources, cursors, strict=True)]
-    live = list(range(len(sources)))
-    while live:
-        behind = min(live, key=lambda i: (used[i] / weights[i], i))
-        entry = next(streams[behind], None)
-        if entry is None:
-            live.remove(behind)
-            continue
-        item, position = entry
-        used[behind] += size(item)
-        cursors[behind] = position
-        yield item, (tuple(cursors), tuple(used))
+    inner, count = cursor or (None, 0)
+    for item, inner in source(inner):
+        if not isinstance(item, DataError):
+            yield item, (inner, count)
+        elif count < limit:
+            count += 1
+            _log.warning("bad record skipped (%d of at most %d): %s", count, limit, item)
+        else:
+            raise DataError(f"{item}\n  {limit:,} bad records were skipped before it") if limit else item

@@ -20,7 +20,7 @@ from fnrecipe.tree import Tree
 
 from .config import LMConfig
 from .config import config as defaults
-from .data import make_tokenizer, train_stream, valid_stream
+from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_stream
 
 
 def init(config: LMConfig, key: Tensor) -> Tree:
@@ -28,7 +28,7 @@ def init(config: LMConfig, key: Tensor) -> Tree:
 
 
 def loss(config: LMConfig) -> Loss:
-    return next_token_loss(partial(llama.apply, config.model.config))
+    return next_token_loss(partial(llama.apply, config.model.config), source_list(config))
 
 
 def update(config: LMConfig) -> Transform:
@@ -53,7 +53,7 @@ def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokens = generate(
         partial(llama.apply, config.model.config),
         params,
-        [tokenizer.eos, *tokenizer.encode([prompt])[0].tolist()],
+        [tokenizer.bos, *tokenizer.encode([prompt])[0].tolist()],
         key,
         length=config.regime.num_sample_tokens,
         window=config.dataset.max_seq_len,
@@ -63,7 +63,7 @@ def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     return (prompt + tokenizer.decode(tokens)).rstrip()
 
 
-recipe = Recipe("lm", defaults, init, loss, update, train_stream, valid_stream, sample)
+recipe = Recipe("lm", defaults, init, loss, update, train_stream, valid_stream, sample, all_corpora, make_tokenizer)
 
 if __name__ == "__main__":
     from fnrecipe.cli.main import run_recipe

@@ -1,0 +1,165 @@
+"""`fnrecipe data show|stats|cache RECIPE`: what a recipe would train on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fnrecipe.cli.find import find
+from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.config import resolve
+from fnrecipe.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from fnrecipe.data import Batch, Source
+    from fnrecipe.recipe import Recipe
+
+
+@click.group(short_help="Look at what a recipe trains on.")
+def data() -> None:
+    """Look at the rows that a recipe trains on, count them, or tokenise them ahead of time."""
+
+
+def _split_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--valid", is_flag=True, help="The validation documents, not the training ones.")(command)
+
+
+@data.command(cls=ConfigCommand, short_help="Print rows as text.")
+@click.argument("recipe")
+@click.option("--rows", default=4, show_default=True, type=click.IntRange(min=1), help="How many rows.")
+@_split_option
+@config_options
+def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
+    """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours."""
+    found, config = _load(recipe, files, pairs)
+    tokenizer, shown = _needed(found, "tokenizer")(config), 0
+    names = [corpus.name for corpus in _needed(found, "corpora")(config)]
+    for batch, _ in _stream(found, config, valid)(None):
+        for row in range(len(batch.tokens))[: rows - shown]:
+            _show_row(batch, row, tokenizer.decode, names)
+            shown += 1
+        if shown == rows:
+            return 0
+    if not shown:
+        raise UsageError("dataset: expected at least one row, found none")
+    return 0
+
+
+@data.command(cls=ConfigCommand, short_help="Count documents, tokens and padding.")
+@click.argument("recipe")
+@click.option("--documents", default=None, type=click.IntRange(min=1), help="Count the first N documents of each source only.")
+@click.option("--batches", default=200, show_default=True, type=click.IntRange(min=1), help="Measure the rows of N batches.")
+@_split_option
+@config_options
+def stats(
+    recipe: str, documents: int | None, batches: int, valid: bool, files: tuple[Path, ...], pairs: tuple[str, ...]
+) -> int:
+    """Count the documents of each source of RECIPE, and measure padding and speed of its rows."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from fnrecipe.data.survey import fill, survey
+
+    found, config = _load(recipe, files, pairs)
+    tokenizer = _needed(found, "tokenizer")(config)
+    columns = ("source", "files", "size", "documents", "bad", "tokens", "bytes/token", "median", "90 %", "longest", "> row")
+    table = Table(*columns, caption="lengths in tokens; > row: share of documents longer than a row")
+    warnings: list[DataError] = []
+    for corpus in _needed(found, "corpora")(config):
+        counted = survey(corpus, tokenizer, documents)
+        tokens = int(counted.lengths.sum())
+        middle, high, longest = np.quantile(counted.lengths, [0.5, 0.9, 1.0]) if len(counted.lengths) else (0, 0, 0)
+        longer = float((counted.lengths > config.dataset.max_seq_len).mean()) if len(counted.lengths) else 0.0
+        table.add_row(
+            corpus.name,
+            f"{len(corpus.files):,}",
+            _bytes(sum(file.size for file in corpus.files)),
+            f"{len(counted.lengths):,}",
+            f"{len(counted.bad):,}",
+            f"{tokens:,}",
+            f"{counted.num_bytes / max(tokens, 1):.2f}",
+            *(f"{value:,.0f}" for value in (middle, high, longest)),
+            f"{longer:.1%}",
+        )
+        warnings += counted.bad[:10]
+    Console(width=None if Console().is_terminal else 140).print(table)
+    source, started = _stream(found, config, valid), (time.perf_counter(), time.process_time())
+    rows = fill(batch for batch, _ in islice(source(None), batches))
+    seconds, busy = time.perf_counter() - started[0], time.process_time() - started[1]
+    if not rows.rows:
+        raise UsageError("dataset: expected at least one row, found none")
+    click.echo(
+        f"{rows.rows:,} rows: {rows.pieces / rows.rows:.1f} pieces a row, "
+        f"{1 - rows.targets / rows.positions:.2%} padding; {rows.targets / seconds:,.0f} tokens/s, "
+        f"{rows.targets / busy:,.0f} a CPU second"
+    )
+    for warning in warnings:
+        click.echo(f"bad record: {warning}", err=True)
+    return 0
+
+
+@data.command(cls=ConfigCommand, short_help="Tokenise everything once.")
+@click.argument("recipe")
+@config_options
+def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
+    """Tokenise all sources of RECIPE into the folder `dataset.cache`; what is there already is only read."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from fnrecipe.data.survey import read_through
+
+    found, config = _load(recipe, files, pairs)
+    if getattr(config.dataset, "cache", None) is None:
+        raise UsageError("dataset.cache: expected a folder for the tokens, found null (--config dataset.cache=DIR)")
+    console, started = Console(stderr=True), time.perf_counter()
+    for corpus in _needed(found, "corpora")(config):
+        blocks = track(read_through(corpus), corpus.name, len(corpus.blocks), console=console, disable=not console.is_terminal)
+        documents = sum(count for _, count in blocks)
+        click.echo(f"{corpus.name}: {documents:,} documents in {len(corpus.blocks):,} blocks")
+    size = sum(path.stat().st_size for path in Path(config.dataset.cache).rglob("*.safetensors"))
+    click.echo(f"{config.dataset.cache}: {_bytes(size)} after {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def _load(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> tuple[Recipe[Any], Any]:
+    found = find(recipe)
+    config, _ = resolve(found.config, files, pairs)
+    return found.load(), config
+
+
+def _needed(recipe: Recipe[Any], field: str) -> Callable[..., Any]:
+    function: Callable[..., Any] | None = getattr(recipe, field)
+    if function is None:
+        raise UsageError(f"{recipe.name}: this recipe has no `{field}`, which `fnrecipe data` needs")
+    return function
+
+
+def _stream(recipe: Recipe[Any], config: Any, valid: bool) -> Source[Batch]:
+    from fnrecipe.data import Place
+
+    return (_needed(recipe, "validate") if valid else recipe.stream)(config, Place())
+
+
+def _show_row(batch: Batch, row: int, decode: Callable[[Any], str], names: list[str]) -> None:
+    segments, length = batch.segments[row], len(batch.segments[row])
+    pieces = int(segments.max()) + 1
+    click.secho(f"row {row}: {int(batch.mask[row].sum()):,} of {length:,} positions in {pieces} pieces", bold=True)
+    for piece in range(pieces):
+        here = segments == piece
+        ids = [*batch.tokens[row][here].tolist(), int(batch.targets[row][here][-1])]
+        click.secho(f"── {names[int(batch.sources[row][here][0])]}, {len(ids) - 1:,} targets", dim=True)
+        click.secho(decode(ids), fg=("cyan", "yellow", "green", "magenta")[piece % 4])
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.1f} {unit}" if unit != "B" else f"{size:,.0f} B"
+        size /= 1000
+    return f"{size:,.1f} TB"

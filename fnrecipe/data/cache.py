@@ -1,0 +1,87 @@
+"""A cache of token ids on disk: what was tokenised once is read, whatever file, block, run or machine it came from.
+
+The key of a block is a digest of its texts and of the tokenizer, so that an entry can be superfluous, but never wrong. Each
+entry is a file of its own, renamed into place: any number of processes may share a folder, and it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from fnrecipe.data.blocks import Block
+from fnrecipe.data.document import Document, Ids, Read
+from fnrecipe.data.tokenizer import Tokenizer
+from fnrecipe.errors import DataError, UsageError
+
+_FORMAT = b"fnrecipe tokens 1"
+_log = logging.getLogger(__name__)
+
+
+def cached(block: Block, *, read: Callable[[Block], Iterator[Read]], tokenizer: Tokenizer, folder: Path) -> Iterator[Read]:
+    """What `read(block)` gives, its texts with their ids; a block that has bad records is read as it is, each time.
+
+    Raises:
+        UsageError: if the folder cannot be written to.
+    """
+    found = list(read(block))
+    documents = [item for item in found if isinstance(item, Document)]
+    texts = [document.text for document in documents if document.text is not None]
+    if any(isinstance(item, DataError) for item in found) or len(texts) < len(documents) or not texts:
+        yield from found
+        return
+    path = _path(folder, texts, tokenizer)
+    ids = _load(path, len(texts))
+    if ids is None:
+        ids = tokenizer.encode(texts)
+        _save(path, ids)
+    yield from map(Document, texts, ids)
+
+
+def _path(folder: Path, texts: Sequence[str], tokenizer: Tokenizer) -> Path:
+    digest = hashlib.blake2b(_FORMAT, digest_size=20)
+    for part in (tokenizer.fingerprint, *texts):
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    name = digest.hexdigest()
+    return folder / name[:2] / f"{name}.safetensors"
+
+
+def _load(path: Path, size: int) -> list[Ids] | None:
+    """The ids of `size` texts; None if there is no whole entry."""
+    try:
+        entry = safetensors.numpy.load(path.read_bytes())
+        flat, lengths, checksum = entry["ids"], entry["lengths"], entry["checksum"]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError) as error:
+        _log.warning("%s: damaged cache entry made anew: %s", path, error)
+        return None
+    if len(lengths) != size or int(lengths.sum()) != len(flat) or zlib.crc32(flat.tobytes()) != checksum[0]:
+        _log.warning("%s: damaged cache entry made anew", path)
+        return None
+    return np.split(flat.astype(np.int32), np.cumsum(lengths)[:-1])
+
+
+def _save(path: Path, ids: Sequence[Ids]) -> None:
+    flat = np.concatenate(ids)
+    small = flat.astype(np.uint16 if flat.size and flat.max() < 1 << 16 else np.uint32)
+    checksum = np.array([zlib.crc32(small.tobytes())], np.uint32)
+    content = safetensors.numpy.save({"ids": small, "lengths": np.array([len(i) for i in ids]), "checksum": checksum})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UsageError(f"dataset.cache: cannot write to {path.parent}: {error.strerror}") from None

@@ -1,0 +1,35 @@
+"""Documents: what the readers of all formats give."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from fnrecipe.errors import DataError
+
+Ids: TypeAlias = NDArray[np.int32]
+
+
+@attrs.frozen(eq=False)
+class Document:
+    """A document as text, as token ids int32 [n] without special tokens, or as both."""
+
+    text: str | None = None
+    ids: Ids | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.text) or (self.ids is not None and len(self.ids) > 0)
+
+
+Read: TypeAlias = Document | DataError
+"""A bad record is read as an error that is a value: `stream.tolerate` raises it or counts it."""
+
+
+def held_out(document: Document, fraction: float) -> bool:
+    """Whether a document belongs to the validation split: by its content, so that copies fall on the same side."""
+    content = document.ids if document.text is None else document.text.encode()
+    return content is not None and zlib.crc32(content) < fraction * 2**32  # type: ignore[arg-type]

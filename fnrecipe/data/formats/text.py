@@ -1,0 +1,56 @@
+"""Plain text: one document a file, or documents between separators; and Python sources, in the encoding they declare."""
+
+from __future__ import annotations
+
+import io
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+from fnrecipe.data.blocks import Block
+from fnrecipe.data.document import Document, Read
+from fnrecipe.data.files import File, opened
+from fnrecipe.data.records import Record, read_records, read_whole
+from fnrecipe.errors import DataError, UsageError
+
+SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
+PYTHON_SUFFIXES = (".py",)
+_TESTS = {"test", "tests", "idle_test"}
+
+
+def read(block: Block, *, separator: str | None) -> Iterator[Read]:
+    """The documents of a block, without their separators; what is white space alone is none."""
+    for record in read_whole(block.path) if separator is None else read_records(block, separator.encode()):
+        text = record.text() if isinstance(record, Record) else record
+        if isinstance(text, DataError):
+            yield text
+        elif not text.isspace():
+            yield Document(text.removesuffix(separator or ""))
+
+
+def read_python(block: Block) -> Iterator[Read]:
+    """A Python source file as one document."""
+    with opened(block.path) as file:
+        source = file.read()
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
+        yield Document(io.TextIOWrapper(io.BytesIO(source), encoding).read())
+    except (UnicodeError, LookupError, SyntaxError) as error:
+        yield DataError(f"{block.path}: expected text in the encoding that it declares: {error}")
+
+
+def python_stdlib() -> list[File]:
+    """The source files of this Python's standard library without its tests, ordered by their names in it.
+
+    Raises:
+        UsageError: if this Python came without sources.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    names = sorted(path.relative_to(root).parts for path in root.rglob("*.py"))
+    library = [parts for parts in names if parts[0].removesuffix(".py") in sys.stdlib_module_names and not _TESTS & set(parts)]
+    if not library:
+        raise UsageError(f"{root}: expected the sources of Python's standard library, found none; set dataset.sources")
+    paths = [root.joinpath(*parts) for parts in library]
+    return [File(str(path), str(path.relative_to(root)), path.stat().st_size) for path in paths]

@@ -1,0 +1,82 @@
+"""Several sources in exact shares, without randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+from fnrecipe.data.stream import Cursor, Source, Stream, T
+
+Finished: TypeAlias = Literal["drop", "repeat", "stop"]
+Weights: TypeAlias = Callable[[int], Sequence[float]]
+
+
+def mix(
+    sources: Sequence[Callable[[int], Source[T]]],
+    cursor: Cursor = None,
+    *,
+    weights: Weights,
+    size: Callable[[T], int],
+    epochs: int | None = None,
+    finished: Finished = "drop",
+) -> Stream[T]:
+    """Items of several sources, always from the one that is furthest behind its share; `source(epoch)` gives each of them.
+
+    Shares are counted in `size(item)` (tokens, say) by the weights at the total so far, `weights(total)`: no source is ever
+    ahead of its share by more than one item. A source that has been read `epochs` times is finished. It drops out, and the
+    others share what it had; or it is repeated until all are finished; or all stop with it. A source without any item is
+    left out. Cursor: [[epoch, cursor in it] of each source, how far each is behind, the total].
+    """
+    before = cursor or ([(0, None)] * len(sources), [0.0] * len(sources), 0)
+    positions, behind, total = list(map(tuple, before[0])), list(before[1]), before[2]
+
+    def done(i: int) -> bool:
+        return epochs is not None and positions[i][0] >= epochs
+
+    live = [i for i in range(len(sources)) if finished == "repeat" or not done(i)]
+    streams = {i: sources[i](positions[i][0])(positions[i][1]) for i in live}
+    while live:
+        shares = _shares(weights(total), live)
+        if not shares:
+            return
+        chosen = max(shares, key=lambda i: (behind[i], shares[i], -i))
+        entry = next(streams[chosen], None)
+        if entry is None:
+            epoch, inner = positions[chosen]
+            positions[chosen] = (epoch + 1, None)
+            if inner is None or (finished == "drop" and done(chosen)):
+                live.remove(chosen)
+            elif (finished == "stop" and done(chosen)) or (finished == "repeat" and all(map(done, live))):
+                return
+            else:
+                streams[chosen] = sources[chosen](epoch + 1)(None)
+            continue
+        item, position = entry
+        amount = size(item)
+        for i, share in shares.items():
+            behind[i] += amount * (share - (i == chosen))
+        positions[chosen] = (positions[chosen][0], position)
+        total += amount
+        yield item, (tuple(positions), tuple(behind), total)
+
+
+def weights_between(points: Sequence[Sequence[tuple[int, float]]], scale: int = 1) -> Weights:
+    """For each source the weight on straight lines between its points (total, weight), flat beyond them; at `scale` · total."""
+
+    def weights(total: int) -> list[float]:
+        return [_between(line, total * scale) for line in points]
+
+    return weights
+
+
+def _between(line: Sequence[tuple[int, float]], x: int) -> float:
+    for (a, left), (b, right) in pairwise(line):
+        if x < b:
+            return left if x <= a else left + (right - left) * (x - a) / (b - a)
+    return line[-1][1]
+
+
+def _shares(weights: Sequence[float], live: Sequence[int]) -> dict[int, float]:
+    whole = sum(weights[i] for i in live)
+    return {i: weights[i] / whole for i in live if weights[i] > 0}

@@ -1,0 +1,117 @@
+"""Read ahead in processes: each takes some of this rank's lanes, as if it were a rank of its own.
+
+The rows, their order and the cursors are those of one process, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from fnrecipe.data.batch import Batch, join
+from fnrecipe.data.lanes import Place
+from fnrecipe.data.stream import Cursor, Source, Stream, T
+from fnrecipe.errors import FnrecipeError
+
+_log = logging.getLogger(__name__)
+
+
+def spread(
+    make: Callable[[Place], Source[Batch]], cursor: Cursor = None, *, place: Place, workers: int, size: int
+) -> Stream[Batch]:
+    """The batches of `make(place)` from `workers` processes, each up to `size` batches ahead.
+
+    `make` and the batches are pickled, between this process and its own children only. An error in a worker is raised with
+    the worker's traceback as a note; closing the stream ends the processes.
+
+    Raises:
+        FnrecipeError: if a worker dies.
+    """
+    places = [Place(place.rank * workers + k, place.world_size * workers) for k in range(workers)]
+    with ExitStack() as stack:
+        parts = [stack.enter_context(closing(in_process(make, each, cursor, size=size))) for each in places]
+        while entries := [entry for part in parts if (entry := next(part, None)) is not None]:
+            batch = join([part for part, _ in entries])
+            if place.world_size == 1 and not batch.mask.any():
+                return
+            yield batch, {lane: position for _, cursors in entries for lane, position in cursors.items()}
+
+
+def in_process(
+    make: Callable[[Place], Source[T]], place: Place, cursor: Cursor = None, *, size: int
+) -> Generator[tuple[T, Cursor], None, None]:
+    """The stream `make(place)(cursor)` from a process of its own, up to `size` items ahead of its consumer."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, make, place, cursor), name=f"data {place.rank}", daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        for _ in range(max(size, 1)):
+            ours.send_bytes(b"more")
+        while True:
+            kind, content = _receive(ours, process)
+            if kind == "warning":
+                _log.warning("%s", content)
+            elif kind == "error":
+                error, trace = content
+                error.add_note(f"in {process.name}:\n{trace}")
+                raise error
+            elif kind == "end":
+                return
+            else:
+                yield content
+                ours.send_bytes(b"more")
+    finally:
+        ours.close()
+        process.terminate()
+        process.join()
+        process.close()
+
+
+def _receive(pipe: Connection, process: Any) -> tuple[str, Any]:
+    try:
+        wait([pipe, process.sentinel])
+        if pipe.poll():
+            message: tuple[str, Any] = pipe.recv()
+            return message
+    except (EOFError, ConnectionResetError):
+        pass
+    process.join()
+    status = process.exitcode
+    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    raise FnrecipeError(f"a worker of the data ({process.name}) ended {how} before its stream did; out of memory?")
+
+
+class _Forward(logging.Handler):
+    """Sends warnings to the process that reads the stream."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__(logging.WARNING)
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._pipe.send(("warning", record.getMessage()))
+
+
+def _serve(pipe: Connection, make: Callable[[Place], Source[Any]], place: Place, cursor: Cursor) -> None:
+    """The worker: an item for each word from the consumer, whose end of the pipe closes when it ends, however it ends."""
+    for number in (signal.SIGINT, signal.SIGUSR1):  # sent to the whole group, but meant for the consumer
+        signal.signal(number, signal.SIG_IGN)
+    logging.getLogger("fnrecipe").addHandler(_Forward(pipe))
+    try:
+        for entry in make(place)(cursor):
+            pipe.recv_bytes()
+            pipe.send(("item", entry))
+        pipe.send(("end", None))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        known = error if isinstance(error, FnrecipeError) else RuntimeError(f"{type(error).__name__}: {error}")
+        pipe.send(("error", (known, traceback.format_exc())))

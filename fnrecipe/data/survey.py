@@ -1,0 +1,65 @@
+"""What a corpus holds, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from fnrecipe.data.batch import Batch
+from fnrecipe.data.blocks import Block
+from fnrecipe.data.corpus import Corpus
+from fnrecipe.data.document import Document
+from fnrecipe.data.tokenizer import Tokenizer, tokenize
+from fnrecipe.errors import DataError
+
+_CHUNK = 256
+
+
+@attrs.frozen(eq=False)
+class Survey:
+    """Lengths in tokens (int64 [documents], without special tokens) and bytes of text of documents; and the bad records."""
+
+    lengths: NDArray[np.int64]
+    num_bytes: int
+    bad: Sequence[DataError]
+
+
+@attrs.frozen
+class Fill:
+    """How full rows are: positions in all, positions with a target, pieces of documents, rows."""
+
+    positions: int
+    targets: int
+    pieces: int
+    rows: int
+
+
+def survey(corpus: Corpus, tokenizer: Tokenizer, limit: int | None = None) -> Survey:
+    """Counts the first `limit` documents of a corpus; empty ones are none."""
+    items = (item for block in corpus.blocks for item in corpus.read(block) if item or isinstance(item, DataError))
+    lengths, num_bytes, bad = [np.zeros(0, np.int64)], 0, []
+    while chunk := list(islice(items, _CHUNK if limit is None else min(_CHUNK, limit - sum(map(len, lengths))))):
+        documents = [item for item in chunk if isinstance(item, Document)]
+        bad += [item for item in chunk if isinstance(item, DataError)]
+        found = tokenize(documents, tokenizer=tokenizer, add_eos=False)
+        lengths.append(np.array([len(tokens.ids) - 1 for tokens in found], np.int64))
+        num_bytes += sum(tokens.num_bytes for tokens in found)
+    return Survey(np.concatenate(lengths), num_bytes, bad)
+
+
+def fill(batches: Iterator[Batch]) -> Fill:
+    """Adds up the rows of batches."""
+    found = np.zeros(4, np.int64)
+    for batch in batches:
+        found += (batch.mask.size, batch.mask.sum(), (batch.segments.max(1) + 1).sum(), len(batch.mask))
+    return Fill(*found.tolist())
+
+
+def read_through(corpus: Corpus) -> Iterator[tuple[Block, int]]:
+    """Every block and how many documents it holds, for the sake of what reading them leaves in a cache."""
+    for block in corpus.blocks:
+        yield block, sum(isinstance(item, Document) for item in corpus.read(block))
