@@ -1,93 +1,177 @@
-"""The stream: tokens per CPU second from JSONL to batches, against the tokenizer alone.
+"""The stream: from JSONL to batches, against the tokenizer alone and against other libraries (`pip install -e '.[bench]'`).
 
-The text is the sources of Python's library as JSONL; the tokenizer a byte-level BPE of 8192 tokens trained on it. The bare
-system has all texts in memory already and does nothing but `encode_batch` in chunks of 16; fnrecipe reads, parses,
-splits off validation documents, tokenises, packs by best fit, shuffles, collates and hands over through its thread.
+The documents are the top-level pieces of the sources of Python's library, some 1.5 kB each; the tokenizer is a byte-level BPE
+of 8192 tokens trained on them; batches are 8 rows of 1024. The bare systems have all texts in memory and only encode them;
+fnrecipe reads, parses, splits off validation documents, shuffles, tokenises, packs by best fit, collates and hands over
+through its thread. The peers (see `stream_peers.py`) read, parse, tokenise, join documents end to end and batch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import attrs
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from benchmarks.report import Result, ratios
+from benchmarks.stream_peers import CHUNK, PEERS
 from benchmarks.workers import take_turns
 from fnrecipe.config import DataSource
-from fnrecipe.data import Place, pipe, prefetch, python_stdlib, read_files
+from fnrecipe.data import Batch, Place, Source, byte_tokenizer, open_corpus, pipe, prefetch, spread
+from fnrecipe.data.corpus import texts_of
+from fnrecipe.data.survey import fill
+from fnrecipe.data.tokenizer import END_OF_TEXT, train_bpe
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
 from fnrecipe.recipes.lm.data import train_stream
 
-BARE = "tokenizers.encode_batch"
-VOCABULARY = 8192
+BARE, FAST = "tokenizers.encode_batch", "tokenizers.encode_batch_fast"
+OURS = ("fnrecipe", "fnrecipe, token cache")
+WORKERS = {"fnrecipe, a thread": 0, "fnrecipe, 1 process": 1, "fnrecipe, 2 processes": 2}
+VOCABULARY, LENGTH = 8192, 1024
 
 
 def run(rounds: int) -> list[Result]:
+    peers = [name for name, (module, _) in PEERS.items() if importlib.util.find_spec(module)]
     with tempfile.TemporaryDirectory() as folder:
         _write_case(Path(folder))
-        measured = take_turns("stream", [BARE, "fnrecipe"], folder, rounds)
-    results = []
-    for system, turns in measured.items():
-        make = partial(Result, "stream", "stdlib JSONL, BPE 8192", system)
-        results.append(make("per CPU second", [t.amount / t.cpu for t in turns], "tokens"))
-        results.append(make("per second", [t.amount / t.wall for t in turns], "tokens"))
-        results.append(make("peak memory of the process", [turns[-1].peak], "MiB"))
-    return results + ratios(results, "per CPU second", BARE)
+        speed = _speed(folder, [BARE, FAST, *OURS, *peers], rounds)
+        resume = _cpu(take_turns("stream", [f"{name}@90" for name in (*OURS, *peers)], folder, rounds), "resume at 90 %")
+        workers = [
+            Result(
+                "stream", "workers", name.removesuffix("@workers"), "per second", [t.amount / t.wall for t in turns], "tokens"
+            )
+            for name, turns in take_turns("stream", [f"{name}@workers" for name in WORKERS], folder, rounds).items()
+        ]
+        return [*speed, *resume, *workers, *_memory(folder), *_padding(Path(folder))]
 
 
 def setup(system: str, case: str) -> Callable[[], float]:
-    return (_bare if system == BARE else _whole)(Path(case))
+    """One round of a system: an epoch of tokens, a resume (`@90`), an epoch by workers (`@workers`), or epochs (`@epochs`)."""
+    folder, (name, _, what) = Path(case), system.partition("@")
+    if name in (BARE, FAST):
+        return _bare(folder, name.removeprefix("tokenizers."))
+    if what == "workers":
+        return _by_workers(folder, WORKERS[name])
+    if what == "epochs":
+        source = _ours(folder, cache=False)
+        return lambda: float(sum(batch.mask.sum() for batch, _ in source(None)))
+    if what == "90":
+        return _resume(folder, name)
+    read = _reader(folder, name)
+    return lambda: float(sum(_tokens(batch) for batch, _ in read(None)))
 
 
-def _bare(folder: Path) -> Callable[[], float]:
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+def _speed(folder: str, systems: list[str], rounds: int) -> list[Result]:
+    measured = take_turns("stream", systems, folder, rounds)
+    results = []
+    for system, turns in measured.items():
+        make = partial(Result, "stream", "JSONL, BPE 8192, rows of 1024", system)
+        results.append(make("per CPU second", [t.amount / t.cpu for t in turns], "tokens"))
+        results.append(make("per second", [t.amount / t.wall for t in turns], "tokens"))
+        results.append(make("peak memory of the process", [turns[-1].peak], "MiB"))
+    return [*results, *ratios(results, "per CPU second", BARE), *ratios(results, "per CPU second", FAST)]
+
+
+def _cpu(measured: dict[str, Any], case: str) -> list[Result]:
+    return [
+        Result("stream", case, name.partition("@")[0], "CPU", [t.cpu for t in turns], "s") for name, turns in measured.items()
+    ]
+
+
+def _memory(folder: str) -> list[Result]:
+    """The process's peak memory after each of ten epochs."""
+    (turns,) = take_turns("stream", ["fnrecipe@epochs"], folder, 10, warmup=0).values()
+    return [
+        Result("stream", "10 epochs", "fnrecipe", f"peak memory after epoch {n}", [turns[n - 1].peak], "MiB")
+        for n in (1, 5, 10)
+    ]
+
+
+def _padding(folder: Path) -> list[Result]:
+    """Of rows from windows of full size, while all lanes have documents."""
+    results = []
+    for window in (64, 128, 256, 512):
+        source = train_stream(_config(folder, window=window, epochs=None), Place())
+        full = fill(batch for batch, _ in islice(source(None), 1000, 3000))
+        padding = 100 * (1 - full.targets / full.positions)
+        results.append(Result("stream", "padding", f"window of {window} documents", "of all positions", [padding], "%"))
+    return results
+
+
+def _reader(folder: Path, name: str) -> Callable[[Any], Iterator[tuple[Any, Any]]]:
+    if name in OURS:
+        return _ours(folder, cache=name != OURS[0])
+    return PEERS[name][1](folder, LENGTH)
+
+
+def _ours(folder: Path, *, cache: bool) -> Source[Batch]:
+    config = _config(folder, cache=str(folder / "cache") if cache else None)
+    return pipe(train_stream(config, Place()), partial(prefetch, size=2))
+
+
+def _tokens(batch: Any) -> int:
+    return int(batch.mask.sum()) if isinstance(batch, Batch) else int(batch.size - len(batch))
+
+
+def _bare(folder: Path, method: str) -> Callable[[], float]:
+    encode = getattr(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), method)
     texts = [json.loads(line)["text"] for line in (folder / "text.jsonl").open()]
 
     def work() -> float:
-        chunks = (texts[i : i + 16] for i in range(0, len(texts), 16))
-        return float(sum(len(e.ids) for chunk in chunks for e in tokenizer.encode_batch(chunk, add_special_tokens=False)))
+        chunks = (texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK))
+        return float(sum(len(e.ids) for chunk in chunks for e in encode(chunk, add_special_tokens=False)))
 
     return work
 
 
-def _whole(folder: Path) -> Callable[[], float]:
-    config = _config(folder)
+def _resume(folder: Path, name: str) -> Callable[[], float]:
+    """Opens the data anew and reads the batch behind the state at 90 % of an epoch, which is found beforehand."""
+    read = _reader(folder, name)
+    size = sum(1 for _ in read(None))
+    _, state = next(islice(read(None), size * 9 // 10, None))
+    saved = state if name in OURS else state()
 
     def work() -> float:
-        source = pipe(train_stream(config, Place()), partial(prefetch, size=2))
-        return float(sum(batch.mask.sum() for batch, _ in source(None)))
+        return float(_tokens(next(_reader(folder, name)(saved))[0]))
 
     return work
 
 
-def _config(folder: Path) -> LMConfig:
+def _by_workers(folder: Path, workers: int) -> Callable[[], float]:
+    config = _config(folder)
+    if not workers:
+        return setup(OURS[0], str(folder))
+    source = partial(spread, partial(train_stream, config), place=Place(), workers=workers, size=2)
+    return lambda: float(sum(batch.mask.sum() for batch, _ in source(None)))
+
+
+def _config(folder: Path, *, cache: str | None = None, window: int = 512, epochs: int | None = 1) -> LMConfig:
     dataset = attrs.evolve(
-        defaults.dataset, family="jsonl", sources=(DataSource(str(folder / "text.jsonl")),), valid_fraction=0.0
+        defaults.dataset,
+        sources=(DataSource(str(folder / "text.jsonl")),),
+        valid_fraction=0.0,
+        max_seq_len=LENGTH,
+        pack_window=window,
+        cache=cache,
     )
-    model = attrs.evolve(defaults.model, config=attrs.evolve(defaults.model.config, vocab_size=VOCABULARY))
+    model = attrs.evolve(defaults.model, config=attrs.evolve(defaults.model.config, vocab_size=VOCABULARY, max_seq_len=LENGTH))
     tokenizer = attrs.evolve(defaults.tokenizer, family="hf", path=str(folder / "tokenizer.json"))
-    regime = attrs.evolve(defaults.regime, num_data_epochs=1)
+    regime = attrs.evolve(defaults.regime, num_data_epochs=epochs)
     return attrs.evolve(defaults, dataset=dataset, model=model, tokenizer=tokenizer, regime=regime)
 
 
 def _write_case(folder: Path) -> None:
-    """A quarter of the library: enough to measure, and quick to train the tokenizer on."""
+    stdlib = open_corpus("stdlib:", byte_tokenizer())
+    texts = [piece for text in texts_of(stdlib) for piece in text.split("\n\n\n") if piece.strip()]
     with (folder / "text.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in _texts())
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False)
-    tokenizer.train_from_iterator(_texts(), trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def _texts() -> Iterator[str]:
-    return (text for text, _ in read_files(paths=python_stdlib()[::4]))
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    trained = train_bpe(iter(texts[::4]), VOCABULARY, [END_OF_TEXT], show_progress=False)
+    trained.save(str(folder / "tokenizer.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -89,6 +90,9 @@ def stats(
         )
         warnings += counted.bad[:10]
     Console(width=None if Console().is_terminal else 140).print(table)
+    for warning in warnings:
+        click.echo(f"bad record: {warning}", err=True)
+    logging.getLogger("fnrecipe").addHandler(logging.NullHandler())  # the stream would tell the same records, epoch after epoch
     source, started = _stream(found, config, valid), (time.perf_counter(), time.process_time())
     rows = fill(batch for batch, _ in islice(source(None), batches))
     seconds, busy = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -99,8 +103,6 @@ def stats(
         f"{1 - rows.targets / rows.positions:.2%} padding; {rows.targets / seconds:,.0f} tokens/s, "
         f"{rows.targets / busy:,.0f} a CPU second"
     )
-    for warning in warnings:
-        click.echo(f"bad record: {warning}", err=True)
     return 0
 
 

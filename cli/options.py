@@ -64,5 +64,5 @@ with_changes_option = click.option(
     "--resume-with-changes",
     "with_changes",
     is_flag=True,
-    help="Go on in a directory that was trained under another config.",
+    help="Go on in a directory that was trained under another config or on other data.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from itertools import chain
 from pathlib import Path
@@ -52,13 +53,18 @@ def train(
     reading = Reading(text_key, separator)
     form = None if format_ == "auto" else format_
     corpora = [open_corpus(path, byte_tokenizer(), format=form, reading=reading) for path in paths]
-    trained = train_bpe(
-        chain.from_iterable(map(texts_of, corpora)), vocab_size, special or [END_OF_TEXT], show_progress=sys.stderr.isatty()
-    )
+    texts = chain.from_iterable(map(texts_of, corpora))
+    first = next(texts, None)
+    if first is None:
+        raise UsageError(f"{', '.join(paths)}: expected text to train on, found none")
+    trained = train_bpe(chain([first], texts), vocab_size, special or [END_OF_TEXT], show_progress=sys.stderr.isatty())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(trained.to_str(), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{out}: cannot write the tokenizer: {error.strerror}") from None
-    click.echo(f"{out}: {trained.get_vocab_size():,} tokens; use it by --config tokenizer.family=hf tokenizer.path={out}")
+    size = trained.get_vocab_size()
+    pairs = ["tokenizer.family=hf", f"tokenizer.path={out}", f"model.config.vocab_size={size}"]
+    pairs += [f"tokenizer.eos_token={token}" for token in special[:1]]
+    click.echo(f"{out}: {size:,} tokens; use it by --config {shlex.join(pairs)}")
     return 0

@@ -23,7 +23,7 @@ def train(recipe: str, out: Path, files: tuple[Path, ...], pairs: tuple[str, ...
 
     \b
     fnrecipe train lm --out runs/first
-    fnrecipe train lm --out runs/mine --config dataset.family=jsonl 'dataset.sources=[{path: data/}]'
+    fnrecipe train lm --out runs/mine --config 'dataset.sources=[{path: data/}]'
     """
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)

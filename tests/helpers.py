@@ -42,8 +42,13 @@ def documents(*lengths: int, vocab_size: int = 64, seed: int = 0) -> list[np.nda
 
 def packed(rows: Sequence[Sequence[np.ndarray]], length: int) -> Batch:
     """The batch, as tensors, of rows of documents."""
-    batch = collate([[Tokens(ids, len(ids)) for ids in row] for row in rows], length)
-    return tree.map(torch.from_numpy, batch)
+    return tensors([[Tokens(ids, len(ids)) for ids in row] for row in rows], length)
+
+
+def tensors(rows: Sequence[Sequence[Tokens]], length: int) -> Batch:
+    """The batch, as tensors, of rows of pieces."""
+    batch: Batch = tree.map(torch.from_numpy, collate(rows, length))
+    return batch
 
 
 def draw(like: Tree, seed: int) -> Tree:

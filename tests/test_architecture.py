@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -142,6 +143,25 @@ def test_config_command_line_and_data_load_no_torch(name: str) -> None:
 @pytest.mark.parametrize("name", select("data", "config", "errors"))
 def test_data_and_config_never_import_torch(name: str) -> None:
     assert "torch" not in {found.name for found in imported(name)}
+
+
+@pytest.mark.parametrize("name", ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.recipes.lm.data"])
+def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> None:
+    code = f"import sys, {name}; print(*sorted({{'fsspec', 'pyarrow', 'tokenizers', 'torch'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", select("data"))
+def test_only_its_own_module_imports_a_library_that_only_some_data_needs(name: str) -> None:
+    users = {
+        "fsspec": {"fnrecipe.data.files"},
+        "pyarrow": {"fnrecipe.data.formats.parquet"},
+        "tokenizers": {"fnrecipe.data.tokenizer"},
+        "multiprocessing": {"fnrecipe.data.processes"},
+    }
+    found = {other.name for other in imported(name)}
+    assert {library for library in users if library in found} == {library for library in users if name in users[library]}
 
 
 @pytest.mark.parametrize("name", select(*PURE))

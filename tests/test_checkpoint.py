@@ -32,6 +32,7 @@ DTYPES = [
 ]
 FILES = ("state.safetensors", "state.json", "SHA256SUMS")
 CURSOR = {"0": [1, [2, "x"]], "1": None}
+FINGERPRINTS = {"a: ü/1.jsonl": "7 bytes, 0123456789abcdef", "b: 2.jsonl": "0 bytes, fedcba9876543210"}
 
 
 def small_state(value: float = 1.0) -> State:
@@ -52,7 +53,7 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 def two(tmp_path: Path) -> Path:
     """A directory of checkpoints of steps 10 and 20, whose parameters are 10 and 20."""
     for step in (10, 20):
-        checkpoint.save(tmp_path, step, small_state(float(step)), CURSOR)
+        checkpoint.save(tmp_path, step, small_state(float(step)), CURSOR, FINGERPRINTS)
     return tmp_path
 
 
@@ -77,16 +78,16 @@ def test_every_dtype_and_shape_comes_back(tmp_path: Path) -> None:
     patterns = torch.randint(0, 256, (2, 3, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     state = {str(dtype): (patterns % 2).bool() if dtype == torch.bool else patterns.clone().view(dtype) for dtype in DTYPES}
     state |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(-0.0), "strided": torch.arange(6.0).view(2, 3).t()}
-    checkpoint.save(tmp_path, 3, state, CURSOR)
+    checkpoint.save(tmp_path, 3, state, CURSOR, FINGERPRINTS)
     found = checkpoint.newest(tmp_path, silent)
     assert found is not None
-    assert (found.step, found.cursor) == (3, CURSOR)
+    assert (found.step, found.cursor, found.files) == (3, CURSOR, FINGERPRINTS)
     assert_same_bits(checkpoint.restore(found, tree.map(torch.empty_like, state)), state)
 
 
 def test_a_state_comes_back_by_its_paths(tmp_path: Path) -> None:
     state = small_state(0.1)
-    checkpoint.save(tmp_path, 0, state, None)
+    checkpoint.save(tmp_path, 0, state, None, FINGERPRINTS)
     found = checkpoint.newest(tmp_path, silent)
     assert found is not None
     assert found.tensors.keys() == tree.paths(state).keys()
@@ -99,10 +100,22 @@ def test_a_checkpoint_is_read_by_other_tools(two: Path) -> None:
     with safetensors.safe_open(place / "state.safetensors", "pt") as file:
         assert set(file.keys()) == tree.paths(small_state()).keys()
         assert torch.equal(file.get_tensor("params.layers.0.query"), torch.full((2, 3), 20.0))
-    document = json.loads((place / "state.json").read_text())
+    text = (place / "state.json").read_text()
+    document = json.loads(text)
     assert document["step"] == 20
+    assert document["files"] == FINGERPRINTS
+    assert len(text.splitlines()) == 2 + sum(1 if key in ("format", "step") else 2 + len(document[key]) for key in document)
     assert document["tensors"]["params.layers.0.query"] == "float32 [2, 3]"
     subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=place, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("cursor", [None, [], {}, [1, {"a": {}}], {"0": {"1": [1, [2]], "2": {}}, 'a"\n': "ü"}])
+@pytest.mark.parametrize("files", [{}, {'a: "\n': "1"}])
+def test_any_cursor_and_any_names_of_files_come_back(tmp_path: Path, cursor: Any, files: dict[str, str]) -> None:
+    checkpoint.save(tmp_path, 1, {"x": torch.ones(1)}, cursor, files)
+    found = checkpoint.newest(tmp_path, silent)
+    assert found is not None
+    assert (found.cursor, found.files) == (cursor, files)
 
 
 def test_changing_what_was_loaded_does_not_change_the_checkpoint(two: Path) -> None:
@@ -117,13 +130,13 @@ def test_changing_what_was_loaded_does_not_change_the_checkpoint(two: Path) -> N
 
 def test_saving_again_what_is_there_and_whole_changes_nothing(two: Path) -> None:
     before = contents(two)
-    assert checkpoint.save(two, 20, small_state(99.0), None) == two / "step_00000020"
+    assert checkpoint.save(two, 20, small_state(99.0), None, FINGERPRINTS) == two / "step_00000020"
     assert contents(two) == before
 
 
 def test_the_newest_is_the_greatest_number_whatever_the_clock_says(two: Path) -> None:
     for step in (99_999_999, 100_000_000):
-        checkpoint.save(two, step, small_state(float(step)), None)
+        checkpoint.save(two, step, small_state(float(step)), None, FINGERPRINTS)
     os.utime(two / "step_00000010", (2**33, 2**33))
     found = [place.name for place in checkpoint.committed(two)]
     assert found == ["step_00000010", "step_00000020", "step_99999999", "step_100000000"]
@@ -200,17 +213,20 @@ def test_an_empty_directory_is_a_damaged_checkpoint(two: Path) -> None:
 def test_saving_over_a_damaged_checkpoint_writes_it_anew_and_keeps_the_damaged_one(two: Path) -> None:
     flip(two / "step_00000020/state.safetensors", 1000)
     damaged = (two / "step_00000020/state.safetensors").read_bytes()
-    checkpoint.save(two, 20, small_state(20.0), CURSOR)
+    checkpoint.save(two, 20, small_state(20.0), CURSOR, FINGERPRINTS)
     assert_is_step(checkpoint.newest(two, silent), 20)
     assert (two / "step_00000020.damaged/state.safetensors").read_bytes() == damaged
 
 
-def test_another_format_is_refused_by_name(two: Path) -> None:
+@pytest.mark.parametrize("number", [1, 99])
+def test_another_format_is_refused_by_name(two: Path, number: int) -> None:
     place = two / "step_00000020"
     document = json.loads((place / "state.json").read_text())
-    (place / "state.json").write_text(json.dumps({**document, "format": 99}))
+    (place / "state.json").write_text(
+        json.dumps({key: document[key] for key in document if key != "files"} | {"format": number})
+    )
     sign(place)
-    with pytest.raises(CheckpointError, match="expected checkpoint format 1, found 99"):
+    with pytest.raises(CheckpointError, match=f"step_00000020: expected checkpoint format 2, found {number}"):
         checkpoint.newest(two, silent)
 
 
@@ -289,7 +305,7 @@ def failing_save(root: Path, call: str, after: int, error: BaseException) -> Bas
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, call, failing)
         try:
-            checkpoint.save(root, 30, small_state(30.0), CURSOR)
+            checkpoint.save(root, 30, small_state(30.0), CURSOR, FINGERPRINTS)
         except (CheckpointError, Killed) as caught:
             return caught
     return None
@@ -318,7 +334,7 @@ def test_a_kill_at_any_call_loses_nothing_and_the_next_save_works(two: Path, cal
         kills += 1
         assert contents(two).items() >= before.items()
         assert_is_step(checkpoint.newest(two, silent), 30 if "step_00000030" in names(two) else 20)
-        checkpoint.save(two, 30, small_state(30.0), CURSOR)
+        checkpoint.save(two, 30, small_state(30.0), CURSOR, FINGERPRINTS)
         assert_is_step(checkpoint.newest(two, silent), 30)
         checkpoint.prune(two, 3)
         assert names(two) == {"step_00000010", "step_00000020", "step_00000030"}
@@ -332,7 +348,7 @@ def test_a_library_that_cannot_write_is_a_checkpoint_error(two: Path, monkeypatc
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        checkpoint.save(two, 30, small_state(), None)
+        checkpoint.save(two, 30, small_state(), None, FINGERPRINTS)
     assert names(two) == {"step_00000010", "step_00000020"}
 
 
@@ -346,13 +362,13 @@ def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_a_checkpoint_error(
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(CheckpointError, match="Read-only file system"):
-        checkpoint.save(two, 20, small_state(), None)
+        checkpoint.save(two, 20, small_state(), None, FINGERPRINTS)
 
 
 def test_a_root_that_is_a_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(CheckpointError):
-        checkpoint.save(tmp_path / "checkpoints", 1, small_state(), None)
+        checkpoint.save(tmp_path / "checkpoints", 1, small_state(), None, FINGERPRINTS)
 
 
 # What does not fit is named.
@@ -376,60 +392,3 @@ def test_everything_that_does_not_fit_is_named_at_once(two: Path) -> None:
             for name in ("count", "mean.layers.0.query", "mean.norm", "square.layers.0.query", "square.norm")
         ),
     }
-
-
-# What is old goes.
-
-
-@pytest.mark.parametrize("keep", [1, 2, 3, 9])
-def test_prune_keeps_the_newest(tmp_path: Path, keep: int) -> None:
-    steps = (5, 99, 100, 1000)
-    for step in steps:
-        checkpoint.save(tmp_path, step, {"x": torch.tensor(step)}, None)
-    checkpoint.prune(tmp_path, keep)
-    assert names(tmp_path) == {f"step_{step:08d}" for step in steps[-keep:]}
-
-
-def test_prune_removes_what_a_killed_process_left(two: Path) -> None:
-    (two / "step_00000030.tmp").mkdir()
-    (two / "step_00000030.tmp/state.safetensors").write_bytes(b"half")
-    checkpoint.prune(two, 2)
-    assert names(two) == {"step_00000010", "step_00000020"}
-
-
-def test_prune_passes_over_files_and_links_that_end_in_tmp(two: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / "canary").touch()
-    (two / "step_notes.tmp").write_text("a file")
-    (two / "step_00000007.tmp").symlink_to(elsewhere)
-    checkpoint.prune(two, 1)
-    assert "step_00000010" not in names(two)
-    assert (elsewhere / "canary").exists()
-
-
-def test_a_kill_in_the_middle_of_prune_leaves_no_half_checkpoint(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(place: Path, *args: Any, **options: Any) -> None:
-        (place / "state.json").unlink()
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", half)
-        with pytest.raises(Killed):
-            checkpoint.prune(two, 1)
-    assert [place.name for place in checkpoint.committed(two)] == ["step_00000020"]
-    checkpoint.prune(two, 1)
-    assert names(two) == {"step_00000020"}
-
-
-@pytest.mark.parametrize("keep", [1, 2])
-def test_the_checkpoint_just_saved_survives_prune_after_a_fall_back(two: Path, keep: int) -> None:
-    """Steps 30 and 20 are damaged, the run goes on from 10 and is stopped at 12: 12 is the newest that is whole."""
-    checkpoint.save(two, 30, small_state(30.0), CURSOR)
-    for step in (20, 30):
-        flip(two / f"step_{step:08d}/state.safetensors", 1000)
-    found, _ = newest(two)
-    assert_is_step(found, 10)
-    checkpoint.save(two, 12, small_state(12.0), CURSOR)
-    checkpoint.prune(two, keep)
-    found, _ = newest(two)
-    assert_is_step(found, 12)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fnrecipe.data import Place, byte_tokenizer, held_out, python_stdlib, read_files, tokenize
+from fnrecipe.data import Document, Place, byte_tokenizer, held_out, open_corpus, tokenize
+from fnrecipe.data.corpus import STDLIB, texts_of
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import valid_stream
 
@@ -37,8 +38,10 @@ def test_the_default_run_learns_python(tmp_path: Path) -> None:
 def bigram_bits_per_byte() -> float:
     """Bits per byte that add-one smoothed pair counts of the training documents need for the same validation rows."""
     counts = np.ones((257, 257))
-    texts = (text for text, _ in read_files(paths=python_stdlib()) if text)
-    for document in tokenize([t for t in texts if not held_out(t, config.dataset.valid_fraction)], tokenizer=byte_tokenizer()):
+    tokenizer = byte_tokenizer()
+    documents = map(Document, texts_of(open_corpus(STDLIB, tokenizer)))
+    training = [document for document in documents if not held_out(document, config.dataset.valid_fraction)]
+    for document in tokenize(training, tokenizer=tokenizer):
         np.add.at(counts, (document.ids[:-1], document.ids[1:]), 1)
     bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
     batches = [batch for batch, _ in islice(valid_stream(config, Place())(None), config.regime.num_validation_batches)]

@@ -29,7 +29,7 @@ def changed(**regime: Any) -> dict[str, Any]:
 def trained(tmp_path: Path) -> Path:
     """A directory with the config BASE and a checkpoint."""
     write_config(tmp_path)
-    checkpoint.save(tmp_path / directory.CHECKPOINTS, 1, {"x": torch.ones(1)}, None)
+    checkpoint.save(tmp_path / directory.CHECKPOINTS, 1, {"x": torch.ones(1)}, None, {})
     return tmp_path
 
 
@@ -78,6 +78,52 @@ def test_more_steps_do_not_excuse_another_change(trained: Path) -> None:
     with pytest.raises(UsageError) as caught:
         directory.check_config(trained, changed(num_steps=40, validate_every_n_steps=5))
     assert "num_steps:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["num_workers", "prefetch", "cache"])
+def test_how_data_is_read_may_change_and_what_is_read_may_not(tmp_path: Path, key: str) -> None:
+    old = {"dataset": {"num_workers": 0, "prefetch": 2, "cache": None, "order": "blocks"}, **BASE}
+    (tmp_path / directory.CONFIG).write_text(yaml.dump(old))
+    checkpoint.save(tmp_path / directory.CHECKPOINTS, 1, {"x": torch.ones(1)}, None, {})
+    new = {**old, "dataset": {**old["dataset"], key: 4}}
+    directory.check_config(tmp_path, new)
+    with pytest.raises(UsageError) as caught:
+        directory.check_config(tmp_path, {**new, "dataset": {**new["dataset"], "order": "documents"}})
+    assert str(caught.value).splitlines()[1:] == ["  dataset.order: 'blocks' there, 'documents' now"]
+
+
+FILES = {"a: 1": "x", "a: 2": "y", "b: 1": "z"}
+
+
+@pytest.mark.parametrize(
+    ("new", "lines"),
+    [
+        ({**FILES, "a: 2": "x"}, ["  changed: a: 2"]),
+        ({"a: 2": "y"}, ["  missing: a: 1, b: 1"]),
+        ({**FILES, "b: 2": "z", "c: 1": "z"}, ["  added: b: 2, c: 1"]),
+        ({"b: 1": "y", "a: 1": "z", "a: 3": "y"}, ["  changed: a: 1, b: 1", "  missing: a: 2", "  added: a: 3"]),
+        ({}, ["  missing: a: 1, a: 2, b: 1"]),
+    ],
+)
+def test_other_data_is_refused_by_the_names_of_its_files(tmp_path: Path, new: dict[str, str], lines: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        directory.check_files(tmp_path, FILES, new)
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith(f"{tmp_path}: holds a run on other data; ")
+    assert "--resume-with-changes" in first
+    assert rest == lines
+
+
+@pytest.mark.parametrize("files", [FILES, dict(reversed(FILES.items())), {}])
+def test_the_same_data_in_any_order_is_allowed(tmp_path: Path, files: dict[str, str]) -> None:
+    directory.check_files(tmp_path, files, FILES if files else {})
+
+
+@pytest.mark.parametrize(("number", "end"), [(10, "f9"), (11, "f9, … (11 in all)"), (12_345, "f9, … (12,345 in all)")])
+def test_many_files_are_named_in_part(tmp_path: Path, number: int, end: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        directory.check_files(tmp_path, {}, {f"f{i}": "x" for i in range(number)})
+    assert str(caught.value).splitlines()[1] == f"  added: {', '.join(f'f{i}' for i in range(9))}, {end}"
 
 
 def test_without_a_checkpoint_anything_is_allowed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
+from fnrecipe.config import DataSource
 from fnrecipe.recipes.lm.config import config
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,13 @@ def test_every_key_of_the_config_is_explained_once_and_no_other() -> None:
     explained = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
 
     assert explained == leaves(config)
+
+
+def test_every_key_of_a_source_is_explained_once_and_no_other() -> None:
+    keys, _, _ = (ROOT / "docs/data.md").read_text().partition("| format |")
+    explained = re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE)
+
+    assert explained == [field.name for field in attrs.fields(DataSource)]
 
 
 def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ class DatasetSection:
     shuffle_window: Count = 256
     finished_source: Literal["drop", "repeat", "stop"] = "drop"
     packing: Literal["best_fit", "concat"] = "best_fit"
-    pack_window: Count = 64
+    pack_window: Count = 512
     max_seq_len: Count = 1024
     batch_size: Count = 8
     num_lanes: Count = 8

@@ -20,6 +20,7 @@ from fnrecipe.data.mix import weights_between as weights_between
 from fnrecipe.data.order import permutation as permutation
 from fnrecipe.data.order import shuffled as shuffled
 from fnrecipe.data.pack import concat as concat
+from fnrecipe.data.pack import growing as growing
 from fnrecipe.data.pack import pack as pack
 from fnrecipe.data.pack import split as split
 from fnrecipe.data.prefetch import prefetch as prefetch

@@ -12,10 +12,12 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fnrecipe.data.blocks import Block
@@ -62,12 +64,12 @@ def _load(path: Path, size: int) -> list[Ids] | None:
     try:
         entry = safetensors.numpy.load(path.read_bytes())
         flat, lengths, checksum = entry["ids"], entry["lengths"], entry["checksum"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, SafetensorError, KeyError) as error:
         _log.warning("%s: damaged cache entry made anew: %s", path, error)
         return None
-    if len(lengths) != size or int(lengths.sum()) != len(flat) or zlib.crc32(flat.tobytes()) != checksum[0]:
+    if len(lengths) != size or int(lengths.sum()) != len(flat) or _checksum(path, flat, lengths) != checksum[0]:
         _log.warning("%s: damaged cache entry made anew", path)
         return None
     return np.split(flat.astype(np.int32), np.cumsum(lengths)[:-1])
@@ -76,12 +78,22 @@ def _load(path: Path, size: int) -> list[Ids] | None:
 def _save(path: Path, ids: Sequence[Ids]) -> None:
     flat = np.concatenate(ids)
     small = flat.astype(np.uint16 if flat.size and flat.max() < 1 << 16 else np.uint32)
-    checksum = np.array([zlib.crc32(small.tobytes())], np.uint32)
-    content = safetensors.numpy.save({"ids": small, "lengths": np.array([len(i) for i in ids]), "checksum": checksum})
+    lengths = np.array([len(i) for i in ids], np.int64)
+    checksum = np.array([_checksum(path, small, lengths)], np.uint32)
+    content = safetensors.numpy.save({"ids": small, "lengths": lengths, "checksum": checksum})
+    beside = path.with_name(f"{path.stem}.{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        try:
+            beside.write_bytes(content)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"dataset.cache: cannot write to {path.parent}: {error.strerror}") from None
+
+
+def _checksum(path: Path, ids: NDArray[Any], lengths: NDArray[Any]) -> int:
+    """Of all that an entry holds and of its name: an entry that lies in another's place is damage too."""
+    head = f"{path.stem} {ids.dtype.str} {lengths.dtype.str}".encode()
+    return zlib.crc32(lengths.tobytes(), zlib.crc32(ids.tobytes(), zlib.crc32(head)))

@@ -87,11 +87,14 @@ def texts_of(corpus: Corpus) -> Iterator[str]:
 
     Raises:
         DataError: at a bad record.
+        UsageError: at a document that has no text, but token ids.
     """
     for block in corpus.blocks:
         for item in corpus.read(block):
             if isinstance(item, DataError):
                 raise item
+            if item.text is None:
+                raise UsageError(f"{block.path}: expected text, found token ids")
             if item.text:
                 yield item.text
 

@@ -41,8 +41,7 @@ def find_files(pattern: str, suffixes: Sequence[str]) -> list[File]:
     paths, size = (_remote if "://" in pattern else _local)(pattern, tuple(suffixes))
     if not paths:
         raise UsageError(f"{pattern}: expected data, found no file, directory or match ({', '.join(suffixes)})")
-    chunks = [path for path in paths if ".chunk." in os.path.basename(path)]
-    kept = sorted(chunks if chunks and not has_magic(pattern) else paths)
+    kept = sorted(paths)
     folders = [os.path.dirname(path) + "/" for path in kept]
     root = os.path.commonprefix(folders).rpartition("/")[0] + "/"  # noqa: RUF071 (commonpath would mend the // of addresses)
     return [File(path, path.removeprefix(root), size(path)) for path in kept]
@@ -72,7 +71,14 @@ def damage(error: BaseException) -> bool:
 
 
 def fingerprint(file: File) -> str:
-    """Size and a digest of the content's first, middle and last 64 KiB: what tells a file from another one of its name."""
+    """What tells a file from another one of its name: its size and a digest of its first, middle and last 64 KiB.
+
+    For an address, of what its file system knows of the file: a checksum or a time, without reading it.
+    """
+    if "://" in file.path:
+        system, inner = _filesystem(file.path)
+        with _reported(file.path):
+            return f"{file.size} bytes, {system.ukey(inner)[:16]}"
     digest = hashlib.sha256()
     with _reported(file.path), _open(file.path) as raw:
         for start in sorted({0, max(file.size - _SAMPLE, 0) // 2, max(file.size - _SAMPLE, 0)}):
@@ -84,7 +90,7 @@ def fingerprint(file: File) -> str:
 def _local(pattern: str, suffixes: tuple[str, ...]) -> tuple[list[str], Callable[[str], int]]:
     if os.path.isdir(pattern):
         below = glob(os.path.join(escape(pattern), "**", "*"), recursive=True)
-        return [path for path in below if path.endswith(suffixes) and os.path.isfile(path)], os.path.getsize
+        return _data([path for path in below if os.path.isfile(path)], suffixes), os.path.getsize
     if os.path.isfile(pattern):
         return [pattern], os.path.getsize
     return [path for path in set(glob(pattern, recursive=True)) if os.path.isfile(path)], os.path.getsize
@@ -94,17 +100,26 @@ def _remote(pattern: str, suffixes: tuple[str, ...]) -> tuple[list[str], Callabl
     system, inner = _filesystem(pattern)
     with _reported(pattern):
         if has_magic(inner):
-            found = system.glob(inner)
+            found = [path for path, info in system.glob(inner, detail=True).items() if info["type"] == "file"]
         elif system.isdir(inner):
-            found = [path for path in system.find(inner) if path.endswith(suffixes)]
+            found = _data(system.find(inner), suffixes)
         else:
             found = [inner] if system.exists(inner) else []
+    found = [path for path in found if path.count("/.") <= inner.count("/.")]
     return [system.unstrip_protocol(path) for path in found], lambda path: int(system.size(_filesystem(path)[1]) or 0)
+
+
+def _data(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
+    """The files of a directory that hold its data."""
+    found = [path for path in paths if path.endswith(suffixes)]
+    return [path for path in found if ".chunk." in os.path.basename(path)] or found
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
     import fsspec  # type: ignore[import-untyped]
 
+    if "::" in address:
+        raise UsageError(f"{address}: expected the address of one file system, found several chained by ::")
     try:
         system, inner = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
@@ -124,10 +139,12 @@ def _open(path: str) -> IO[bytes]:
 def _reported(path: str) -> Iterator[None]:
     try:
         yield
-    except gzip.BadGzipFile:
+    except Exception as error:
+        if damage(error):
+            raise DataError(f"{path}: expected a whole compressed file, found damage: {error}") from None
+        if isinstance(error, OSError):
+            raise DataError(f"{path}: cannot read the data: {error.strerror or error}") from None
         raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the data: {error.strerror or error}") from None
 
 
 def _zstd() -> Any:

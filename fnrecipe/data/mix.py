@@ -26,7 +26,7 @@ def mix(
     Shares are counted in `size(item)` (tokens, say) by the weights at the total so far, `weights(total)`: no source is ever
     ahead of its share by more than one item. A source that has been read `epochs` times is finished. It drops out, and the
     others share what it had; or it is repeated until all are finished; or all stop with it. A source without any item is
-    left out. Cursor: [[epoch, cursor in it] of each source, how far each is behind, the total].
+    left out. Cursor: [[epoch, cursor in it] of each source, how far each is behind, the total]; epoch -1: left out.
     """
     before = cursor or ([(0, None)] * len(sources), [0.0] * len(sources), 0)
     positions, behind, total = list(map(tuple, before[0])), list(before[1]), before[2]
@@ -34,20 +34,22 @@ def mix(
     def done(i: int) -> bool:
         return epochs is not None and positions[i][0] >= epochs
 
-    live = [i for i in range(len(sources)) if finished == "repeat" or not done(i)]
+    live = [i for i in range(len(sources)) if positions[i][0] >= 0 and (finished == "repeat" or not done(i))]
     streams = {i: sources[i](positions[i][0])(positions[i][1]) for i in live}
     while live:
         shares = _shares(weights(total), live)
         if not shares:
             return
+        owed = sum(max(lag, 0.0) for i, lag in enumerate(behind) if i not in shares)
+        behind = [lag + shares[i] * owed if i in shares else min(lag, 0.0) for i, lag in enumerate(behind)]
         chosen = max(shares, key=lambda i: (behind[i], shares[i], -i))
         entry = next(streams[chosen], None)
         if entry is None:
             epoch, inner = positions[chosen]
-            positions[chosen] = (epoch + 1, None)
+            positions[chosen] = (-1 if inner is None else epoch + 1, None)
             if inner is None or (finished == "drop" and done(chosen)):
                 live.remove(chosen)
-            elif (finished == "stop" and done(chosen)) or (finished == "repeat" and all(map(done, live))):
+            elif (finished == "stop" and done(chosen)) or (finished == "repeat" and all(map(done, shares))):
                 return
             else:
                 streams[chosen] = sources[chosen](epoch + 1)(None)

@@ -7,7 +7,8 @@ distributions (median about a quarter of a row), windows of 512 documents leave 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -37,7 +38,7 @@ def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
     The free spaces of the open rows are the bits of one integer, so the tightest fit is a shift and a lowest bit.
     """
     rows: list[list[int]] = []
-    open_rows: list[list[int]] = [[] for _ in range(length + 1)]
+    open_rows: dict[int, list[int]] = defaultdict(list)
     free_bits = 0
     for index in np.argsort(-np.asarray(sizes), kind="stable").tolist():
         size = sizes[index]
@@ -56,6 +57,11 @@ def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
             open_rows[left].append(row)
             free_bits |= 1 << left
     return rows
+
+
+def growing(limit: int, first: int = 32) -> Callable[[int], int]:
+    """Windows that double from `first` to `limit` documents: the first rows come soon, the later ones fit well."""
+    return lambda index: min(limit, first << min(index, 30))
 
 
 def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[int] | None) -> list[Row]:
@@ -78,9 +84,10 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Str
     for document, after in source(before):
         size = len(document.ids)
         while used < size:
-            fill = min(size - used, room, length)
+            fill = min(size - used, room)
             counted = used + (not parts and used > 0)  # the token that a row repeats has been counted in the row before
-            share = [document.num_bytes * place // size for place in (counted, used + fill)]
+            ends = max(counted - 1, 0), used + fill - 1  # predictions: a document's first token is none
+            share = [document.num_bytes * end // max(size - 1, 1) for end in ends]
             parts.append(Tokens(document.ids[used : used + fill], share[1] - share[0], document.source))
             used, room = used + fill, room - fill
             if not room:
@@ -94,6 +101,6 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Str
 
 def _joined(parts: Sequence[Tokens]) -> Row:
     """Parts of a flat row as pieces: each with the token that follows it, the last one without its last."""
-    follow = [part.ids[:1] for part in parts[1:]] + [np.empty(0, np.int32)]
+    follow = [*(part.ids[:1] for part in parts[1:]), np.empty(0, np.int32)][: len(parts)]
     pieces = [Tokens(np.concatenate([p.ids, f]), p.num_bytes, p.source) for p, f in zip(parts, follow, strict=True)]
-    return [piece for piece in pieces if len(piece.ids) > 1]
+    return [piece for piece in pieces if len(piece.ids) > 1]  # a document's first token at the end is a target only

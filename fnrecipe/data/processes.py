@@ -9,8 +9,8 @@ import logging
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -35,7 +35,7 @@ def spread(
     """
     places = [Place(place.rank * workers + k, place.world_size * workers) for k in range(workers)]
     with ExitStack() as stack:
-        parts = [stack.enter_context(closing(in_process(make, each, cursor, size=size))) for each in places]
+        parts = [stack.enter_context(_started(make, each, cursor, size)) for each in places]
         while entries := [entry for part in parts if (entry := next(part, None)) is not None]:
             batch = join([part for part, _ in entries])
             if place.world_size == 1 and not batch.mask.any():
@@ -47,32 +47,43 @@ def in_process(
     make: Callable[[Place], Source[T]], place: Place, cursor: Cursor = None, *, size: int
 ) -> Generator[tuple[T, Cursor], None, None]:
     """The stream `make(place)(cursor)` from a process of its own, up to `size` items ahead of its consumer."""
+    with _started(make, place, cursor, size) as stream:
+        yield from stream
+
+
+@contextmanager
+def _started(make: Callable[[Place], Source[T]], place: Place, cursor: Cursor, size: int) -> Iterator[Stream[T]]:
+    """The stream of a process that runs from now on to the end of the context."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, make, place, cursor), name=f"data {place.rank}", daemon=True)
+    args = theirs, make, place, cursor, max(size, 1)
+    process = context.Process(target=_serve, args=args, name=f"data {place.rank}", daemon=True)
     process.start()
     theirs.close()
     try:
-        for _ in range(max(size, 1)):
-            ours.send_bytes(b"more")
-        while True:
-            kind, content = _receive(ours, process)
-            if kind == "warning":
-                _log.warning("%s", content)
-            elif kind == "error":
-                error, trace = content
-                error.add_note(f"in {process.name}:\n{trace}")
-                raise error
-            elif kind == "end":
-                return
-            else:
-                yield content
-                ours.send_bytes(b"more")
+        yield _items(ours, process)
     finally:
         ours.close()
-        process.terminate()
+        process.kill()
         process.join()
         process.close()
+
+
+def _items(pipe: Connection, process: Any) -> Stream[Any]:
+    while True:
+        kind, content = _receive(pipe, process)
+        if kind == "warning":
+            _log.warning("%s", content)
+        elif kind == "error":
+            error, trace = content
+            error.add_note(f"in {process.name}:\n{trace}")
+            raise error
+        elif kind == "end":
+            return
+        else:
+            yield content
+            with suppress(BrokenPipeError, ConnectionResetError):  # of one that has ended, the rest is still to be read
+                pipe.send_bytes(b"more")
 
 
 def _receive(pipe: Connection, process: Any) -> tuple[str, Any]:
@@ -81,7 +92,7 @@ def _receive(pipe: Connection, process: Any) -> tuple[str, Any]:
         if pipe.poll():
             message: tuple[str, Any] = pipe.recv()
             return message
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # also in the middle of a message
         pass
     process.join()
     status = process.exitcode
@@ -100,15 +111,18 @@ class _Forward(logging.Handler):
         self._pipe.send(("warning", record.getMessage()))
 
 
-def _serve(pipe: Connection, make: Callable[[Place], Source[Any]], place: Place, cursor: Cursor) -> None:
-    """The worker: an item for each word from the consumer, whose end of the pipe closes when it ends, however it ends."""
-    for number in (signal.SIGINT, signal.SIGUSR1):  # sent to the whole group, but meant for the consumer
+def _serve(pipe: Connection, make: Callable[[Place], Source[Any]], place: Place, cursor: Cursor, ahead: int) -> None:
+    """The worker: `ahead` items, and one for each word from the consumer, whose end closes when it ends, however it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # sent to the whole group, but meant for the consumer
         signal.signal(number, signal.SIG_IGN)
     logging.getLogger("fnrecipe").addHandler(_Forward(pipe))
     try:
         for entry in make(place)(cursor):
-            pipe.recv_bytes()
+            while not ahead or pipe.poll():
+                pipe.recv_bytes()
+                ahead += 1
             pipe.send(("item", entry))
+            ahead -= 1
         pipe.send(("end", None))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import IO
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fnrecipe.data.blocks import Block
 from fnrecipe.data.files import damage, opened
-from fnrecipe.errors import DataError
+from fnrecipe.errors import DataError, one_line
 
 WHOLE = int(np.iinfo(np.int64).max)
 _CHUNK = 1 << 20
@@ -30,7 +30,7 @@ class Record:
 
     def bad(self, what: str) -> DataError:
         """The error that names this record: file, line, byte offset and an excerpt."""
-        excerpt = self.data[:80].decode(errors="backslashreplace").rstrip()
+        excerpt = one_line(self.data[:80].decode(errors="backslashreplace").rstrip())
         return DataError(f"{self.path}:{_line(self)} (byte {self.offset}): {what}\n  {excerpt}")
 
     def text(self) -> str | DataError:
@@ -43,7 +43,7 @@ class Record:
 
 
 def read_records(block: Block, separator: bytes) -> Iterator[Record | DataError]:
-    """The records of a block; a byte order mark at the start of a file is none of them.
+    """The records of a block without those of white space alone; a byte order mark at the start of a file is left out.
 
     A record starts at the file's start and after each separator. Compressed bytes that are cut off or wrong end the block
     with an error as its last item.
@@ -54,13 +54,15 @@ def read_records(block: Block, separator: bytes) -> Iterator[Record | DataError]
     end = 0
     with opened(block.path) as file:
         try:
-            for offset, data in islice(_split(file, block, separator), block.stripe, None, block.stripes):
+            records = (record for record in _split(file, block, separator) if not record[1].isspace())
+            for offset, data in islice(records, block.stripe, None, block.stripes):
                 end = offset + len(data)
                 yield Record(block.path, offset, data.removeprefix(_BOM) if offset == 0 else data)
         except Exception as error:
             if not damage(error):
                 raise
-            yield _damaged(block.path, end, error)
+            if block.stripe == 0:  # one report of each damage
+                yield _damaged(block.path, end, error)
 
 
 def read_whole(path: str) -> Iterator[Record | DataError]:
@@ -88,7 +90,7 @@ def record_starts(path: str, size: int, separator: bytes) -> NDArray[np.int64]:
             for place, byte in enumerate(separator):
                 equal &= np.frombuffer(data, np.uint8)[place : place + len(equal)] == byte
             found.append(np.flatnonzero(equal) + base + len(separator))
-            kept = data[len(data) - overlap :] if overlap else b""
+            kept = data[max(len(data) - overlap, 0) :]
             base += len(data) - len(kept)
     starts = np.concatenate(found)
     return starts[starts < size]
@@ -97,6 +99,7 @@ def record_starts(path: str, size: int, separator: bytes) -> NDArray[np.int64]:
 def _split(file: IO[bytes], block: Block, separator: bytes) -> Iterator[tuple[int, bytes]]:
     """(offset, record) of the records that start in the block."""
     size, keep = len(separator), len(separator) - 1
+    read = _careful(file)
     base = max(block.start - size, 0)  # offset of the buffer's first byte: before the block stands the separator, if any
     if base:
         file.seek(base)
@@ -113,15 +116,37 @@ def _split(file: IO[bytes], block: Block, separator: bytes) -> Iterator[tuple[in
         left = block.stop - base - len(buffer)
         if left <= 0 and not inside:
             return
-        chunk = file.read(min(left, max(_CHUNK, len(buffer))) if left > 0 else max(_TAIL, len(buffer)))
+        chunk = read(min(left, max(_CHUNK, len(buffer))) if left > 0 else max(_TAIL, len(buffer) - start))
         if not chunk:
             if left > 0 and block.stop != WHOLE:
                 expected = f"expected {block.stop:,} bytes or more, as when the run began"
-                raise DataError(f"{block.path}: {expected}, found its end after {base + len(buffer):,}")
+                raise DataError(f"{block.path}: {expected}, found its end after {file.seek(0, 2):,}")
             if inside and start < len(buffer):
                 yield base + start, buffer[start:]
             return
         buffer += chunk
+
+
+def _careful(file: IO[bytes]) -> Callable[[int], bytes]:
+    """`file.read` that gives the bytes before damage first, and raises it when it is called again."""
+    part_of: Callable[[int], bytes] = getattr(file, "read1", file.read)
+    met: list[Exception] = []
+
+    def read(size: int) -> bytes:
+        parts: list[bytes] = []
+        try:
+            while not met and size > 0 and (part := part_of(size)):
+                parts.append(part)
+                size -= len(part)
+        except Exception as error:
+            if not damage(error):
+                raise
+            met.append(error)
+        if met and not parts:
+            raise met[0]
+        return b"".join(parts)
+
+    return read
 
 
 def _damaged(path: str, end: int, error: Exception) -> DataError:

@@ -66,17 +66,17 @@ def regroup(
     source: Source[T],
     cursor: Cursor = None,
     *,
-    window: int,
+    window: int | Callable[[int], int],
     function: Callable[[Sequence[T], int], Sequence[U]],
 ) -> Stream[U]:
     """All outputs of `function(items, index)` for one window of items after another: packing, shuffling, splitting.
 
-    `function` must be pure. Cursor: [upstream cursor before the window, the window's index, outputs given from it].
-    Resuming inside a window reads that window again.
+    `function` must be pure; `window` may be one of the window's index. Cursor: [upstream cursor before the window, the
+    window's index, outputs given from it]. Resuming inside a window reads that window again.
     """
     before, index, given = cursor or (None, 0, 0)
     stream = source(before)
-    while chunk := list(islice(stream, window)):
+    while chunk := list(islice(stream, window if isinstance(window, int) else window(index))):
         after = chunk[-1][1]
         outputs = function([item for item, _ in chunk], index)
         for position in range(given, len(outputs)):
@@ -114,4 +114,4 @@ def tolerate(source: Source[T | DataError], cursor: Cursor = None, *, limit: int
             count += 1
             _log.warning("bad record skipped (%d of at most %d): %s", count, limit, item)
         else:
-            raise DataError(f"{item}\n  {limit:,} bad records were skipped before it") if limit else item
+            raise DataError(f"{item}\n  bad records skipped before it: {limit:,}") if limit else item

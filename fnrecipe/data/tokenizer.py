@@ -140,15 +140,18 @@ def _find(key: str, vocab: dict[str, int], path: str, names: Sequence[str]) -> i
 
 
 def _num_bytes(inner: Any, vocab: dict[str, int]) -> NDArray[np.int64]:
-    """Bytes of text by token: in a byte-level vocabulary a character stands for a byte, else for its own, `<0x0A>` for one."""
+    """Bytes of text by token: in a byte-level vocabulary a character stands for a byte, else for its own, `<0x0A>` for one.
+
+    Special tokens stand for none, other added tokens for what they spell.
+    """
     byte_level = "ByteLevel" in str(inner.decoder)
-    special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+    added = {token.content: token.special for token in inner.get_added_tokens_decoder().values()}
     sizes = np.zeros(max(vocab.values()) + 1, np.int64)
     for token, number in vocab.items():
-        if token in special:
+        if added.get(token):
             continue
         if byte_level:
-            sizes[number] = len(token)
+            sizes[number] = len(token.encode() if token in added else token)
         elif len(token) == 6 and token.startswith("<0x"):
             sizes[number] = 1
         else:

@@ -63,7 +63,7 @@ config = LMConfig(
             tied_embeddings=True,
         )
     ),
-    dataset=DatasetSection(max_seq_len=256),
+    dataset=DatasetSection(max_seq_len=256, pack_window=64),
     optimizer=OptimizerSection(config=AdamWConfig(lr=1.5e-3)),
     lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=40)),
     regime=RegimeSection(

@@ -25,6 +25,7 @@ from fnrecipe.data import (
     chunked,
     concat,
     deal,
+    growing,
     held_out,
     huggingface_tokenizer,
     keep,
@@ -52,8 +53,9 @@ def train_stream(config: LMConfig, place: Place) -> Source[Batch]:
     """The training documents, in an order of its own for each epoch; without end unless `num_data_epochs` says so."""
     fraction = config.dataset.valid_fraction
     split: Split = lambda document: bool(document) and not held_out(document, fraction)  # noqa: E731
-    order = config.dataset.order
-    return batches(config, place, config.dataset.sources, split, order=order, epochs=config.regime.num_data_epochs)
+    weights = weights_between([_weights(source) for source in config.dataset.sources], scale=config.dataset.num_lanes)
+    blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=config.dataset.finished_source)
+    return batches(config, place, config.dataset.sources, split, blend, config.dataset.order)
 
 
 def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
@@ -63,13 +65,14 @@ def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
         return lambda cursor: iter(())
     split: Split = lambda document: bool(document) and held_out(document, fraction)  # noqa: E731
     sources = config.dataset.valid_sources or config.dataset.sources
-    return batches(config, place, sources, split, order="sequential", epochs=1)
+    blend = partial(mix, weights=lambda total: [1.0] * len(sources), epochs=1)
+    return batches(config, place, sources, split, blend, "sequential")
 
 
 def batches(
-    config: LMConfig, place: Place, sources: Sequence[DataSource], split: Split, *, order: str, epochs: int | None
+    config: LMConfig, place: Place, sources: Sequence[DataSource], split: Split, blend: Callable[..., Any], order: str
 ) -> Source[Batch]:
-    """Every lane reads its blocks of each source, mixes the sources by tokens and packs its own rows."""
+    """Every lane reads its blocks of each source, blends the sources by tokens and packs its own rows."""
     dataset, ends, seed = config.dataset, config.tokenizer, config.common.seed
     tokenizer = make_tokenizer(config)
     corpora = open_sources(config, sources, tokenizer, by_document=order == "documents")
@@ -94,19 +97,13 @@ def batches(
         return pipe(partial(read_blocks, blocks=blocks(corpus, lane, epoch), read=corpus.read), *stages)
 
     def lane(number: int) -> Source[Row]:
-        documents = partial(
-            mix,
-            [partial(tokens, *source, number) for source in zip(corpora, numbers, strict=True)],
-            weights=weights_between([_weights(source) for source in sources], scale=dataset.num_lanes),
-            size=lambda document: len(document.ids),
-            epochs=epochs,
-            finished=dataset.finished_source,
-        )
+        parts = [partial(tokens, *source, number) for source in zip(corpora, numbers, strict=True)]
+        documents = partial(blend, parts, size=lambda document: len(document.ids))
         if dataset.packing == "concat":
             return pipe(documents, partial(concat, length=dataset.max_seq_len))
         key = None if order == "sequential" else (seed, number)
         packed = partial(pack, length=dataset.max_seq_len, key=key)
-        return pipe(documents, partial(regroup, window=dataset.pack_window, function=packed))
+        return pipe(documents, partial(regroup, window=growing(dataset.pack_window), function=packed))
 
     lanes = [lane(number) for number in range(dataset.num_lanes)]
     rows_per_lane = dataset.batch_size // dataset.num_lanes

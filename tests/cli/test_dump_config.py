@@ -43,7 +43,7 @@ def test_the_dump_reads_back(tmp_path: Path) -> None:
     pairs = [
         r"""regime.sample_prompt=" a'b: # \n\"" """,
         "optimizer.config.lr=1e-30",
-        "dataset={family: jsonl, sources: [{path: ü}]}",
+        "dataset={order: documents, sources: [{path: ü, weight_schedule: [[10, 0.5]]}]}",
     ]
     (tmp_path / "a.yaml").write_text("common: {seed: 5}\nregime: {num_steps: 700}\n")
     (tmp_path / "b.yaml").write_text("regime: {num_steps: 800}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import click
 import pytest
 
 from fnrecipe.cli.dump_config import dump_config
+from fnrecipe.cli.tokenizer import train as tokenizer_train
 from fnrecipe.cli.train import train
+from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
+from fnrecipe.recipes.lm.config import config
 from tests.cli.helpers import assert_usage_error, fnrecipe, python
 
 PARTS = [["lm"], ["--out", "dir"], ["--config", "a=1", "b.c=2"], ["--config-file", "f.yaml"], ["--resume-with-changes"]]
@@ -126,18 +130,38 @@ def test_wrong_usage_ends_with_status_2(tmp_path: Path, args: list[str | bytes],
 
 
 def test_every_command_and_option_is_in_the_help(tmp_path: Path) -> None:
-    pages = [fnrecipe(*args, "--help", cwd=tmp_path) for args in ([], ["train"], ["dump-config"])]
-    assert [page.status for page in pages] == [0, 0, 0]
+    commands = ["", "train", "dump-config", "data", "data show", "data stats", "data cache", "tokenizer", "tokenizer train"]
+    pages = [fnrecipe(*name.split(), ("-h", "--help")[number % 2], cwd=tmp_path) for number, name in enumerate(commands)]
+    assert {(page.status, page.err) for page in pages} == {(0, "")}
     for page, names in zip(
         pages,
         [
-            ["train", "dump-config", "--version", "Exit status"],
+            ["train", "dump-config", "data", "tokenizer", "--version", "Exit status"],
             ["RECIPE", "--out", "--config-file", "--config", "--resume-with-changes"],
             ["RECIPE", "--config-file", "--config", "--sources"],
+            ["cache", "show", "stats"],
+            ["RECIPE", "--rows", "--valid", "--config-file", "--config"],
+            ["RECIPE", "--documents", "--batches", "--valid", "--config-file", "--config"],
+            ["RECIPE", "--config-file", "--config"],
+            ["train"],
+            ["PATH...", "--out", "--vocab-size", "--special-token", "--format", "--text-key", "--separator"],
         ],
         strict=True,
     ):
         assert all(name in page.out for name in names)
+
+
+HELP = [line.strip() for command in (train, tokenizer_train) for line in str(command.help).splitlines()]
+
+
+@pytest.mark.parametrize("line", [line for line in HELP if line.startswith("fnrecipe ")])
+def test_the_examples_in_the_help_are_understood(line: str) -> None:
+    name, *args = shlex.split(line)[1:]
+    if name == "train":
+        params = parse(*args)
+        resolve(config, params["files"], params["pairs"])
+    else:
+        assert parse(*args[1:], command=tokenizer_train)["paths"]
 
 
 WATCHED = """
@@ -149,7 +173,16 @@ main()
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["train", "--help"], ["dump-config", "lm"], ["train", "lm", "--out", "x", "--config"]]
+    "args",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["dump-config", "lm"],
+        ["train", "lm", "--out", "x", "--config"],
+        ["data", "show", "-h"],
+        ["data", "stats", "lm", "--config", "a=1"],
+        ["tokenizer", "train", "-h"],
+    ],
 )
 def test_quick_commands_import_no_torch_and_cost_little(tmp_path: Path, args: list[str]) -> None:
     torch, seconds = zip(*[_watch(tmp_path, args) for _ in range(3)], strict=True)

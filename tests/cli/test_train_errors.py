@@ -33,7 +33,7 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def jsonl(path: Path) -> str:
-    return f"dataset={{family: jsonl, sources: [{{path: {path}}}]}}"
+    return f"dataset.sources=[{{path: {path}}}]"
 
 
 def byte_pairs(path: Path, *special: str) -> int:
@@ -53,7 +53,7 @@ def byte_pairs(path: Path, *special: str) -> int:
         ("dataset.max_seq_len=512", "dataset.max_seq_len: expected at most model.config.max_seq_len = 256, found 512"),
         ("regime.num_steps=0", "regime.num_steps: expected an integer of at least 1 or null, found 0"),
         ("lr=1", "did you mean optimizer.config.lr?"),
-        ("dataset.family=jsonl", "dataset.sources: expected at least one source"),
+        ("dataset.sources=[]", "dataset.sources: expected at least one source, found none"),
     ],
 )
 def test_a_wrong_config_writes_nothing(tmp_path: Path, pair: str, message: str) -> None:
@@ -107,9 +107,11 @@ def test_a_lock_that_a_dead_run_left_behind_does_not_matter(tmp_path: Path, trai
 @pytest.mark.parametrize(
     ("files", "path", "message"),
     [
-        ([], "none.jsonl", "none.jsonl: expected JSONL data, found no such file, directory or match"),
-        ([], "none/*.jsonl", "none/*.jsonl: expected JSONL data, found no such file, directory or match"),
-        (["data/a.txt"], "data", "data: expected JSONL data, found no *.jsonl file in this directory"),
+        ([], "none.jsonl", "none.jsonl: expected data, found no file, directory or match (.jsonl, "),
+        ([], "none/*.jsonl", "none/*.jsonl: expected data, found no file, directory or match (.jsonl, "),
+        (["data/a.csv"], "data", "data: expected data, found no file, directory or match (.jsonl, "),
+        (["data/a.csv"], "data/a.csv", "data/a.csv: expected a file called .jsonl, "),
+        (["data/a.txt", "data/b.py"], "data", "data: expected files of one format, found 1 text, 1 python; set `format`"),
         (["data/a.jsonl", "data/b.jsonl"], "data", "expected at least one document, found only empty files"),
         (["data/a.jsonl"], "data/a.jsonl", "data/a.jsonl: expected at least one document, found only empty files"),
     ],

@@ -57,21 +57,21 @@ def test_without_files_and_pairs_the_recipe_is_what_it_was() -> None:
 
 
 def test_every_value_has_a_source() -> None:
-    resolved, sources = resolve(config, pairs=["dataset={family: jsonl, sources: [{path: a}]}"])
+    resolved, sources = resolve(config, pairs=["dataset={order: documents, sources: [{path: a}]}"])
     assert sources.keys() == flatten(unstructure(resolved), "").keys()
-    assert {path for path, source in sources.items() if source == "command line"} == {"dataset.family", "dataset.sources"}
+    assert {path for path, source in sources.items() if source == "command line"} == {"dataset.order", "dataset.sources"}
 
 
 def test_a_section_merges_with_what_is_below_it(tmp_path: Path) -> None:
-    files = write_files(tmp_path, ["dataset: {batch_size: 16}", "dataset: {text_key: body}"])
+    files = write_files(tmp_path, ["dataset: {batch_size: 16}", "dataset: {order: documents}"])
     resolved, _ = resolve(config, files)
-    assert (resolved.dataset.batch_size, resolved.dataset.text_key) == (16, "body")
+    assert (resolved.dataset.batch_size, resolved.dataset.order) == (16, "documents")
     assert resolved.dataset.max_seq_len == config.dataset.max_seq_len
     assert resolved.model == config.model
 
 
 def test_a_list_takes_the_place_of_a_list(tmp_path: Path) -> None:
-    files = write_files(tmp_path, ["dataset: {family: jsonl, sources: [{path: a, weight: 2}, {path: b}]}"])
+    files = write_files(tmp_path, ["dataset: {sources: [{path: a, weight: 2}, {path: b}]}"])
     resolved, _ = resolve(config, files, ["dataset.sources=[{path: c}]", "optimizer.config.betas=[0.5, 0.6]"])
     assert [(source.path, source.weight) for source in resolved.dataset.sources] == [("c", 1.0)]
     assert resolved.optimizer.config.betas == (0.5, 0.6)
@@ -118,7 +118,7 @@ def test_an_unknown_key_gets_a_hint(pair: str, hint: str) -> None:
     assert line.startswith(f"{path}: expected a known key, found '{key}' (command line); {hint}")
 
 
-@pytest.mark.parametrize("pair", ["regime.num_steps={}", "dataset.family={}", "optimizer.config.betas={}", "zzz={}"])
+@pytest.mark.parametrize("pair", ["regime.num_steps={}", "dataset.order={}", "optimizer.config.betas={}", "zzz={}"])
 def test_an_empty_mapping_is_not_ignored_where_no_section_is(pair: str) -> None:
     (line,) = refusal(pair)
     assert line.startswith(f"{pair.partition('=')[0]}: expected ")
@@ -144,8 +144,8 @@ def test_all_problems_come_at_once_one_line_each_with_their_sources(tmp_path: Pa
 
 
 def test_a_problem_in_a_list_has_the_line_of_the_list(tmp_path: Path) -> None:
-    (path,) = write_files(tmp_path, ["dataset:\n  family: jsonl\n  sources:\n  - path: a\n  - path: b\n    weight: -1\n"])
-    assert refusal(files=[path]) == [f"dataset.sources[1].weight: expected a number above 0, found -1 ({path}:4)"]
+    (path,) = write_files(tmp_path, ["dataset:\n  order: blocks\n  sources:\n  - path: a\n  - path: b\n    weight: -1\n"])
+    assert refusal(files=[path]) == [f"dataset.sources[1].weight: expected a number of at least 0, found -1 ({path}:4)"]
 
 
 def test_a_contradiction_names_the_source_of_its_value(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer=[1]", "a section with the keys name, config", "[1]"),
         ("trainer.jit=false", "off or trace", "false"),
         ("trainer.jit=null", "off or trace", "null"),
-        ("dataset.family=[1]", "python_stdlib or jsonl", "[1]"),
+        ("dataset.packing=[1]", "best_fit or concat", "[1]"),
     ],
 )
 def test_a_wrong_value_is_one_line(pair: str, expected: str, found: str) -> None:
@@ -97,21 +97,22 @@ def test_a_wrong_value_is_one_line(pair: str, expected: str, found: str) -> None
         ("gang.device=gpu", "gang.device: expected auto or cpu or cuda, found 'gpu' (command line); did you mean cpu?"),
         (
             "dataset.sources=[{path: a}, b]",
-            "dataset.sources[1]: expected a section with the keys path, weight, found 'b' (command line)",
+            "dataset.sources[1]: expected a section with the keys path, name, format, text_key, "
+            "separator, dtype, weight, weight_schedule, found 'b' (command line)",
         ),
         (
             "dataset.sources=[{path: a}, {path: 3}]",
             "dataset.sources[1].path: expected text, found 3 (command line)",
         ),
         (
-            "dataset.sources=[{path: a, weight: 0}]",
-            "dataset.sources[0].weight: expected a number above 0, found 0 (command line)",
+            "dataset.sources=[{path: a, weight: -1}]",
+            "dataset.sources[0].weight: expected a number of at least 0, found -1 (command line)",
         ),
         ("dataset.sources=[{weight: 1}]", "dataset.sources[0].path: expected a value, found nothing (command line)"),
     ],
 )
 def test_a_wrong_choice_or_item_is_one_line(pair: str, line: str) -> None:
-    assert refusal("dataset={family: jsonl, sources: [{path: a}]}", pair) == [line]
+    assert refusal("dataset={sources: [{path: a}]}", pair) == [line]
 
 
 @pytest.mark.parametrize("betas", ["[0.9, 1.0]", "[0.9, -0.1]", "[0.9, .nan]", "[0.9, x]", "[null, 0.9]"])
@@ -182,28 +183,6 @@ def test_a_long_value_is_shown_in_part() -> None:
             ["regime.num_steps=null", "regime.num_data_epochs=1"],
             "lr_scheduler.config.cycle_len: expected a number where regime.num_steps is null, found null (default)",
         ),
-        (
-            ["dataset.family=jsonl"],
-            "dataset.sources: expected at least one source for dataset.family=jsonl, found none (default)",
-        ),
-        (
-            ["dataset.sources=[{path: a}]"],
-            "dataset.family: expected jsonl where dataset.sources or dataset.valid_sources is given, "
-            "found python_stdlib (default)",
-        ),
-        (
-            ["dataset={family: jsonl, sources: [{path: a}], valid_sources: [{path: b}]}"],
-            "dataset.valid_fraction: expected 0 where dataset.valid_sources is given, found 0.05 (default)",
-        ),
-        (
-            ["tokenizer.family=hf"],
-            "tokenizer.path: expected the path of a tokenizer.json for tokenizer.family=hf, found null (default)",
-        ),
-        (["tokenizer.path=a"], "tokenizer.path: expected null for tokenizer.family=byte, found 'a' (command line)"),
-        (
-            ["tokenizer.eos_token=a"],
-            "tokenizer.eos_token: expected null for tokenizer.family=byte, found 'a' (command line)",
-        ),
     ],
 )
 def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: str) -> None:
@@ -219,8 +198,6 @@ def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: 
         ["gang.num_leaves=1", "dataset.num_lanes=1", "dataset.batch_size=1"],
         ["model.config.num_key_value_heads=4"],
         ["regime.num_steps=null", "regime.num_data_epochs=1", "lr_scheduler.config.cycle_len=100"],
-        ["dataset={family: jsonl, sources: [{path: a}], valid_sources: [{path: b}], valid_fraction: 0}"],
-        ["tokenizer={family: hf, path: a}"],
         ["optimizer.config.lr=0", "optimizer.config.weight_decay=0", "optimizer.config.betas=[0, 0]"],
         ["lr_scheduler.config.final_lr_scale=1", "dataset.prefetch=0", "regime.num_sample_tokens=0"],
     ],

@@ -245,7 +245,29 @@ counts = st.integers(1, 2**62)
 positives = st.sampled_from([1e-30, 5e-324, 1e308, 1.0, 1e16]) | st.floats(0, exclude_min=True, allow_infinity=False)
 naturals = st.just(0.0) | positives
 fractions = st.floats(0, 1, exclude_max=True)
-sources = st.lists(st.builds(c.DataSource, texts, positives), min_size=1, max_size=3).map(tuple)
+schedules = st.dictionaries(counts, naturals, max_size=4).map(lambda points: tuple(sorted(points.items())))
+formats = st.sampled_from(["auto", "jsonl", "parquet", "text", "python", "tokens"])
+
+
+@st.composite
+def data_sources(draw: st.DrawFn) -> tuple[tuple[c.DataSource, ...], tuple[c.DataSource, ...]]:
+    """Sources of training, the first of them with a weight from the start, and of validation: each with its own name."""
+    names = draw(st.lists(texts.filter(bool), min_size=1, max_size=5, unique=True))
+    sources = [
+        c.DataSource(
+            path=draw(texts),
+            name=name,
+            format=draw(formats),
+            text_key=draw(texts),
+            separator=draw(st.none() | texts.filter(bool)),
+            dtype=draw(st.sampled_from(["uint16", "uint32"])),
+            weight=draw(naturals if number > 0 and any(weight for _, weight in schedule) else positives),
+            weight_schedule=schedule,
+        )
+        for number, (name, schedule) in enumerate((name, draw(schedules)) for name in names)
+    ]
+    size = draw(st.integers(1, len(sources)))
+    return tuple(sources[:size]), tuple(sources[size:])
 
 
 @st.composite
@@ -258,8 +280,9 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         draw(counts),
         draw(st.none() | counts),
     )
-    jsonl, huggingface = draw(st.booleans()), draw(st.booleans())
-    valid_sources = draw(st.just(()) | sources) if jsonl else ()
+    sources, valid_sources = draw(data_sources())
+    order = draw(st.sampled_from(["blocks", "documents", "sequential"]))
+    marks = st.booleans(), st.booleans()
     model = draw(
         st.builds(
             c.LlamaConfig,
@@ -274,16 +297,24 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         )
     )
     dataset = c.DatasetSection(
-        family="jsonl" if jsonl else "python_stdlib",
-        sources=draw(sources) if jsonl else (),
+        sources=sources,
         valid_sources=valid_sources,
         valid_fraction=0.0 if valid_sources else draw(fractions),
-        text_key=draw(texts),
+        max_bad_records=draw(st.integers(0, 9)),
+        order=order,
+        shuffle_window=draw(counts),
+        finished_source=draw(st.sampled_from(["drop", "repeat", "stop"])),
+        packing=draw(st.sampled_from(["best_fit", "concat"])),
+        pack_window=draw(counts),
         max_seq_len=length,
         batch_size=lanes * leaves * draw(st.integers(1, 9)),
         num_lanes=lanes,
+        num_workers=draw(st.sampled_from([0, 1, lanes])),
         prefetch=draw(st.integers(0, 9)),
+        cache=None if order == "documents" else draw(st.none() | texts),
     )
+    tokenizers = st.builds(c.TokenizerSection, st.just("hf"), texts, st.none() | texts, st.none() | texts, *marks)
+    tokenizers |= st.builds(c.TokenizerSection, st.just("byte"), *[st.none()] * 3, *marks)
     adamw = st.builds(c.AdamWConfig, naturals, st.tuples(fractions, fractions), positives, naturals)
     cycle = draw(st.none() | counts if steps else counts)
     regime = st.builds(
@@ -296,7 +327,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
     return LMConfig(
         model=c.ModelSection(config=model),
         dataset=dataset,
-        tokenizer=c.TokenizerSection("hf", draw(texts), draw(st.none() | texts)) if huggingface else c.TokenizerSection(),
+        tokenizer=draw(tokenizers),
         gang=c.GangSection(leaves, draw(st.sampled_from(["auto", "cpu", "cuda"]))),
         trainer=draw(st.builds(c.TrainerSection, st.sampled_from(["off", "trace"]), st.none() | positives)),
         optimizer=c.OptimizerSection(config=draw(adamw)),

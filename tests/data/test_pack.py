@@ -9,27 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fnrecipe.data import Tokens, pack, split
+from fnrecipe.data import Tokens, growing, pack, split
 from fnrecipe.data.pack import Row, best_fit
 
 Prediction = tuple[int, int]
 
 
-def document(ids: Sequence[int], num_bytes: int = 0) -> Tokens:
-    return Tokens(np.array(ids, np.int32), num_bytes)
+def document(ids: Sequence[int], num_bytes: int = 0, source: int = 0) -> Tokens:
+    return Tokens(np.array(ids, np.int32), num_bytes, source)
 
 
 def numbered(sizes: Sequence[int]) -> list[Tokens]:
     """Documents of `sizes` predictions, no id twice, so that a prediction that crosses documents shows."""
     bounds = np.cumsum([0, *(size + 1 for size in sizes)])
-    return [document(range(start, stop), 3 * int(stop - start)) for start, stop in pairwise(bounds)]
+    return [document(range(start, stop), 3 * int(stop - start), i) for i, (start, stop) in enumerate(pairwise(bounds))]
 
 
 def predictions(piece: Tokens) -> list[Prediction]:
     return list(pairwise(piece.ids.tolist()))
 
 
-DOCUMENTS = st.builds(document, st.lists(st.integers(0, 5), max_size=40), st.integers(0, 500))
+DOCUMENTS = st.builds(document, st.lists(st.integers(0, 5), max_size=40), st.integers(0, 500), st.integers(0, 9))
 LENGTHS = st.integers(1, 12)
 
 
@@ -53,6 +53,11 @@ def test_split_deals_the_bytes_out_exactly_and_in_proportion(doc: Tokens, length
     for piece in pieces:
         share = doc.num_bytes * len(predictions(piece)) / len(predictions(doc))
         assert abs(piece.num_bytes - share) < 1
+
+
+@given(doc=DOCUMENTS, length=LENGTHS)
+def test_split_keeps_the_source(doc: Tokens, length: int) -> None:
+    assert {piece.source for piece in split(doc, length)} <= {doc.source}
 
 
 @pytest.mark.parametrize("ids", [[], [7]])
@@ -120,6 +125,29 @@ def test_pack_loses_no_byte(sizes: list[int], length: int) -> None:
     assert sum(piece.num_bytes for row in rows for piece in row) == sum(document.num_bytes for document in documents)
 
 
+@given(sizes=st.lists(st.integers(0, 30), max_size=20), length=LENGTHS)
+def test_pack_keeps_the_source_of_every_piece(sizes: list[int], length: int) -> None:
+    source_of = {int(token): number for number, doc in enumerate(numbered(sizes)) for token in doc.ids}
+    for row in pack(numbered(sizes), 0, length=length, key=None):
+        assert [piece.source for piece in row] == [source_of[int(piece.ids[0])] for piece in row]
+
+
+@given(sizes=st.lists(st.integers(0, 30), max_size=20), length=LENGTHS)
+def test_without_a_key_rows_stay_as_they_were_packed(sizes: list[int], length: int) -> None:
+    pieces = [predictions(piece) for doc in numbered(sizes) for piece in split(doc, length)]
+    expected = [[pieces[i] for i in row] for row in slow_best_fit([len(piece) for piece in pieces], length)]
+    for index in (0, 5):
+        rows = pack(numbered(sizes), index, length=length, key=None)
+        assert [[predictions(piece) for piece in row] for row in rows] == expected
+
+
+def test_a_key_shuffles_the_rows_of_a_window() -> None:
+    documents = numbered([5 + i % 7 for i in range(60)])
+    plain, mixed = (contents(pack(documents, 0, length=16, key=key)) for key in (None, (2, 0)))
+    assert plain != mixed
+    assert sorted(plain) == sorted(mixed)
+
+
 def contents(rows: Sequence[Row]) -> list[tuple[Prediction, ...]]:
     return [tuple(row_predictions(row)) for row in rows]
 
@@ -131,6 +159,12 @@ def test_the_order_of_rows_depends_on_key_and_index() -> None:
     assert len({tuple(order) for order in orders}) == len(calls)
     assert len({frozenset(order) for order in orders}) == 1
     assert orders[0] == contents(pack(documents, 0, length=16, key=(2, 0)))
+
+
+def test_growing_windows() -> None:
+    assert [growing(512)(index) for index in range(7)] == [32, 64, 128, 256, 512, 512, 512]
+    assert [growing(100, first=7)(index) for index in (0, 3, 4, 5, 10**9)] == [7, 56, 100, 100, 100]
+    assert growing(3)(0) == 3
 
 
 def test_padding_of_windows_of_512_documents_is_below_half_a_percent() -> None:

@@ -1,23 +1,40 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from functools import partial
-from itertools import islice
-from typing import Any
+from itertools import accumulate, islice, pairwise
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fnrecipe.data import Cursor, Source, Stream, chunked, each, keep, mix, pipe, prefetch, regroup, repeat
+from fnrecipe.data import (
+    Cursor,
+    Source,
+    Stream,
+    chunked,
+    each,
+    growing,
+    keep,
+    mix,
+    pipe,
+    prefetch,
+    regroup,
+    repeat,
+    tolerate,
+    weights_between,
+)
+from fnrecipe.errors import DataError
 from tests.data.laws import check_resumes, items, listed
 
 Stage = Callable[[Source[int]], Source[int]]
+Finished = Literal["drop", "repeat", "stop"]
 
 NUMBERS = st.lists(st.integers(-9, 99), max_size=12)
 
@@ -40,6 +57,10 @@ def negated(x: int) -> int:
     return -x
 
 
+def bad(x: int) -> int | DataError:
+    return DataError(f"data.jsonl:{x}: expected text") if x % 5 == 0 else x
+
+
 def chunks(values: Sequence[int], size: int) -> list[Sequence[int]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
@@ -49,8 +70,10 @@ def epochs_of(source: Source[int]) -> Callable[[int], Source[int]]:
     return lambda epoch: pipe(source, partial(each, function=lambda x: x + 100 * epoch))
 
 
-def blended(source: Source[int], other: Sequence[int], weight: int) -> Source[int]:
-    return partial(mix, [source, listed(other)], weights=[1, weight], size=lambda x: 1 + abs(x) % 3)
+def blended(source: Source[int], other: Sequence[int], weight: int, finished: Finished) -> Source[int]:
+    sources = [epochs_of(source), epochs_of(listed(other))]
+    weights = weights_between([[(0, 1.0)], [(0, weight), (20, 1.0)]])
+    return partial(mix, sources, weights=weights, size=lambda x: 1 + abs(x) % 3, epochs=2, finished=finished)
 
 
 STAGES: dict[str, st.SearchStrategy[Stage]] = {
@@ -59,21 +82,22 @@ STAGES: dict[str, st.SearchStrategy[Stage]] = {
     "chunked": st.integers(1, 5).map(lambda n: bind(chunked, size=n, function=lambda chunk: [x + 1 for x in chunk])),
     "regroup": st.builds(
         lambda window, function: bind(regroup, window=window, function=function),
-        st.integers(1, 5),
+        st.one_of(st.integers(1, 5), st.integers(1, 9).map(partial(growing, first=2))),
         st.sampled_from(list(WINDOWS.values())),
     ),
     "repeat": st.integers(0, 3).map(lambda n: lambda source: partial(repeat, epochs_of(source), epochs=n)),
     "mix": st.builds(
-        lambda other, weight: lambda source: blended(source, other, weight),
-        st.lists(st.integers(), max_size=5),
+        lambda other, weight, finished: lambda source: blended(source, other, weight, finished),
+        st.lists(st.integers(-99, 99), max_size=5),
         st.integers(1, 4),
+        st.sampled_from(["drop", "repeat", "stop"]),
     ),
+    "tolerate": st.just(lambda source: pipe(source, partial(each, function=bad), partial(tolerate, limit=10**6))),
     "prefetch": st.integers(0, 3).map(lambda n: bind(prefetch, size=n)),
 }
 
 
 def reading_ahead() -> list[threading.Thread]:
-    gc.collect()
     return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
@@ -150,6 +174,15 @@ def test_regroup_gives_all_outputs(
     assert items(pipe(listed(values), partial(regroup, window=window, function=function))) == expected
 
 
+@given(values=NUMBERS, sizes=st.lists(st.integers(1, 5), min_size=13, max_size=13))
+def test_regroup_by_windows_of_their_own_sizes(values: list[int], sizes: list[int]) -> None:
+    bounds = [0, *accumulate(sizes)]
+    expected = [(values[a:b], index) for index, (a, b) in enumerate(pairwise(bounds)) if values[a:b]]
+    stage = partial(regroup, window=lambda index: sizes[index], function=lambda window, index: [(window, index)])
+    assert items(pipe(listed(values), stage)) == expected
+    check_resumes(pipe(listed(values), stage), limit=12)
+
+
 def test_regroup_reads_again_only_the_window_that_it_stands_in() -> None:
     def source(cursor: Cursor = None) -> Stream[int]:
         for x, after in listed(range(6))(cursor):
@@ -179,64 +212,59 @@ def test_repeat_without_end() -> None:
     assert items(partial(repeat, lambda epoch: listed([[1, 2], [3], []][epoch]))) == [1, 2, 3]
 
 
-def slow_mix(sources: Sequence[Sequence[int]], weights: Sequence[int]) -> list[tuple[int, int]]:
-    """(source, size) always from the first of those furthest behind, in exact arithmetic."""
-    left, used, mixed = [list(source) for source in sources], [0] * len(sources), []
-    while any(left):
-        behind = min((Fraction(used[i], weights[i]), i) for i in range(len(sources)) if left[i])[1]
-        mixed.append((behind, left[behind].pop(0)))
-        used[behind] += mixed[-1][1]
-    return mixed
+def tolerant(values: Sequence[int], limit: int) -> Source[int]:
+    return pipe(listed([bad(x) for x in values]), partial(tolerate, limit=limit))
 
 
-@st.composite
-def mixtures(draw: st.DrawFn, num_sources: st.SearchStrategy[int]) -> tuple[list[list[int]], list[int]]:
-    """The sizes of the items of some sources, and a weight for each source."""
-    n = draw(num_sources)
-    sources = draw(st.lists(st.lists(st.integers(1, 9), max_size=12), min_size=n, max_size=n))
-    return sources, draw(st.lists(st.integers(1, 8), min_size=n, max_size=n))
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    assert {record.name for record in caplog.records} <= {"fnrecipe.data.stream"}
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}
+    return [record.getMessage() for record in caplog.records]
 
 
-def mixed(sources: Sequence[Sequence[int]], weights: Sequence[float]) -> list[tuple[int, int]]:
-    tagged = [listed([(number, size) for size in source]) for number, source in enumerate(sources)]
-    return items(partial(mix, tagged, weights=weights, size=lambda item: item[1]))
+def test_tolerate_of_nothing_raises_the_very_error(caplog: pytest.LogCaptureFixture) -> None:
+    error = DataError("data.jsonl:3 (byte 7): expected text")
+    stream = pipe(listed([1, error, 2]), partial(tolerate, limit=0))(None)
+    assert next(stream) == (1, (1, 0))
+    with pytest.raises(DataError) as caught:
+        next(stream)
+    assert caught.value is error
+    assert not warnings(caplog)
 
 
-@given(mixtures(st.integers(1, 4)))
-def test_mix_equals_the_slow_model(mixture: tuple[list[list[int]], list[int]]) -> None:
-    assert mixed(*mixture) == slow_mix(*mixture)
+def test_tolerate_counts_reports_and_then_raises(caplog: pytest.LogCaptureFixture) -> None:
+    stream = tolerant([1, 5, 10, 2, 15, 3], 2)(None)
+    assert [next(stream), next(stream)] == [(1, (1, 0)), (2, (4, 2))]
+    assert warnings(caplog) == [
+        "bad record skipped (1 of at most 2): data.jsonl:5: expected text",
+        "bad record skipped (2 of at most 2): data.jsonl:10: expected text",
+    ]
+    with pytest.raises(DataError, match=r"^data\.jsonl:15: expected text\n  bad records skipped before it: 2$"):
+        next(stream)
 
 
-@given(mixtures(st.integers(2, 5)))
-def test_mix_lets_no_source_run_ahead_by_more_than_an_item(mixture: tuple[list[list[int]], list[int]]) -> None:
-    sources, weights = mixture
-    used = [0] * len(sources)
-    for number, size in mixed([[*source, 1] * 60 for source in sources], weights)[:60]:
-        used[number] += size
-        assert used[number] - Fraction(weights[number] * sum(used), sum(weights)) <= size
+@given(values=NUMBERS)
+def test_tolerate_gives_all_but_the_bad(values: list[int]) -> None:
+    assert items(tolerant(values, len(values))) == [x for x in values if x % 5]
 
 
-@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, 1.0), (5.0, 1e-3), (1e-3, 2.0)])
-def test_mix_of_two_is_exact_to_an_item_after_any_prefix(weights: tuple[float, float]) -> None:
-    sizes = [1 + 37 * i % 11 for i in range(4000)]
-    used = [0, 0]
-    for number, size in mixed([sizes, sizes[::-1]], weights)[:2000]:
-        used[number] += size
-        assert abs(used[0] - weights[0] / sum(weights) * sum(used)) <= 11
-
-
-def test_mix_goes_on_without_a_source_that_ends() -> None:
-    assert mixed([[1] * 2, [1] * 6, []], [1, 1, 1]) == [(0, 1), (1, 1), (0, 1), *[(1, 1)] * 5]
-    assert mixed([[], []], [1, 1]) == []
-
-
-def test_mix_takes_none_for_an_item() -> None:
-    source: Source[None] = partial(mix, [listed([None, None])], weights=[1], size=lambda item: 1)
-    assert items(source) == [None, None]
+def test_the_count_of_bad_records_is_in_the_cursor(caplog: pytest.LogCaptureFixture) -> None:
+    source = tolerant([1, 5, 2, 10, 3, 15, 4], 2)
+    cursors = [json.loads(json.dumps(cursor)) for _, cursor in islice(source(None), 3)]
+    assert [count for _, count in cursors] == [0, 1, 2]
+    for k, cursor in enumerate(cursors):
+        caplog.clear()
+        stream = source(cursor)
+        assert [x for x, _ in islice(stream, 2 - k)] == [2, 3][k:]
+        assert [message[:36] for message in warnings(caplog)] == [
+            f"bad record skipped ({n} of at most 2):"[:36] for n in (1, 2)
+        ][k:]
+        with pytest.raises(DataError, match=r"data\.jsonl:15: expected text\n  bad records skipped before it: 2"):
+            next(stream)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3])
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(values=NUMBERS)
 def test_prefetch_gives_the_same(size: int, values: list[int]) -> None:
     assert list(prefetch(listed(values), size=size)) == list(listed(values)(None))
@@ -328,6 +356,7 @@ def abandon(stream: Iterator[Any]) -> None:
 def test_a_consumer_that_stops_early_leaves_no_thread(size: int) -> None:
     source = Counted()
     abandon(pipe(source, partial(prefetch, size=size), partial(each, function=negated))(None))
+    gc.collect()
     assert not reading_ahead()
     assert source.closed
 
@@ -339,6 +368,7 @@ def test_a_consumer_that_fails_leaves_no_thread() -> None:
 
     with pytest.raises(ZeroDivisionError):
         consume()
+    gc.collect()
     assert not reading_ahead()
 
 

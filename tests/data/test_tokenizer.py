@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 import tokenizers
@@ -9,12 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer, tokenize
+from fnrecipe.data import Document, Tokenizer, byte_tokenizer, huggingface_tokenizer, tokenize
+from fnrecipe.data.document import Ids
 from fnrecipe.errors import UsageError
+from tests.data.laws import plain
 
 EOS = "<|endoftext|>"
 TEXTS = st.text(st.characters(codec="utf-8"))
-SAMPLES = ["", "a", "def main() -> None:\n\treturn 1\n", "größe 東京都 🙂👩‍👩‍👧", "\x00\r\n\u2028", " leading and trailing  "]
+SAMPLES = [
+    "",
+    "a",
+    "def main() -> None:\n\treturn 1\n",
+    "größe 東京都 🙂👩‍👩‍👧",
+    "\x00\r\n\u2028",
+    "a\r\nb\r\r\n",
+    " leading and trailing  ",
+    "    four spaces",
+    f"{EOS} in a text<|user|>",
+    "e\u0301 \ufeff \ufffd",
+]
 CORPUS = ["def add(a, b):\n    return a + b\n", "the quick brown fox jumps over the lazy dog ", "größe, straße, 東京都\n"] * 20
 
 
@@ -50,7 +65,9 @@ def bpe(bpe_path: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def library(bpe_path: Path) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_file(str(bpe_path))
+    inner = tokenizers.Tokenizer.from_file(str(bpe_path))
+    inner.encode_special_tokens = True
+    return inner
 
 
 @given(texts=st.lists(TEXTS, max_size=4))
@@ -64,17 +81,25 @@ def test_bytes_are_the_tokens(texts: list[str]) -> None:
 
 def test_byte_tokenizer_ends_documents_with_256() -> None:
     tokenizer = byte_tokenizer()
-    assert (tokenizer.vocab_size, tokenizer.eos) == (257, 256)
+    assert (tokenizer.vocab_size, tokenizer.bos, tokenizer.eos) == (257, 256, 256)
     assert tokenizer.decode([256, 97, 256, 98, 256]) == "ab"
     assert tokenizer.decode([0xC3]) == "\ufffd"
 
 
 @given(texts=st.lists(TEXTS, max_size=4))
 def test_ids_are_those_of_the_library(bpe: Tokenizer, library: tokenizers.Tokenizer, texts: list[str]) -> None:
-    texts = [text for text in [*texts, *SAMPLES] if "<|" not in text]  # the library reads its special tokens out of text
+    texts = [*texts, *SAMPLES]
     encoded = bpe.encode(texts)
     assert [ids.tolist() for ids in encoded] == [library.encode(text, add_special_tokens=False).ids for text in texts]
     assert all(ids.dtype == np.int32 for ids in encoded)
+
+
+def test_ids_are_those_of_transformers(bpe: Tokenizer, bpe_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(bpe_path), split_special_tokens=True)
+    expected = [theirs.encode(text, add_special_tokens=False) for text in SAMPLES]
+    assert [ids.tolist() for ids in bpe.encode(SAMPLES)] == expected
 
 
 def test_the_tokenizer_has_learnt_something(bpe: Tokenizer, library: tokenizers.Tokenizer) -> None:
@@ -162,12 +187,149 @@ def test_every_id_is_below_vocab_size(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 10
 
 
+@given(text=TEXTS)
+def test_bytes_of_a_byte_level_vocabulary_are_those_of_the_text(bpe: Tokenizer, text: str) -> None:
+    for each in [text, *SAMPLES]:
+        [ids] = bpe.encode([each])
+        assert bpe.num_bytes[ids].sum() == len(each.encode())
+
+
+@pytest.mark.parametrize("name", ["byte", "bpe"])
+def test_the_table_of_bytes(bpe: Tokenizer, name: str) -> None:
+    tokenizer = {"byte": byte_tokenizer(), "bpe": bpe}[name]
+    assert (tokenizer.num_bytes.dtype, tokenizer.num_bytes.shape) == (np.int64, (tokenizer.vocab_size,))
+    special = {tokenizer.bos, tokenizer.eos} | ({1} if name == "bpe" else set())
+    assert set(np.flatnonzero(tokenizer.num_bytes == 0).tolist()) == special
+
+
+def test_added_tokens_that_are_not_special_stand_for_what_they_spell(tmp_path: Path) -> None:
+    inner = train(tmp_path / "t.json", [EOS])
+    inner.add_tokens(["<\uff5cUser\uff5c>", "größe", "<think>"])
+    inner.save(str(tmp_path / "t.json"))
+    tokenizer = huggingface_tokenizer(str(tmp_path / "t.json"))
+    for text in ["größe größe 東京", "<\uff5cUser\uff5c> hi<think>", "a größer"]:
+        [ids] = tokenizer.encode([text])
+        assert max(ids) >= 320
+        assert tokenizer.num_bytes[ids].sum() == len(text.encode())
+
+
+def test_bytes_of_a_byte_level_decoder_within_a_sequence(bpe: Tokenizer, bpe_path: Path, tmp_path: Path) -> None:
+    inner = tokenizers.Tokenizer.from_file(str(bpe_path))
+    inner.decoder = decoders.Sequence([decoders.ByteLevel()])
+    inner.save(str(tmp_path / "t.json"))
+    assert huggingface_tokenizer(str(tmp_path / "t.json")).num_bytes.tolist() == bpe.num_bytes.tolist()
+
+
+WORDS = ["▁", "▁the", "▁quick", "the", "ö", "東", "京", "s"]
+
+
+def sentencepiece(path: Path, scheme: str) -> Tokenizer:
+    """A vocabulary as SentencePiece makes it: words that begin with ▁, characters, and bytes for all others."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    vocab = [(name, -20.0 if name.startswith("<") else -float(8 - len(name))) for name in names]
+    inner = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", int(scheme == "always"), 0)]
+    )
+    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
+    inner.save(str(path))
+    return huggingface_tokenizer(str(path), "</s>", "<s>")
+
+
+@pytest.mark.parametrize(("scheme", "added"), [("never", 0), ("always", 1)])
+def test_bytes_of_a_sentencepiece_vocabulary(tmp_path: Path, scheme: str, added: int) -> None:
+    tokenizer = sentencepiece(tmp_path / "t.json", scheme)
+    for text in ["the quick", "the  東京 größe 🙂\n", "thethes ö", "x"]:
+        [ids] = tokenizer.encode([text])
+        assert tokenizer.decode(ids.tolist()) == text
+        assert tokenizer.num_bytes[ids].sum() == len(text.encode()) + added  # the space that is put before the text
+    sizes = tokenizer.num_bytes.tolist()
+    assert sizes == [0, 0, 0, *[1] * 256, 1, 4, 6, 3, 2, 3, 3, 1]
+
+
+def test_the_beginning_and_the_end_of_documents(bpe_path: Path, library: tokenizers.Tokenizer) -> None:
+    end, user = library.token_to_id(EOS), library.token_to_id("<|user|>")
+    for names, expected in {(None, None): (end, end), (None, "<|user|>"): (user, end), (EOS, EOS): (end, end)}.items():
+        tokenizer = huggingface_tokenizer(str(bpe_path), *names)
+        assert (tokenizer.bos, tokenizer.eos) == expected
+
+
+def test_an_unknown_token_for_the_beginning(bpe_path: Path) -> None:
+    expected = r"tokenizer\.bos_token: expected the token '<\|usr\|>' in .*, found none; did you mean <\|user\|>\?$"
+    with pytest.raises(UsageError, match=expected):
+        huggingface_tokenizer(str(bpe_path), None, "<|usr|>")
+
+
+def test_fingerprints_tell_files_apart(bpe: Tokenizer, bpe_path: Path, tmp_path: Path) -> None:
+    copy, other = tmp_path / "copy.json", tmp_path / "other.json"
+    copy.write_bytes(bpe_path.read_bytes())
+    train(other, [EOS, "<|system|>"])
+    assert huggingface_tokenizer(str(copy)).fingerprint == bpe.fingerprint
+    assert len({bpe.fingerprint, huggingface_tokenizer(str(other)).fingerprint, byte_tokenizer().fingerprint}) == 3
+
+
+def tokenizer_of(bpe: Tokenizer, name: str) -> Tokenizer:
+    """Tokenizers whose tokens for the beginning and the end differ, so that one in the other's place shows."""
+    return attrs.evolve({"byte": byte_tokenizer(), "bpe": bpe}[name], bos=1)
+
+
+ENDS = [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.mark.parametrize(("add_bos", "add_eos"), ENDS)
 @pytest.mark.parametrize("name", ["byte", "bpe"])
 @given(texts=st.lists(TEXTS, max_size=4))
-def test_tokenize_puts_texts_between_ends(bpe: Tokenizer, name: str, texts: list[str]) -> None:
-    tokenizer = {"byte": byte_tokenizer(), "bpe": bpe}[name]
-    documents = tokenize(texts, tokenizer=tokenizer)
-    expected = [[tokenizer.eos, *ids.tolist(), tokenizer.eos] for ids in tokenizer.encode(texts)]
-    assert [document.ids.tolist() for document in documents] == expected
-    assert [document.num_bytes for document in documents] == [len(text.encode()) for text in texts]
-    assert all(document.ids.dtype == np.int32 for document in documents)
+def test_tokenize_puts_texts_between_ends(bpe: Tokenizer, name: str, add_bos: bool, add_eos: bool, texts: list[str]) -> None:
+    tokenizer = tokenizer_of(bpe, name)
+    found = tokenize(list(map(Document, texts)), tokenizer=tokenizer, add_bos=add_bos, add_eos=add_eos, source=3)
+    encoded = [ids.tolist() for ids in tokenizer.encode(texts)]
+    assert [tokens.ids.tolist() for tokens in found] == [
+        [*[tokenizer.bos] * add_bos, *ids, *[tokenizer.eos] * add_eos] for ids in encoded
+    ]
+    unpredicted = [0 if add_bos else int(tokenizer.num_bytes[ids[:1]].sum()) for ids in encoded]
+    expected = [len(text.encode()) - first for text, first in zip(texts, unpredicted, strict=True)]
+    assert [tokens.num_bytes for tokens in found] == expected
+    assert all((tokens.ids.dtype, tokens.source) == (np.int32, 3) for tokens in found)
+
+
+def test_tokenize_written_out() -> None:
+    tokenizer, documents = tokenizer_of(byte_tokenizer(), "byte"), [Document("aö"), Document("")]
+    found = {
+        ends: [(tokens.ids.tolist(), tokens.num_bytes) for tokens in tokenize(documents, tokenizer=tokenizer, **ends_of(ends))]
+        for ends in ENDS
+    }
+    assert found == {
+        (True, True): [([1, 97, 195, 182, 256], 3), ([1, 256], 0)],
+        (True, False): [([1, 97, 195, 182], 3), ([1], 0)],
+        (False, True): [([97, 195, 182, 256], 2), ([256], 0)],
+        (False, False): [([97, 195, 182], 2), ([], 0)],
+    }
+    assert {tokens.source for tokens in tokenize(documents, tokenizer=tokenizer)} == {0}
+
+
+def ends_of(ends: tuple[bool, bool]) -> dict[str, bool]:
+    return dict(zip(("add_bos", "add_eos"), ends, strict=True))
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_documents_with_ids_are_not_encoded_again(bpe: Tokenizer, ends: tuple[bool, bool]) -> None:
+    def encode(texts: Sequence[str]) -> list[Ids]:
+        encoded.extend(texts)
+        return bpe.encode(texts)
+
+    encoded: list[str] = []
+    texts = ["the quick größe", "東京都", "", "def add(a, b)"]
+    ids = bpe.encode(texts)
+    documents = [Document(texts[0], ids[0]), Document(texts[1]), Document(ids=ids[2]), Document(ids=ids[3])]
+    tokenizer = attrs.evolve(bpe, encode=encode)
+    found = tokenize(documents, tokenizer=tokenizer, **ends_of(ends))
+    assert encoded == ["東京都"]
+    expected = tokenize(list(map(Document, texts)), tokenizer=bpe, **ends_of(ends))
+    assert list(map(plain, found)) == list(map(plain, expected))
+
+
+def test_bytes_are_those_of_the_text_where_there_is_one() -> None:
+    document = Document("größe", np.array([1, 2], np.int32))
+    [tokens] = tokenize([document], tokenizer=byte_tokenizer())
+    assert (tokens.ids.tolist(), tokens.num_bytes) == ([256, 1, 2, 256], 7)

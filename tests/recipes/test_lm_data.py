@@ -2,100 +2,51 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
-import attrs
 import pytest
 
-from fnrecipe.config import DatasetSection, DataSource, RegimeSection
+from fnrecipe.config import DataSource, TokenizerSection
 from fnrecipe.data import Batch, Place, Source, pipe, prefetch
 from fnrecipe.recipes.lm.config import LMConfig, config
-from fnrecipe.recipes.lm.data import train_stream, valid_stream
+from fnrecipe.recipes.lm.data import train_stream
 from tests.data.laws import check_resumes, items, plain, take
+from tests.recipes.streams import (
+    DOCUMENTS,
+    LENGTH,
+    ONE_A_ROW,
+    documents_of,
+    expected_pieces,
+    in_order,
+    pieces,
+    recipe,
+    texts,
+    train,
+    valid,
+    write,
+    write_folder,
+)
 
-END = 256
-LENGTH = 32
-
-Piece = tuple[int, ...]
-
-
-def texts(start: int, stop: int) -> list[str]:
-    """Documents that are all different: of 6 to 126 bytes, some of them of many bytes a character."""
-    return [f"<{i}>" + "größe 東京都 🙂 abc "[i % 7 :] * (i % 5) for i in range(start, stop)]
-
-
-FILES = {"a.jsonl": texts(0, 40), "b.jsonl": texts(40, 41), "sub/c.jsonl": texts(41, 60), "sub/tiny.jsonl": ["x"]}
-DOCUMENTS = [text for name in FILES for text in FILES[name]]
-
-
-def write(path: Path, documents: Iterable[str]) -> DataSource:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-    return DataSource(str(path))
+Make = Callable[[LMConfig], Source[Batch]]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> DataSource:
-    for name, documents in FILES.items():
-        write(tmp_path / "corpus" / name, documents)
-    return DataSource(str(tmp_path / "corpus"))
-
-
-def recipe(*sources: DataSource, epochs: int | None = 1, **options: Any) -> LMConfig:
-    """Two lanes of two short rows, unless `options` of the dataset say otherwise."""
-    small = {"max_seq_len": LENGTH, "batch_size": 4, "num_lanes": 2, "pack_window": 4, "valid_fraction": 0.0}
-    dataset = DatasetSection(family="jsonl", sources=sources, **(small | options))
-    return LMConfig(dataset=dataset, regime=RegimeSection(num_steps=1, num_data_epochs=epochs))
-
-
-def train(config: LMConfig) -> Source[Batch]:
-    return train_stream(config, Place())
-
-
-def valid(config: LMConfig) -> Source[Batch]:
-    return valid_stream(config, Place())
-
-
-def pieces(batches: Iterable[Batch]) -> list[Piece]:
-    """The ids of every piece, read out of batches: one more than it has predictions."""
-    found = []
-    for batch in batches:
-        for tokens, targets, segments in zip(batch.tokens, batch.targets, batch.segments, strict=True):
-            for segment in range(segments.max() + 1):
-                ids = [*tokens[segments == segment].tolist(), int(targets[segments == segment][-1])]
-                assert ids[1:] == targets[segments == segment].tolist()
-                found.append(tuple(ids))
-    return found
-
-
-def expected_pieces(documents: Iterable[str], length: int = LENGTH) -> Counter[Piece]:
-    found: Counter[Piece] = Counter()
-    for text in filter(None, documents):
-        ids = (END, *text.encode(), END)
-        found.update(ids[start : start + length + 1] for start in range(0, len(ids) - 1, length))
-    return found
-
-
-def documents_of(batches: Iterable[Batch]) -> list[str]:
-    """The documents, where none is longer than a row."""
-    whole = pieces(batches)
-    assert all(piece[0] == piece[-1] == END and END not in piece[1:-1] for piece in whole)
-    return [bytes(piece[1:-1]).decode() for piece in whole]
+    return write_folder(tmp_path / "corpus")
 
 
 @pytest.mark.parametrize("stream", [train, valid])
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_streams_resume(folder: DataSource, stream: Callable[[LMConfig], Source[Batch]], epochs: int) -> None:
+def test_streams_resume(folder: DataSource, stream: Make, epochs: int) -> None:
     assert check_resumes(stream(recipe(folder, epochs=epochs, valid_fraction=0.4)), limit=25) >= 5
 
 
 def test_an_endless_stream_of_two_sources_resumes(tmp_path: Path, folder: DataSource) -> None:
     other = write(tmp_path / "other.jsonl", texts(100, 115))
-    source = train(recipe(folder, DataSource(other.path, 0.3), epochs=None))
+    source = train(recipe(folder, DataSource(other.path, weight=0.3), epochs=None))
     assert check_resumes(source, limit=20) == 20
     assert check_resumes(pipe(source, partial(prefetch, size=2)), limit=6) == 6
 
@@ -113,7 +64,9 @@ def test_validation_sources_are_read_whole(tmp_path: Path, folder: DataSource) -
     other = write(tmp_path / "other.jsonl", texts(100, 115))
     split = recipe(folder, max_seq_len=256, valid_sources=(other,))
     assert sorted(documents_of(items(train(split)))) == sorted(DOCUMENTS)
-    assert sorted(documents_of(items(valid(split)))) == sorted(texts(100, 115))
+    validation = items(valid(split))
+    assert sorted(documents_of(validation)) == sorted(texts(100, 115))
+    assert {number for batch in validation for number in batch.sources[batch.mask].tolist()} == {1}
 
 
 def test_copies_of_a_document_fall_on_the_same_side(tmp_path: Path) -> None:
@@ -129,61 +82,104 @@ def test_epochs_give_every_prediction_once_each(folder: DataSource, num_lanes: i
     assert found == Counter({piece: epochs * count for piece, count in expected_pieces(DOCUMENTS).items()})
 
 
-def test_an_epoch_has_the_bytes_of_its_documents(folder: DataSource) -> None:
-    batches = items(train(recipe(folder)))
+@pytest.mark.parametrize("packing", ["best_fit", "concat"])
+def test_an_epoch_has_the_bytes_of_its_documents(folder: DataSource, packing: str) -> None:
+    batches = items(train(recipe(folder, packing=packing)))
     assert sum(int(batch.num_bytes.sum()) for batch in batches) == sum(len(text.encode()) for text in DOCUMENTS)
 
 
-def in_order(config: LMConfig) -> list[str]:
-    """The documents of a stream of one lane whose rows hold one document each."""
-    return documents_of(items(train(config)))
+def test_no_target_is_of_another_document(tmp_path: Path) -> None:
+    """Documents whose bytes are their own number."""
+    numbered = write(tmp_path / "a.jsonl", [chr(i) * (2 + 7 * i % 30) for i in range(1, 128)])
+    bare = recipe(numbered, ends=TokenizerSection(add_bos=False, add_eos=False), pack_window=16)
+    batches = items(train(bare))
+    assert all((batch.tokens == batch.targets)[batch.mask].all() for batch in batches)
+    assert max(batch.segments.max() for batch in batches) > 2
+    assert sum(batch.mask.sum() for batch in batches) == sum(1 + 7 * i % 30 for i in range(1, 128))
 
 
-def test_epochs_differ_in_order(folder: DataSource) -> None:
-    single = {"max_seq_len": 256, "batch_size": 1, "num_lanes": 1, "pack_window": 1}
-    order = in_order(recipe(folder, epochs=2, **single))
-    first, second = order[: len(DOCUMENTS)], order[len(DOCUMENTS) :]
+def test_concat_predicts_the_next_document_from_the_last_token(tmp_path: Path) -> None:
+    sizes = [2 + 7 * i % 60 for i in range(1, 128)]
+    numbered = write(tmp_path / "a.jsonl", [chr(i) * size for i, size in enumerate(sizes, 1)])
+    ends = TokenizerSection(add_bos=False, add_eos=False)
+    one_lane = {"num_lanes": 1, "batch_size": 1, "packing": "concat", "order": "sequential"}
+    batches = items(train(recipe(numbered, ends=ends, **one_lane)))
+    flat = [i for i, size in enumerate(sizes, 1) for _ in range(size)]
+    start = 0
+    for batch in batches:
+        row = flat[start : start + LENGTH + 1]
+        assert batch.tokens[batch.mask].tolist() == row[:-1]
+        assert batch.targets[batch.mask].tolist() == row[1:]
+        goes_on = flat[start + LENGTH : start + LENGTH + 2]
+        start += LENGTH if len(set(goes_on)) == 1 else LENGTH + 1
+    assert start >= len(flat) - 1
+    assert sum(int((batch.tokens != batch.targets)[batch.mask].sum()) for batch in batches) > 100
+
+
+@pytest.mark.parametrize("order", ["blocks", "documents"])
+def test_epochs_differ_in_order(folder: DataSource, order: str) -> None:
+    options = {**ONE_A_ROW, "order": order}
+    both = in_order(recipe(folder, epochs=2, **options))
+    first, second = both[: len(DOCUMENTS)], both[len(DOCUMENTS) :]
     assert sorted(first) == sorted(second) == sorted(DOCUMENTS)
     assert len({tuple(first), tuple(second), tuple(DOCUMENTS)}) == 3
-    assert in_order(recipe(folder, epochs=1, **single)) == first
+    assert in_order(recipe(folder, epochs=1, **options)) == first
+
+
+def test_a_sequential_stream_keeps_the_order_of_the_files_in_every_epoch(folder: DataSource) -> None:
+    assert in_order(recipe(folder, epochs=3, order="sequential", **ONE_A_ROW)) == DOCUMENTS * 3
 
 
 def test_validation_keeps_the_order_of_the_files(folder: DataSource) -> None:
-    single = {"max_seq_len": 256, "batch_size": 1, "num_lanes": 1, "pack_window": 1}
-    validation = documents_of(items(valid(recipe(folder, valid_fraction=0.5, **single))))
+    validation = documents_of(items(valid(recipe(folder, valid_fraction=0.5, **ONE_A_ROW))))
     assert len(validation) > 10
     assert validation == [text for text in DOCUMENTS if text in set(validation)]
 
 
-def test_sources_get_their_shares_of_the_tokens(tmp_path: Path) -> None:
-    sizes = [1 + 17 * i % 60 for i in range(80)]
-    a, b = (write(tmp_path / f"{name}.jsonl", [name * size for size in sizes]) for name in "ab")
-    shares = recipe(
-        DataSource(a.path, 0.7), DataSource(b.path, 0.3), epochs=None, max_seq_len=64, batch_size=2, pack_window=1, num_lanes=2
-    )
-    batches = [batch for batch, _ in islice(train(shares)(None), 150)]
-    for lane in range(2):
-        used = Counter({"a": 0, "b": 0})
-        for batch in batches:  # a row is a document, so that every prefix is seen
-            row = batch.targets[lane]
-            used[chr(row[0])] += int(batch.mask[lane].sum()) + 1
-            assert abs(used["a"] - 0.7 * used.total()) <= max(sizes) + 2
-        assert used.total() > 2000
+def tiny_documents(path: Path) -> DataSource:
+    return write(path, [f"{i:04d}" for i in range(400)])
 
 
-def test_an_exhausted_source_leaves_the_others(tmp_path: Path, folder: DataSource) -> None:
-    short = write(tmp_path / "short.jsonl", texts(100, 103))
-    found = Counter(pieces(items(train(recipe(folder, short)))))
-    assert found == expected_pieces(DOCUMENTS + texts(100, 103))
+def order_of(source: DataSource, seed: int = 2, **options: object) -> list[int]:
+    return [int(text) for text in in_order(recipe(source, seed=seed, **ONE_A_ROW, **options))]
+
+
+def neighbours(order: Sequence[int]) -> int:
+    return sum(abs(a - b) == 1 for a, b in pairwise(order))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_documents_are_shuffled_over_the_whole_file(tmp_path: Path, seed: int) -> None:
+    """A random permutation of n moves each by n / 3 on the average, and leaves about 2 pairs of neighbours."""
+    order = order_of(tiny_documents(tmp_path / "a.jsonl"), seed, order="documents")
+    displacement = sum(abs(place - number) for place, number in enumerate(order)) / 400
+    assert abs(displacement - 400 / 3) < 20
+    assert neighbours(order) < 12
+    assert sorted(order) == list(range(400))
+
+
+def test_blocks_keep_their_documents_together_without_a_window(tmp_path: Path) -> None:
+    order = order_of(tiny_documents(tmp_path / "a.jsonl"), order="blocks", shuffle_window=1)
+    assert neighbours(order) > 300
+    assert order != sorted(order) == list(range(400))
+    assert neighbours(order_of(tiny_documents(tmp_path / "a.jsonl"), order="blocks", shuffle_window=256)) < 40
+
+
+@pytest.mark.parametrize("order", ["blocks", "documents"])
+def test_an_order_depends_on_the_seed_alone(tmp_path: Path, order: str) -> None:
+    first, again = (order_of(tiny_documents(tmp_path / name / "a.jsonl"), 5, order=order) for name in ("x", "y"))
+    assert first == again != order_of(tiny_documents(tmp_path / "x" / "a.jsonl"), 6, order=order)
 
 
 def shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
-    return {name: getattr(batch, name).shape for name in ("tokens", "targets", "segments", "positions", "mask", "num_bytes")}
+    names = ("tokens", "targets", "segments", "positions", "sources", "mask", "num_bytes")
+    return {name: getattr(batch, name).shape for name in names}
 
 
 @pytest.mark.parametrize("stream", [train, valid])
-def test_shapes_are_static(folder: DataSource, stream: Callable[[LMConfig], Source[Batch]]) -> None:
-    batches = items(stream(recipe(folder, valid_fraction=0.4)))
+@pytest.mark.parametrize("packing", ["best_fit", "concat"])
+def test_shapes_are_static(folder: DataSource, stream: Make, packing: str) -> None:
+    batches = items(stream(recipe(folder, valid_fraction=0.4, packing=packing)))
     expected = dict.fromkeys(shapes(batches[0]), (4, LENGTH)) | {"num_bytes": (4,)}
     assert [shapes(batch) for batch in batches] == [expected] * len(batches)
     assert not batches[-1].mask.all()
@@ -221,15 +217,14 @@ def test_few_documents_do_not_end_an_endless_stream(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epochs", [1, None])
 @pytest.mark.parametrize("stream", [train, valid])
-def test_empty_documents_end_the_stream_at_once(
-    tmp_path: Path, stream: Callable[[LMConfig], Source[Batch]], epochs: int | None
-) -> None:
+def test_empty_documents_end_the_stream_at_once(tmp_path: Path, stream: Make, epochs: int | None) -> None:
     empty = recipe(write(tmp_path / "empty.jsonl", [""] * 20), epochs=epochs, valid_fraction=0.5)
     assert items(stream(empty)) == []
 
 
-def test_empty_documents_are_left_out(tmp_path: Path) -> None:
-    some = recipe(write(tmp_path / "some.jsonl", ["", "one", "", "two", ""]))
+@pytest.mark.parametrize("order", ["blocks", "documents", "sequential"])
+def test_empty_documents_are_left_out(tmp_path: Path, order: str) -> None:
+    some = recipe(write(tmp_path / "some.jsonl", ["", "one", "", "two", ""]), order=order)
     assert Counter(pieces(items(train(some)))) == expected_pieces(["one", "two"])
 
 
@@ -240,5 +235,4 @@ def test_the_default_recipe_is_deterministic() -> None:
 
 
 def test_the_seed_changes_the_order(folder: DataSource) -> None:
-    changed = attrs.evolve(recipe(folder), common=attrs.evolve(config.common, seed=config.common.seed + 1))
-    assert pieces(items(train(changed))) != pieces(items(train(recipe(folder))))
+    assert pieces(items(train(recipe(folder, seed=3)))) != pieces(items(train(recipe(folder))))

@@ -26,8 +26,8 @@ def read(block: Block, *, separator: str | None) -> Iterator[Read]:
         text = record.text() if isinstance(record, Record) else record
         if isinstance(text, DataError):
             yield text
-        elif not text.isspace():
-            yield Document(text.removesuffix(separator or ""))
+        elif (content := text.removesuffix(separator or "")) and not content.isspace():
+            yield Document(content)
 
 
 def read_python(block: Block) -> Iterator[Read]:

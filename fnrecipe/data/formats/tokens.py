@@ -32,15 +32,15 @@ def read(block: Block, *, dtype: str, eos: int, bos: int, vocab_size: int) -> It
     start = block.start if block.start == 0 or tokens[block.start - 1] == eos else _after(tokens, block.start, eos)
     while start < block.stop:
         stop = _after(tokens, start, eos)
-        ids = np.array(tokens[start:stop], np.int64)
-        ids = ids[: -1 if len(ids) and ids[-1] == eos else None]
-        ids = ids[1 if len(ids) and ids[0] == bos else 0 :]
-        outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+        found: NDArray[Any] = tokens[start:stop]
+        outside = np.flatnonzero((found < 0) | (found >= vocab_size))
         if len(outside):
             where = f"token {start + outside[0]:,}"
-            yield DataError(f"{block.path}: {where}: expected ids below {vocab_size}, found {ids[outside[0]]}")
+            yield DataError(f"{block.path}: {where}: expected ids below {vocab_size}, found {found[outside[0]]}")
         else:
-            yield Document(ids=ids.astype(np.int32))
+            ids = np.array(found, np.int32)
+            ids = ids[: -1 if ids[-1] == eos else None]
+            yield Document(ids=ids[1 if len(ids) and ids[0] == bos else 0 :])
         start = stop
 
 
@@ -65,7 +65,7 @@ def _array(path: str, dtype: str) -> NDArray[np.generic]:
         raise UsageError(f"{path}: token arrays are read from local files only; copy it first")
     try:
         if path.endswith(".npy"):
-            found: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+            found: NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")
         else:
             found = _raw(path, np.dtype(dtype).newbyteorder("<"))
     except OSError as error:

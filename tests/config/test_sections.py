@@ -1,0 +1,144 @@
+"""The sections of data: which values cannot stand together, where that is told, and what sources are called."""
+
+from __future__ import annotations
+
+import pytest
+
+from fnrecipe.config import DataSource, resolve, source_names
+from fnrecipe.errors import ConfigError
+from fnrecipe.recipes.lm.config import config
+
+HOW_TO_NAME = "a `name` of its own for each source of training and validation"
+
+
+def refusal(*pairs: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        resolve(config, pairs=pairs)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("second", "key", "expected", "found"),
+    [
+        ("weight_schedule: [[5, 1], [5, 2]]", "weight_schedule", "numbers of tokens above 0 that increase", "[5, 5]"),
+        ("weight_schedule: [[9, 1], [5, 2]]", "weight_schedule", "numbers of tokens above 0 that increase", "[9, 5]"),
+        ("weight_schedule: [[0, 1]]", "weight_schedule", "numbers of tokens above 0 that increase", "[0]"),
+        ("weight: 0", "weight", "a number above 0, at least later in weight_schedule", "0"),
+        ("weight: 0, weight_schedule: [[5, 0]]", "weight", "a number above 0, at least later in weight_schedule", "0"),
+        ("separator: ''", "separator", "text, or null for one document a file", "''"),
+    ],
+)
+@pytest.mark.parametrize("key_of_list", ["sources", "valid_sources"])
+def test_a_contradiction_in_a_source_is_told_with_its_place_in_the_list(
+    key_of_list: str, second: str, key: str, expected: str, found: str
+) -> None:
+    other = "sources: [{path: c}], " if key_of_list == "valid_sources" else ""
+    pair = f"dataset={{{other}{key_of_list}: [{{path: a}}, {{path: b, {second}}}], valid_fraction: 0}}"
+    assert refusal(pair) == [f"dataset.{key_of_list}[1].{key}: expected {expected}, found {found} (command line)"]
+
+
+def test_contradictions_of_several_sources_come_at_once() -> None:
+    lines = refusal("dataset.sources=[{path: a, separator: ''}, {path: b}, {path: c, weight_schedule: [[0, 1]], weight: 0}]")
+    assert [line.partition(":")[0] for line in lines] == [
+        "dataset.sources[0].separator",
+        "dataset.sources[2].weight_schedule",
+    ]
+
+
+def test_a_wrong_value_in_one_source_hides_the_contradictions_of_the_list() -> None:
+    line = "dataset.sources[1].path: expected text, found 3 (command line)"
+    assert refusal("dataset.sources=[{path: a, separator: ''}, {path: 3}]") == [line]
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "expected", "found"),
+    [
+        ("weight_schedule: 3", "weight_schedule", "a list", "3"),
+        ("weight_schedule: [3]", "weight_schedule[0]", "a list", "3"),
+        ("weight_schedule: [[1, 1], [1]]", "weight_schedule[1]", "a list of 2 values", "[1]"),
+        ("weight_schedule: [[1, -1]]", "weight_schedule[0]", "a number of at least 0", "-1"),
+        ("weight_schedule: [[-1, 1]]", "weight_schedule[0]", "an integer of at least 0", "-1"),
+        ("weight_schedule: [[1.5, 1]]", "weight_schedule[0]", "an integer", "1.5"),
+        ("weight: -1", "weight", "a number of at least 0", "-1"),
+        ("name: 3", "name", "text or null", "3"),
+        ("format: csv", "format", "auto or jsonl or parquet or text or python or tokens", "'csv'"),
+        ("dtype: float", "dtype", "uint16 or uint32", "'float'"),
+        ("text_key: null", "text_key", "text", "null"),
+    ],
+)
+def test_a_wrong_value_of_a_source_is_one_line(source: str, path: str, expected: str, found: str) -> None:
+    line = f"dataset.sources[1].{path}: expected {expected}, found {found} (command line)"
+    assert refusal(f"dataset.sources=[{{path: a}}, {{path: b, {source}}}]") == [line]
+
+
+@pytest.mark.parametrize(
+    ("pair", "line"),
+    [
+        ("dataset.sources=[]", "dataset.sources: expected at least one source, found none (command line)"),
+        (
+            "dataset={sources: [{path: a}], valid_sources: [{path: b}]}",
+            "dataset.valid_fraction: expected 0 where dataset.valid_sources is given, found 0.05 (default)",
+        ),
+        ("dataset.num_workers=3", "dataset.num_workers: expected a divisor of dataset.num_lanes = 8, found 3 (command line)"),
+        ("dataset.num_workers=16", "dataset.num_workers: expected a divisor of dataset.num_lanes = 8, found 16 (command line)"),
+        (
+            "dataset={order: documents, cache: c}",
+            "dataset.cache: expected null for dataset.order=documents: the cache keeps blocks, found 'c' (command line)",
+        ),
+        (
+            "dataset.sources=[{path: a, weight: 0, weight_schedule: [[5, 1]]}, "
+            "{path: b, weight: 0, weight_schedule: [[9, 1]]}]",
+            "dataset.sources: expected a source whose weight is above 0 from the start, found none (command line)",
+        ),
+        ("dataset.sources=[{path: x/a.txt}, {path: a}]", f"dataset.sources: expected {HOW_TO_NAME}, found a, a (command line)"),
+        (
+            "dataset={sources: [{path: b}], valid_sources: [{path: a, name: b}], valid_fraction: 0}",
+            f"dataset.sources: expected {HOW_TO_NAME}, found b, b (command line)",
+        ),
+        (
+            "tokenizer.family=hf",
+            "tokenizer.path: expected the path of a tokenizer.json for tokenizer.family=hf, found null (default)",
+        ),
+        *(
+            (f"tokenizer.{key}=a", f"tokenizer.{key}: expected null for tokenizer.family=byte, found 'a' (command line)")
+            for key in ("path", "eos_token", "bos_token")
+        ),
+    ],
+)
+def test_values_of_data_that_contradict_each_other_are_one_line(pair: str, line: str) -> None:
+    assert refusal(pair) == [line]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "dataset={sources: [{path: a}], valid_sources: [{path: b}], valid_fraction: 0}",
+        "dataset.sources=[{path: a, name: b}, {path: a}]",
+        "dataset.sources=[{path: a}, {path: b, weight: 0, weight_schedule: [[1, 0], [2, 0.5]]}]",
+        "dataset.sources=[{path: a, separator: ' '}]",
+        "dataset.num_workers=8",
+        "dataset.num_workers=0",
+        "dataset={cache: c, order: sequential}",
+        "tokenizer={family: hf, path: a, bos_token: <s>, eos_token: </s>}",
+        "tokenizer={add_bos: false, add_eos: false}",
+    ],
+)
+def test_values_of_data_at_their_bounds_are_taken(pair: str) -> None:
+    resolve(config, pairs=[pair])
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("stdlib:", "stdlib"),
+        ("wiki.jsonl", "wiki"),
+        ("data/wiki.jsonl.zst", "wiki"),
+        ("data/wiki/", "wiki"),
+        ("s3://bucket/wiki/", "wiki"),
+        ("data/*.jsonl", "*"),
+        ("/", "/"),
+        ("..", ".."),
+    ],
+)
+def test_a_source_is_called_by_the_end_of_its_path(path: str, name: str) -> None:
+    assert source_names([DataSource(path), DataSource(path, name="mine"), DataSource("b")]) == [name, "mine", "b"]
