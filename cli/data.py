@@ -151,7 +151,9 @@ def _stream(recipe: Recipe[Any], config: Any, valid: bool) -> Source[Batch]:
 def _show_row(batch: Batch, row: int, decode: Callable[[Any], str], names: list[str]) -> None:
     segments, length = batch.segments[row], len(batch.segments[row])
     pieces = int(segments.max()) + 1
-    click.secho(f"row {row}: {int(batch.mask[row].sum()):,} of {length:,} positions in {pieces} pieces", bold=True)
+    click.secho(
+        f"row {row}: {int(batch.mask[row].sum()):,} of {length:,} positions in {pieces} piece{'s' * (pieces > 1)}", bold=True
+    )
     for piece in range(pieces):
         here = segments == piece
         ids = [*batch.tokens[row][here].tolist(), int(batch.targets[row][here][-1])]

@@ -112,6 +112,8 @@ class DatasetSection:
             yield Problem("cache", "null for dataset.order=documents: the cache keeps blocks", repr(self.cache))
         if self.sources and not any(source.weight for source in self.sources):
             yield Problem("sources", "a source whose weight is above 0 from the start", "none")
+        if self.sources and not any([source.weight, *(w for _, w in source.weight_schedule)][-1] for source in self.sources):
+            yield Problem("sources", "a source whose weight is above 0 at the end", "none")
         names = source_names((*self.sources, *self.valid_sources))
         if len(set(names)) < len(names):
             yield Problem("sources", "a `name` of its own for each source of training and validation", ", ".join(names))

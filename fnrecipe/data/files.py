@@ -40,7 +40,8 @@ def find_files(pattern: str, suffixes: Sequence[str]) -> list[File]:
     """
     paths, size = (_remote if "://" in pattern else _local)(pattern, tuple(suffixes))
     if not paths:
-        raise UsageError(f"{pattern}: expected data, found no file, directory or match ({', '.join(suffixes)})")
+        found = "none in this directory" if os.path.isdir(pattern) else "no file, directory or match"
+        raise UsageError(f"{pattern}: expected data, found {found} ({', '.join(suffixes)})")
     kept = sorted(paths)
     folders = [os.path.dirname(path) + "/" for path in kept]
     root = os.path.commonprefix(folders).rpartition("/")[0] + "/"  # noqa: RUF071 (commonpath would mend the // of addresses)

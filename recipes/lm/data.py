@@ -59,14 +59,14 @@ def train_stream(config: LMConfig, place: Place) -> Source[Batch]:
 
 
 def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
-    """The validation documents, once, in the order of their files."""
+    """The validation documents, once, in a random order that stays: the first batches are a fair sample of all."""
     fraction = 1.0 if config.dataset.valid_sources else config.dataset.valid_fraction
     if not fraction:
         return lambda cursor: iter(())
     split: Split = lambda document: bool(document) and held_out(document, fraction)  # noqa: E731
     sources = config.dataset.valid_sources or config.dataset.sources
     blend = partial(mix, weights=lambda total: [1.0] * len(sources), epochs=1)
-    return batches(config, place, sources, split, blend, "sequential")
+    return batches(config, place, sources, split, blend, "blocks")
 
 
 def batches(

@@ -76,7 +76,7 @@ class Row:
 
 
 def shown(output: str) -> list[Row]:
-    headers = re.findall(r"^row (\d+): (\d+) of (\d+) positions in (\d+) pieces$", output, re.MULTILINE)
+    headers = re.findall(r"^row (\d+): (\d+) of (\d+) positions in (\d+) pieces?$", output, re.MULTILINE)
     bodies = re.split(r"^row .*\n", output, flags=re.MULTILINE)[1:]
     pieces = [re.findall(r"^── (\w+), (\d+) targets\n((?:(?!── ).*\n)*)", body, re.MULTILINE) for body in bodies]
     return [

@@ -109,7 +109,7 @@ def test_a_lock_that_a_dead_run_left_behind_does_not_matter(tmp_path: Path, trai
     [
         ([], "none.jsonl", "none.jsonl: expected data, found no file, directory or match (.jsonl, "),
         ([], "none/*.jsonl", "none/*.jsonl: expected data, found no file, directory or match (.jsonl, "),
-        (["data/a.csv"], "data", "data: expected data, found no file, directory or match (.jsonl, "),
+        (["data/a.csv"], "data", "data: expected data, found none in this directory (.jsonl, "),
         (["data/a.csv"], "data/a.csv", "data/a.csv: expected a file called .jsonl, "),
         (["data/a.txt", "data/b.py"], "data", "data: expected files of one format, found 1 text, 1 python; set `format`"),
         (["data/a.jsonl", "data/b.jsonl"], "data", "expected at least one document, found only empty files"),

@@ -251,7 +251,8 @@ formats = st.sampled_from(["auto", "jsonl", "parquet", "text", "python", "tokens
 
 @st.composite
 def data_sources(draw: st.DrawFn) -> tuple[tuple[c.DataSource, ...], tuple[c.DataSource, ...]]:
-    """Sources of training, the first of them with a weight from the start, and of validation: each with its own name."""
+    """Sources of training, the first of them with a weight from start to end, and of validation: each with its own name."""
+    lasting = schedules.filter(lambda points: not points or points[-1][1] > 0)
     names = draw(st.lists(texts.filter(bool), min_size=1, max_size=5, unique=True))
     sources = [
         c.DataSource(
@@ -264,7 +265,7 @@ def data_sources(draw: st.DrawFn) -> tuple[tuple[c.DataSource, ...], tuple[c.Dat
             weight=draw(naturals if number > 0 and any(weight for _, weight in schedule) else positives),
             weight_schedule=schedule,
         )
-        for number, (name, schedule) in enumerate((name, draw(schedules)) for name in names)
+        for number, (name, schedule) in enumerate((name, draw(lasting if not i else schedules)) for i, name in enumerate(names))
     ]
     size = draw(st.integers(1, len(sources)))
     return tuple(sources[:size]), tuple(sources[size:])

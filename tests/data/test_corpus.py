@@ -188,7 +188,7 @@ def test_an_unknown_suffix(tmp_path: Path, name: str) -> None:
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent.jsonl", tmp_path / "*.jsonl"):
+    for path in (tmp_path / "absent.jsonl", tmp_path / "*.jsonl"):
         with pytest.raises(UsageError, match=re.escape(f"{path}: expected data, found no file, directory or match (.jsonl, ")):
             open_corpus(str(path), TOKENIZER)
 

@@ -101,7 +101,7 @@ def test_a_directory_may_end_in_a_slash(tmp_path: Path) -> None:
 
 def test_a_directory_without_data(tmp_path: Path) -> None:
     make(tmp_path, "a.txt", ".b.jsonl")
-    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}: expected data, found no file")):
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}: expected data, found none in this directory (")):
         find_files(str(tmp_path), SUFFIXES)
 
 
