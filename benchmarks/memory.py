@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.report import Result
 from benchmarks.step import CASES, System, make_batches, make_step
+from benchmarks.workers import status
 
 SYSTEMS = {
     "plain torch": System(),
@@ -43,14 +44,9 @@ def _peak(system: str, case: str) -> float:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = status("VmRSS")
     step(second)
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> float:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
+    return status("VmHWM") - before
 
 
 if __name__ == "__main__":
