@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -54,8 +55,9 @@ def _exit(command: click.Command) -> NoReturn:
     try:
         sys.exit(command.main(standalone_mode=False))
     except FnrecipeError as error:
+        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         for line in str(error).splitlines():
-            click.echo(line if line.startswith(" ") else f"error: {line}", err=True)
+            click.echo(line if line.startswith(" ") else f"{rank}error: {line}", err=True)
         sys.exit(error.exit_status)
     except click.ClickException as error:
         error.show()

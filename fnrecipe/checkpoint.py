@@ -49,7 +49,7 @@ def save(root: Path, step: int, state: Tree, cursor: Any, files: Mapping[str, st
     Raises:
         CheckpointError: if it cannot be written; what was there before is still there.
     """
-    place = root / f"step_{step:08d}"
+    place = _place(root, step)
     if place.exists() and not _damage(place):
         return place
     beside = place.with_suffix(".tmp")
@@ -91,6 +91,19 @@ def newest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def read(root: Path, step: int) -> Checkpoint:
+    """The checkpoint of `step` below `root`.
+
+    Raises:
+        CheckpointError: if it is not there, or damaged.
+    """
+    place = _place(root, step)
+    damage = _damage(place)
+    if damage:
+        raise CheckpointError(f"{place}: damaged checkpoint: {damage}")
+    return _read(place)
+
+
 def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
     """The tree of the checkpoint's tensors in the structure of `like`, on its devices.
 
@@ -125,6 +138,10 @@ def committed(root: Path) -> list[Path]:
         return []
     places = [place for place in root.iterdir() if _NAME.fullmatch(place.name) and place.is_dir() and not place.is_symlink()]
     return sorted(places, key=_step)
+
+
+def _place(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
 
 
 def _step(place: Path) -> int:

@@ -27,7 +27,11 @@ from fnrecipe.errors import UsageError
 CONFIG, RUN = "config.yaml", "run.json"
 TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
 _HOW_NOT_WHAT = {"dataset.num_workers", "dataset.prefetch", "dataset.cache"}
-CHECKPOINTS, LOG, SAMPLE = "checkpoints", Path("logs/rank_0.log"), "sample.txt"
+CHECKPOINTS, SAMPLE = "checkpoints", "sample.txt"
+
+
+def log(rank: int) -> Path:
+    return Path(f"logs/rank_{rank}.log")
 
 
 @contextmanager

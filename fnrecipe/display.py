@@ -36,13 +36,15 @@ class _Lines(logging.Handler):
 
 
 class Display:
-    """While entered, `line`, `step` and warnings of fnrecipe write to the console and to the file `log`.
+    """While entered, `line`, `step` and warnings of fnrecipe write to the console, unless it is quiet, and to the file `log`.
 
     A console that is gone is ignored.
     """
 
-    def __init__(self, log: Path, total: int | None) -> None:
+    def __init__(self, log: Path, total: int | None, *, quiet: bool = False) -> None:
         self._total = total
+        self._quiet = quiet
+        log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", buffering=1)
         self._console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
@@ -51,7 +53,7 @@ class Display:
             TextColumn("{task.fields[facts]}"),
             console=self._console,
             expand=True,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
             transient=True,
         )
         self._task: TaskID | None = None
@@ -85,6 +87,8 @@ class Display:
             self._progress.update(self._task, completed=number, facts=facts)
 
     def _print(self, text: str) -> None:
+        if self._quiet:
+            return
         with suppress(OSError):  # nobody reads the console any more; the log file still has every line
             self._console.print(text, markup=False)
 

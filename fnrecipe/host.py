@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -24,7 +25,9 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("gang.device: expected a CUDA device for gang.device=cuda, found none; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def set_threads(number: int | None) -> None:
@@ -45,11 +48,15 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, largest) and mallopt(_M_TRIM_THRESHOLD, largest))
 
 
+def versions() -> dict[str, str]:
+    packages = ("fnrecipe", "torch", "numpy", "tokenizers", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
 def facts(device: torch.device) -> dict[str, Any]:
     """What somebody needs to know to run this again: versions, command line, revision and device; never the environment."""
-    packages = ("fnrecipe", "torch", "numpy", "tokenizers", "safetensors")
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": versions(),
         "argv": sys.argv,
         "git_revision": _git_revision(),
         "platform": platform.platform(),

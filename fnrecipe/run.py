@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from signal import Signals as Signal
 from typing import Any
 
 import attrs
@@ -20,17 +21,19 @@ import torch
 
 from fnrecipe import checkpoint, directory, host, random, record, tree
 from fnrecipe.config import unstructure, yaml
-from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe, prefetch, spread
+from fnrecipe.config.layers import flatten, values
+from fnrecipe.data import Batch, Source, each, fingerprints, pipe, prefetch, spread
 from fnrecipe.display import Display, Speed, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
+from fnrecipe.gang import Gang, check_same, check_size, gather, joined, lost, together, world_size
 from fnrecipe.loss import Sums
 from fnrecipe.metrics import means
 from fnrecipe.recipe import Recipe
 from fnrecipe.signals import EXIT_STATUS, Signals
-from fnrecipe.step import Metrics, State, Step, evaluation, init_state, train_step
-from fnrecipe.transforms import jit
+from fnrecipe.step import Metrics, Reduce, State, Step, evaluation, init_state, train_step
+from fnrecipe.transforms import fast_sum, jit, tree_sum
 from fnrecipe.tree import Tree
 
 
@@ -42,19 +45,29 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
     Raises:
         FnrecipeError: with a message for the user, for all that can go wrong by the config, the data or the machine.
     """
-    with directory.claimed(out):
-        if not with_changes:
-            directory.check_config(out, unstructure(config))
+    check_size({"gang.num_leaves": config.gang.num_leaves, "dataset.num_lanes": config.dataset.num_lanes}, world_size())
+    device = host.pick_device(config.gang.device)
+    with joined(device, config.gang.timeout) as gang, ExitStack() as stack:
+        if gang.leads:
+            stack.enter_context(directory.claimed(out))
+            if not with_changes:
+                directory.check_config(out, unstructure(config))
         host.keep_freed_memory()
         host.set_threads(config.common.torch.num_threads)
-        device = host.pick_device(config.gang.device)
-        with Signals() as signals, Display(out / directory.LOG, config.regime.num_steps) as display:
-            step, evaluate = _functions(recipe, config)
-            files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
-            try:
-                return _Run(recipe, config, out, with_changes, files, device, signals, display, step, evaluate).go()
-            except OSError as error:  # a full disk, say; what is saved is untouched
-                raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
+        files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
+        check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
+        signals = stack.enter_context(Signals())
+        log = out / directory.log(gang.place.rank)
+        display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
+        step, evaluate = _functions(recipe, config, gang)
+        try:
+            return _Run(recipe, config, out, with_changes, files, device, gang, signals, display, step, evaluate).go()
+        except OSError as error:  # a full disk, say; what is saved is untouched
+            raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
+        except RuntimeError as error:
+            if gang.alone or not lost(error):
+                raise
+            raise FnrecipeError(f"lost contact with another rank, whose message tells why: {error}") from error
 
 
 @attrs.frozen
@@ -80,6 +93,7 @@ class _Run:
     with_changes: bool
     files: Mapping[str, str]
     device: torch.device
+    gang: Gang
     signals: Signals
     display: Display
     step: Step
@@ -89,33 +103,35 @@ class _Run:
         """The fold, observed."""
         regime, started = self.config.regime, time.monotonic()
         state, cursor, first = self._start()
-        self._write_down()
+        if self.gang.leads:
+            self._write_down()
         if first and _due(regime.validate_every_n_steps, first):
             self._validate(state.params, first)
         number = saved = first
         pending: list[Metrics] = []
         clock = _Clock(first)
+        stop: Signal | None = None
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
             if left != 0 and self.config.trainer.jit == "trace":
                 self.display.line("tracing the step")
-            for number, (state, metrics, cursor) in enumerate(islice(folded, left), first + 1):
+            for number, (state, metrics, (cursor, heard)) in enumerate(islice(folded, left), first + 1):
                 pending.append(metrics)
                 if number == first + 1:
                     self.display.line(f"first step after {duration(time.monotonic() - started)}")
                     clock = _Clock(number)
-                stop = self.signals.received is not None
-                save = stop or _due(regime.checkpoint_every_n_steps, number)
+                stop = self.signals.received if self.gang.alone else Signal(heard) if heard else None
+                save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
                 if save or _due(regime.publish_metrics_every_n_steps, number):
                     self._publish(pending, clock)
                     pending = []
                 if save:
                     saved = self._save(state, number, cursor)
-                if _due(regime.validate_every_n_steps, number) and not stop:
-                    self._validate(state.params, number)
-                if stop:
+                if stop is not None:
                     break
+                if _due(regime.validate_every_n_steps, number):
+                    self._validate(state.params, number)
                 if not pending:
                     clock = _Clock(number)
         if pending:
@@ -124,27 +140,34 @@ class _Run:
             raise UsageError("dataset: expected at least one row of training data, found none")
         if number > saved:
             self._save(state, number, cursor)
-        return self._end(state, number, number - first, time.monotonic() - started)
+        return self._end(state, number, number - first, time.monotonic() - started, stop)
 
     def _start(self) -> tuple[State, Any, int]:
         """The state to begin with, the stream's cursor behind it, and its step."""
         key = random.key(self.config.common.seed, self.device)
         params = self.recipe.init(self.config, random.fold_in(key, "init"))
         state = init_state(params, self.recipe.update(self.config), key)
-        size = sum(leaf.numel() for leaf in tree.leaves(params))
-        self.display.line(
-            f"{self.recipe.name}: {size:,} parameters on {self.device.type} ({torch.get_num_threads()} threads), in {self.out}"
-        )
-        found = checkpoint.newest(self.out / directory.CHECKPOINTS, self.display.line)
+        size, ranks = sum(leaf.numel() for leaf in tree.leaves(params)), self.gang.place.world_size
+        where = f"{self.device.type} ({torch.get_num_threads()} threads{f', {ranks} ranks' if ranks > 1 else ''})"
+        self.display.line(f"{self.recipe.name}: {size:,} parameters on {where}, in {self.out}")
+        found = self._found()
         if found is not None:
             if not self.with_changes:
                 directory.check_files(self.out, found.files, self.files)
             state = checkpoint.restore(found, state)
             self.display.line(f"going on after step {found.step:,}")
         step, cursor = (found.step, found.cursor) if found else (0, None)
-        for path in (directory.TRAIN, directory.VALID, directory.SPEED):
+        for path in (directory.TRAIN, directory.VALID, directory.SPEED) if self.gang.leads else ():
             record.rewind(self.out / path, step)
+        gather(self.gang, step)  # nobody looks at what is recorded before it is rewound
         return state, cursor, step
+
+    def _found(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint that rank 0 finds to go on from, read by every rank."""
+        root = self.out / directory.CHECKPOINTS
+        found = checkpoint.newest(root, self.display.line) if self.gang.leads else None
+        step = gather(self.gang, found.step if found else None)[0]
+        return found if self.gang.leads or step is None else checkpoint.read(root, step)
 
     def _write_down(self) -> None:
         facts = {"recipe": self.recipe.name, "seed": self.config.common.seed, **host.facts(self.device)}
@@ -152,28 +175,32 @@ class _Run:
         replace(self.out / directory.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 
     def _stream(self, cursor: Any) -> Any:
-        dataset = self.config.dataset
+        dataset, make = self.config.dataset, partial(self.recipe.stream, self.config)
+        read: Source[Batch]
         if dataset.num_workers:
-            make = partial(self.recipe.stream, self.config)
-            source = partial(spread, make, place=Place(), workers=dataset.num_workers, size=dataset.prefetch)
-            return pipe(source, partial(each, function=partial(_to_device, device=self.device)))(cursor)
-        return pipe(self._batches(self.recipe.stream), partial(prefetch, size=dataset.prefetch))(cursor)
+            read = partial(spread, make, place=self.gang.place, workers=dataset.num_workers, size=dataset.prefetch)
+        else:
+            read = pipe(make(self.gang.place), partial(prefetch, size=dataset.prefetch))
+        agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
+        return pipe(read, agreed, self._to_device)(cursor)
 
     @cached_property
     def _valid(self) -> Source[Batch]:
         """Made once: it finds files and reads the tokenizer."""
-        return self._batches(self.recipe.validate)
+        assert self.recipe.validate is not None
+        return pipe(self.recipe.validate(self.config, self.gang.place), self._to_device)
 
-    def _batches(self, stream: Any) -> Source[Batch]:
-        """The source of this process's batches, as tensors on its device."""
-        return pipe(stream(self.config, Place()), partial(each, function=partial(_to_device, device=self.device)))
+    @property
+    def _to_device(self) -> Any:
+        return partial(each, function=partial(_to_device, device=self.device))
 
     def _publish(self, pending: Sequence[Metrics], clock: _Clock) -> None:
         """Writes one line for each step since the last publication; the only place where the host waits for the device."""
         rows = [means({name: value.item() for name, value in metrics.items()}) for metrics in pending]
         speed = clock.speed(rows)
-        record.append(self.out / directory.TRAIN, rows)
-        record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **attrs.asdict(speed)}])
+        if self.gang.leads:
+            record.append(self.out / directory.TRAIN, rows)
+            record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **attrs.asdict(speed)}])
         self.display.step(rows[-1], speed)
         limit = self.config.trainer.max_skipped_steps
         for row in rows:
@@ -184,38 +211,43 @@ class _Run:
                 )
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
-        root = self.out / directory.CHECKPOINTS
-        checkpoint.save(root, number, state, cursor, self.files)
-        if self.config.regime.keep_last_n_checkpoints is not None:
-            checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
+        root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
+        if self.gang.leads:
+            whole = cursor if self.gang.alone else {lane: at for part in cursors for lane, at in part.items()}
+            checkpoint.save(root, number, state, whole, self.files)
+            if self.config.regime.keep_last_n_checkpoints is not None:
+                checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
         return number
 
     def _validate(self, params: Tree, number: int) -> None:
         """Records the loss on the first batches of the validation stream, unless it is recorded or a signal comes."""
         path = self.out / directory.VALID
-        if self.recipe.validate is None or record.last_step(path) >= number:
+        done = gather(self.gang, self.gang.leads and record.last_step(path) >= number)[0]
+        if self.recipe.validate is None or done:
             return
         total: dict[str, float] = {}
         for batch, _ in islice(self._valid(None), self.config.regime.num_validation_batches):
             sums = {name: value.item() for name, value in self.evaluate(params, batch).items()}
             total = {name: total.get(name, 0) + value for name, value in sums.items()}
-            if self.signals.received:
+            if self.signals.received and self.gang.alone:
                 return
-        if total:
+        if total.get("targets"):
             row = means({"step": number, **total})
-            record.append(path, [row])
+            if self.gang.leads:
+                record.append(path, [row])
             bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
             self.display.line(f"step {number:,}  validation loss {row['loss']:.3f}{bits}")
 
-    def _end(self, state: State, number: int, steps: int, seconds: float) -> int:
+    def _end(self, state: State, number: int, steps: int, seconds: float, received: Signal | None) -> int:
         """The last validation and the sample, or the word that goes with a signal; the exit status."""
-        if not self.signals.received:
+        if received is None:
             self._validate(state.params, number)
-        received = self.signals.received
-        if received:
+            received = self.signals.received if self.gang.alone else None
+        if received is not None:
             self.display.line(f"{received.name}: saved step {number:,}; the same command goes on from there")
             return EXIT_STATUS[received]
-        self._sample(state.params)
+        if self.gang.leads:
+            self._sample(state.params)
         self.display.line(f"done: step {number:,}, {steps:,} steps in {duration(seconds)}")
         return 0
 
@@ -228,13 +260,21 @@ class _Run:
         self.display.line(f"sample:\n{text}")
 
 
-def _functions(recipe: Recipe[Any], config: Any) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe, traced if the config says so."""
-    loss, leaves = recipe.loss(config), config.gang.num_leaves
-    step, evaluate = train_step(loss, recipe.update(config), leaves), evaluation(loss, leaves)
+def _functions(recipe: Recipe[Any], config: Any, gang: Gang) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
+    """The train step and the evaluation of a recipe over a gang, traced if the config says so."""
+    loss, leaves, reduce = recipe.loss(config), config.gang.num_leaves // gang.place.world_size, _reduce(config, gang)
+    step, evaluate = train_step(loss, recipe.update(config), leaves, reduce), evaluation(loss, leaves, reduce)
     if config.trainer.jit == "off":
         return step, evaluate
     return jit(step, donate=1), jit(evaluate)
+
+
+def _reduce(config: Any, gang: Gang) -> Reduce:
+    if gang.alone:
+        return lambda sums: sums
+    if config.gang.reduction == "fast":
+        return partial(fast_sum, group=gang.group)
+    return partial(tree_sum, world_size=gang.place.world_size, group=gang.group)
 
 
 def _due(interval: int | None, number: int) -> bool:

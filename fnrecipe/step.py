@@ -36,6 +36,7 @@ class State:
 
 
 Metrics: TypeAlias = dict[str, Any]
+Reduce: TypeAlias = Callable[[Tree], Tree]
 Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
 
 
@@ -47,8 +48,10 @@ def init_state(params: Tree, update: Transform, key: Tensor) -> State:
     return State(params, optimizer, zero(), zero(), key)
 
 
-def train_step(loss: Loss, update: Transform, num_leaves: int = 1) -> Step:
+def train_step(loss: Loss, update: Transform, num_leaves: int = 1, reduce: Reduce = lambda sums: sums) -> Step:
     """The step that averages the gradient of `loss` over all targets of the batch's leaves, and applies `update`.
+
+    `reduce` sums over the ranks of a gang (`transforms.tree_sum`), each of which gives its own `num_leaves` leaves.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were: by selection, without the
     host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, and the update's reports.
@@ -56,7 +59,7 @@ def train_step(loss: Loss, update: Transform, num_leaves: int = 1) -> Step:
     gradients_and_sums = accumulate(grad(loss, has_aux=True), num_leaves)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
-        totals, sums = gradients_and_sums(state.params, batch)
+        totals, sums = reduce(gradients_and_sums(state.params, batch))
         count = torch.clamp(sums["targets"], min=1)
         gradients = tree.map(lambda g: g / count, totals)
         norm = tree.global_norm(gradients)
@@ -70,6 +73,7 @@ def train_step(loss: Loss, update: Transform, num_leaves: int = 1) -> Step:
     return step
 
 
-def evaluation(loss: Loss, num_leaves: int = 1) -> Callable[[Tree, Any], Sums]:
-    """The sums of `loss` over a batch, without gradients."""
-    return accumulate(lambda params, batch: loss(params, batch)[1], num_leaves)
+def evaluation(loss: Loss, num_leaves: int = 1, reduce: Reduce = lambda sums: sums) -> Callable[[Tree, Any], Sums]:
+    """The sums of `loss` over a batch, without gradients, and over the ranks of a gang."""
+    sums = accumulate(lambda params, batch: loss(params, batch)[1], num_leaves)
+    return lambda params, batch: reduce(sums(params, batch))

@@ -38,7 +38,7 @@ def checkpoints(out: Path) -> list[int]:
 
 
 def log(out: Path) -> str:
-    return (out / directory.LOG).read_text()
+    return (out / directory.log(0)).read_text()
 
 
 def before_batch(number: int, act: Callable[[], Any]) -> Recipe[Any]:

@@ -35,7 +35,7 @@ def train(texts: Path, out: Path, *, with_changes: bool = False, **changes: Any)
 
 
 def log(out: Path) -> str:
-    return (out / directory.LOG).read_text()
+    return (out / directory.log(0)).read_text()
 
 
 def results(out: Path) -> dict[str, bytes]:

@@ -149,7 +149,9 @@ class GangSection:
     """`num_leaves`: micro-batches of the global batch, whatever the number of ranks; their sum is a fixed binary tree."""
 
     num_leaves: PowerOfTwo = 8
+    reduction: Literal["invariant", "fast"] = "invariant"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout: Positive = 15.0
 
 
 @frozen

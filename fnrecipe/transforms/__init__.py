@@ -2,3 +2,5 @@
 
 from fnrecipe.transforms.accumulate import accumulate as accumulate
 from fnrecipe.transforms.jit import jit as jit
+from fnrecipe.transforms.reduce import fast_sum as fast_sum
+from fnrecipe.transforms.reduce import tree_sum as tree_sum

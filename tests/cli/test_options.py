@@ -32,6 +32,7 @@ def test_options_stand_in_any_order(parts: tuple[list[str], ...]) -> None:
         "out": Path("dir"),
         "files": (Path("f.yaml"),),
         "pairs": ("a=1", "b.c=2"),
+        "nproc": None,
         "with_changes": True,
     }
 

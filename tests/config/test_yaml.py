@@ -329,7 +329,12 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         model=c.ModelSection(config=model),
         dataset=dataset,
         tokenizer=draw(tokenizers),
-        gang=c.GangSection(leaves, draw(st.sampled_from(["auto", "cpu", "cuda"]))),
+        gang=c.GangSection(
+            leaves,
+            draw(st.sampled_from(["invariant", "fast"])),
+            draw(st.sampled_from(["auto", "cpu", "cuda"])),
+            draw(positives),
+        ),
         trainer=draw(st.builds(c.TrainerSection, st.sampled_from(["off", "trace"]), st.none() | positives)),
         optimizer=c.OptimizerSection(config=draw(adamw)),
         lr_scheduler=c.LRSchedulerSection(

@@ -1,0 +1,161 @@
+"""The gang: the processes of a run, as torchrun or Slurm started them, and what their shells tell each other.
+
+They speak JSON over gloo: nothing is unpickled, and the device is not waited for. The step's own collectives are in
+`fnrecipe.transforms.reduce`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from fnrecipe.data import Batch, Cursor, Place, Source, Stream
+from fnrecipe.errors import FnrecipeError, UsageError
+
+
+@attrs.frozen(eq=False)
+class Gang:
+    """This process's place in the gang.
+
+    group    the name of the group that the step's collectives go through; empty for a gang of one
+    control  the gloo group of the shells
+    """
+
+    place: Place = attrs.field(factory=Place)
+    group: str = ""
+    control: Any = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self.place.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.place.world_size == 1
+
+
+def check_size(parts: Mapping[str, int], size: int) -> None:
+    """Whether a world size divides all of `parts`, by their keys in the config.
+
+    Raises:
+        UsageError: naming the sizes that do.
+    """
+    wrong = [f"{name} = {number}" for name, number in parts.items() if number % size]
+    if wrong:
+        fitting = [n for n in range(1, max(parts.values()) + 1) if not any(number % n for number in parts.values())]
+        expected = ", ".join(map(str, fitting))
+        raise UsageError(f"world size: expected a divisor of {' and '.join(wrong)} ({expected}), found {size}")
+
+
+@contextmanager
+def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
+    """The gang that the environment names, for as long as the context lasts; a gang of one if it names none.
+
+    Raises:
+        FnrecipeError: if the others do not come within `minutes`.
+    """
+    if world_size() == 1:
+        yield Gang()
+        return
+    timeout = timedelta(minutes=minutes)
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # so that no address of an attempt before is found
+        store = PrefixStore(f"attempt {attempt}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
+    except (ValueError, RuntimeError) as error:
+        raise FnrecipeError(f"the processes of the run did not find each other: {error}") from error
+    try:
+        assert dist.group.WORLD is not None
+        yield Gang(Place(rank, size), dist.group.WORLD.group_name, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(gang: Gang, value: Any) -> list[Any]:
+    """The JSON values of all ranks, in their order."""
+    if gang.alone:
+        return [value]
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros((), dtype=torch.int64) for _ in range(gang.place.world_size)]
+    dist.all_gather(sizes, torch.tensor(len(mine)), group=gang.control)
+    longest = max(int(size) for size in sizes)
+    parts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(parts, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=gang.control)
+    return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an error of a collective says that another rank is gone or does not answer."""
+    return bool(re.search(r"gloo|NCCL|[Cc]onnection|[Tt]imed out", str(error)))
+
+
+def check_same(gang: Gang, facts: Mapping[str, Any]) -> None:
+    """Whether all ranks hold the same facts.
+
+    Raises:
+        UsageError: naming the first rank that differs from rank 0, and in what.
+    """
+    first, *others = gather(gang, dict(facts))
+    for rank, other in enumerate(others, 1):
+        names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+        if names:
+            lines = [f"  {name}: {first.get(name)} on rank 0, {other.get(name)} on rank {rank}" for name in names[:10]]
+            raise UsageError("\n".join([f"rank {rank}: expected what rank 0 has, found a difference", *lines]))
+
+
+def together(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: Any) -> Stream[Batch]:
+    """The batches of all ranks in step: until none of them has a row left.
+
+    Each item's cursor is (its cursor, the greatest of what `word()` gave on any rank before it): all ranks see the same.
+    """
+    stream = source(cursor)
+    entry = next(stream, None)
+    while entry is not None:
+        batch, position = entry
+        if gang.alone:
+            yield batch, (position, word())
+            entry = next(stream, None)
+            continue
+        said = torch.tensor([bool(batch.mask.any()), word()], dtype=torch.int64)
+        work = dist.all_reduce(said, dist.ReduceOp.MAX, group=gang.control, async_op=True)
+        entry = next(stream, None)
+        assert work is not None
+        work.wait()
+        rows, heard = said.tolist()
+        if not rows:
+            return
+        yield batch, (position, heard)
+
+
+def world_size() -> int:
+    """The number of processes, after those that `srun` has started are given torch's names for what they are."""
+    get = os.environ.get
+    if get("WORLD_SIZE") is None and int(get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
+        os.environ["RANK"], os.environ["LOCAL_RANK"] = os.environ["SLURM_PROCID"], os.environ["SLURM_LOCALID"]
+        os.environ.setdefault("MASTER_ADDR", first_host(get("SLURM_STEP_NODELIST", "localhost")))
+        os.environ.setdefault("MASTER_PORT", str(20000 + int(get("SLURM_JOB_ID", "0")) % 20000))
+    return int(get("WORLD_SIZE", "1"))
+
+
+def first_host(hosts: str) -> str:
+    """The first host of a Slurm list: `gpu[003-010,012],cpu7` begins with gpu003."""
+    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", hosts)
+    if found is None:
+        raise UsageError(f"SLURM_STEP_NODELIST: expected a list of hosts, found {hosts!r}")
+    return found[1] + (found[2] or "")
