@@ -62,8 +62,8 @@ def _values(file: Any, group: int, key: str) -> Iterator[tuple[int, Any]]:
 @contextmanager
 def _parquet(path: str) -> Iterator[Any]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise UsageError(f"{path}: reading Parquet needs pyarrow: pip install 'fnrecipe[parquet]'") from None
     with opened(path) as raw:
