@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import islice
@@ -20,7 +21,8 @@ from fnrecipe.recipes.lm.data import valid_stream
 @pytest.mark.slow
 def test_the_default_run_learns_python(tmp_path: Path) -> None:
     out = tmp_path / "first"
-    subprocess.run([sys.executable, "-m", "fnrecipe.cli", "train", "lm", "--out", out], check=True)
+    patient = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # other tests run beside it: waiting threads must not spin
+    subprocess.run([sys.executable, "-m", "fnrecipe.cli", "train", "lm", "--out", out], check=True, env=patient)
 
     steps = [json.loads(line)["step"] for line in (out / "metrics/train.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 601))
