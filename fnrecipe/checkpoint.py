@@ -1,11 +1,13 @@
 """Checkpoints that are complete or not there.
 
-    step_00000100/state.safetensors   the tensors of the state, by dotted path
-    step_00000100/state.json          step, stream cursor, fingerprints of the data, dtype and shape of every tensor
-    step_00000100/SHA256SUMS          written last: `sha256sum -c SHA256SUMS` checks a checkpoint without fnrecipe
+    step_00000100/state_0000.safetensors   rank 0's parts of the state's tensors, by dotted path; state_0001 rank 1's, …
+    step_00000100/state.json               step, stream cursor, fingerprints of the data, and for every tensor its dtype, its
+                                           shape, and which file has which slice of it
+    step_00000100/SHA256SUMS               written last: `sha256sum -c SHA256SUMS` checks a checkpoint without fnrecipe
 
-A checkpoint is written beside its place, synced to disk and renamed: the rename is the only commit. Loading checks every
-byte against SHA256SUMS, unpickles nothing, and falls back to the checkpoint before a damaged one.
+A checkpoint is written beside its place, synced to disk and renamed: the rename is the only commit. All ranks write and read
+together, in a directory that all of them see; none of them holds more than its own part. Loading checks every byte against
+SHA256SUMS, each rank some of the files, unpickles nothing, and falls back to the checkpoint before a damaged one.
 """
 
 from __future__ import annotations
@@ -14,112 +16,100 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
-import safetensors.torch
-from torch import Tensor
+import safetensors
 
-from fnrecipe import tree
+from fnrecipe import shards
 from fnrecipe.errors import CheckpointError
 from fnrecipe.files import sync
+from fnrecipe.gang import Gang, gather
+from fnrecipe.parts import Mesh
+from fnrecipe.shards import Saved
 from fnrecipe.tree import Tree
 
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"step_(\d{8,})")
-_FILES = ("state.safetensors", "state.json")
-_SUMS = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  (state\.json|state_\d{4,}\.safetensors)\n")
+_STATE, _SUMS = "state.json", "SHA256SUMS"
+
+T = TypeVar("T")
 
 
 @attrs.frozen(eq=False)
 class Checkpoint:
-    """A state at rest: step, cursor of the stream behind it, fingerprints of the data's files, tensors by dotted path."""
+    """A state at rest: its directory, step, cursor of the stream behind it, fingerprints of the data's files, its tensors."""
 
+    place: Path
     step: int
     cursor: Any
     files: dict[str, str]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Saved]
 
 
-def save(root: Path, step: int, state: Tree, cursor: Any, files: Mapping[str, str]) -> Path:
+def save(
+    root: Path, step: int, state: Tree, cursor: Any, files: Mapping[str, str], gang: Gang = Gang(), mesh: Mesh = Mesh()
+) -> Path:
     """Writes the checkpoint of `step` below `root`; one that is already there, and whole, stays as it is.
 
     Raises:
-        CheckpointError: if it cannot be written; what was there before is still there.
+        CheckpointError: on every rank, if one of them cannot write; what was there before is still there.
     """
     place = _place(root, step)
-    if place.exists() and not _damage(place):
+    beside, name = place.with_suffix(".tmp"), f"state_{gang.rank:04d}.safetensors"
+    if place.exists() and not _damage(place, gang):
         return place
-    beside = place.with_suffix(".tmp")
-    try:
-        if place.exists():
-            _set_aside(place)
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        _write(beside, step, state, cursor, files)
+
+    def write() -> tuple[str, dict[str, Any]]:
+        written = shards.write(beside / name, state, mesh)
+        sync(beside / name)
+        return f"{_digest(beside / name)}  {name}\n", {path: attrs.astuple(saved) for path, saved in written.items()}
+
+    def commit(lines: Sequence[str], tensors: Mapping[str, Saved]) -> None:
+        _write_state(beside, lines, {"step": step, "cursor": cursor, "files": dict(files)}, tensors)
         beside.rename(place)
         for later in committed(root):
             if _step(later) > step:  # damaged, or the run would have gone on from there; `prune` must not count it
                 _set_aside(later)
         sync(root)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise CheckpointError(f"{place}: cannot write the checkpoint: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise CheckpointError(f"{place}: cannot write the checkpoint: {error}") from error
+
+    _on_all_ranks(gang, place, lambda: _make_room(place, beside) if gang.leads else None)
+    lines, written = zip(*_on_all_ranks(gang, place, write), strict=True)
+    tensors = shards.merged({path: Saved(*saved) for path, saved in rank.items()} for rank in written)
+    _on_all_ranks(gang, place, lambda: commit(lines, tensors) if gang.leads else None)
     return place
 
 
-def newest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Checkpoint | None:
     """The newest checkpoint below `root` that is whole; None if there is none at all.
 
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged.
     """
-    places = committed(root)
-    for place in reversed(places):
-        damage = _damage(place)
+    steps = gather(gang, [_step(place) for place in committed(root)])[0]
+    for step in reversed(steps):
+        damage = _damage(_place(root, step), gang)
         if not damage:
-            return _read(place)
-        warn(f"{place}: damaged checkpoint passed over: {damage}")
-    if places:
+            return _read(_place(root, step))
+        warn(f"{_place(root, step)}: damaged checkpoint passed over: {damage}")
+    if steps:
         raise CheckpointError(f"{root}: every checkpoint is damaged; move the directory away to start from scratch")
     return None
 
 
-def read(root: Path, step: int) -> Checkpoint:
-    """The checkpoint of `step` below `root`.
-
-    Raises:
-        CheckpointError: if it is not there, or damaged.
-    """
-    place = _place(root, step)
-    damage = _damage(place)
-    if damage:
-        raise CheckpointError(f"{place}: damaged checkpoint: {damage}")
-    return _read(place)
-
-
 def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
-    """The tree of the checkpoint's tensors in the structure of `like`, on its devices.
+    """The checkpoint's tensors in the structure of `like`, cut like it, on its devices.
 
     Raises:
         CheckpointError: naming each tensor that is missing, unknown, or of another dtype or shape.
     """
-    wanted = tree.paths(like)
-    found = checkpoint.tensors
-    problems = [f"{path}: not in the checkpoint" for path in wanted.keys() - found.keys()]
-    problems += [f"{path}: not in the state of this config" for path in found.keys() - wanted.keys()]
-    for path in wanted.keys() & found.keys():
-        if _kind(wanted[path]) != _kind(found[path]):
-            problems.append(f"{path}: expected {_kind(wanted[path])}, found {_kind(found[path])} in the checkpoint")
+    problems = shards.mismatches(checkpoint.tensors, like)
     if problems:
-        raise CheckpointError("\n".join(["the checkpoint does not fit this config", *sorted(problems)]))
-    return tree.from_paths(like, {path: found[path].to(leaf.device) for path, leaf in wanted.items()})
+        raise CheckpointError("\n".join(["the checkpoint does not fit this config", *problems]))
+    return shards.read(checkpoint.place, checkpoint.tensors, like)
 
 
 def prune(root: Path, keep: int) -> None:
@@ -150,20 +140,41 @@ def _step(place: Path) -> int:
     return int(match[1])
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _on_all_ranks(gang: Gang, place: Path, work: Callable[[], T]) -> list[T]:
+    """What `work` gives on each rank.
+
+    Raises:
+        CheckpointError: on all ranks, if it failed on one of them.
+    """
+    given, problem = None, ""
+    try:
+        given = work()
+    except (OSError, safetensors.SafetensorError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+    results = gather(gang, [given, problem])
+    for rank, (_, problem) in enumerate(results):
+        if problem:
+            shutil.rmtree(place.with_suffix(".tmp"), ignore_errors=True)
+            by = "" if gang.alone else f"rank {rank}: "
+            raise CheckpointError(f"{place}: cannot write the checkpoint: {by}{problem}")
+    return [given for given, _ in results]
 
 
-def _write(place: Path, step: int, state: Tree, cursor: Any, files: Mapping[str, str]) -> None:
-    tensors = {path: leaf.detach().cpu().contiguous() for path, leaf in tree.paths(state).items()}
-    safetensors.torch.save_file(tensors, place / "state.safetensors")
-    kinds = {path: _kind(tensor) for path, tensor in tensors.items()}
-    document = {"format": FORMAT, "step": step, "cursor": cursor, "files": dict(files), "tensors": kinds}
-    (place / "state.json").write_text(_lines(document) + "\n")
-    (place / _SUMS).write_text("".join(f"{_digest(place / name)}  {name}\n" for name in _FILES))
-    for name in (*_FILES, _SUMS):
-        sync(place / name)
-    sync(place)
+def _make_room(place: Path, beside: Path) -> None:
+    if place.exists():
+        _set_aside(place)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+
+
+def _write_state(beside: Path, lines: Sequence[str], facts: Mapping[str, Any], tensors: Mapping[str, Saved]) -> None:
+    names = [line.split()[1] for line in lines]
+    saved = {path: attrs.astuple(saved) for path, saved in tensors.items()}
+    document = {"format": FORMAT, **facts, "shards": names, "tensors": saved}
+    (beside / _STATE).write_text(_lines(document) + "\n")
+    (beside / _SUMS).write_text("".join([*lines, f"{_digest(beside / _STATE)}  {_STATE}\n"]))
+    for path in (beside / _STATE, beside / _SUMS, beside):
+        sync(path)
 
 
 def _lines(value: Any, indent: str = "") -> str:
@@ -175,24 +186,33 @@ def _lines(value: Any, indent: str = "") -> str:
 
 
 def _read(place: Path) -> Checkpoint:
-    document = json.loads((place / "state.json").read_text())
+    document = json.loads((place / _STATE).read_text())
     if document["format"] != FORMAT:
         raise CheckpointError(f"{place}: expected checkpoint format {FORMAT}, found {document['format']}")
-    try:
-        tensors = safetensors.torch.load_file(place / "state.safetensors")
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{place}: expected safetensors, found {error}") from error
-    return Checkpoint(document["step"], document["cursor"], document["files"], tensors)
+    tensors = {path: Saved(*saved) for path, saved in document["tensors"].items()}
+    return Checkpoint(place, document["step"], document["cursor"], document["files"], tensors)
 
 
-def _damage(place: Path) -> str:
-    """What is wrong with the bytes of a checkpoint; empty if nothing is."""
+def _damage(place: Path, gang: Gang) -> str:
+    """What is wrong with the bytes of a checkpoint, of whose files each rank looks at some; empty if nothing."""
     try:
-        sums = (place / _SUMS).read_text()
-        expected = "".join(f"{_digest(place / name)}  {name}\n" for name in _FILES)
+        found = _damage_of_files(place, gang.rank, gang.size)
     except (OSError, UnicodeDecodeError) as error:
-        return str(error)
-    return "" if sums == expected else f"its files are not what {_SUMS} says"
+        found = str(error)
+    return next(filter(None, gather(gang, found)), "")
+
+
+def _damage_of_files(place: Path, rank: int, size: int) -> str:
+    text = (place / _SUMS).read_text()
+    sums = {name: digest for digest, name in _LINE.findall(text)}
+    if "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
+        return f"{_SUMS} is not what was written"
+    shares = [_STATE, *[name for name in sums if name != _STATE][rank::size]]
+    if any(_digest(place / name) != sums.get(name) for name in shares):
+        return f"its files are not what {_SUMS} says"
+    if list(sums) != [*json.loads((place / _STATE).read_text())["shards"], _STATE]:
+        return f"{_SUMS} does not have all files"
+    return ""
 
 
 def _digest(path: Path) -> str:

@@ -26,7 +26,10 @@ from fnrecipe.errors import UsageError
 
 CONFIG, RUN = "config.yaml", "run.json"
 TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
-_HOW_NOT_WHAT = {"dataset.num_workers", "dataset.prefetch", "dataset.cache"}
+_HOW_NOT_WHAT = {
+    *("dataset.num_workers", "dataset.prefetch", "dataset.cache"),
+    *("gang.sharding", "gang.shard_size", "gang.tensor_parallel_size", "gang.timeout"),
+}
 CHECKPOINTS, SAMPLE = "checkpoints", "sample.txt"
 
 

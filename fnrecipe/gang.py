@@ -1,7 +1,7 @@
 """The gang: the processes of a run, as torchrun or Slurm started them, and what their shells tell each other.
 
-They speak JSON over gloo: nothing is unpickled, and the device is not waited for. The step's own collectives are in
-`fnrecipe.transforms.reduce`.
+They speak JSON over gloo: nothing is unpickled, and the device is not waited for. The step's own collectives go over the axes
+of a mesh (`fnrecipe.parts`), in `fnrecipe.transforms.reduce`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from fnrecipe.data import Batch, Cursor, Place, Source, Stream
+from fnrecipe.data import Batch, Cursor, Source, Stream
 from fnrecipe.errors import FnrecipeError, UsageError
 
 
@@ -28,35 +28,22 @@ from fnrecipe.errors import FnrecipeError, UsageError
 class Gang:
     """This process's place in the gang.
 
-    group    the name of the group that the step's collectives go through; empty for a gang of one
-    control  the gloo group of the shells
+    rank, size   its number, and how many there are
+    control      the gloo group of the shells
     """
 
-    place: Place = attrs.field(factory=Place)
-    group: str = ""
+    rank: int = 0
+    size: int = 1
     control: Any = None
 
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes what is written once."""
-        return self.place.rank == 0
+        return self.rank == 0
 
     @property
     def alone(self) -> bool:
-        return self.place.world_size == 1
-
-
-def check_size(parts: Mapping[str, int], size: int) -> None:
-    """Whether a world size divides all of `parts`, by their keys in the config.
-
-    Raises:
-        UsageError: naming the sizes that do.
-    """
-    wrong = [f"{name} = {number}" for name, number in parts.items() if number % size]
-    if wrong:
-        fitting = [n for n in range(1, max(parts.values()) + 1) if not any(number % n for number in parts.values())]
-        expected = ", ".join(map(str, fitting))
-        raise UsageError(f"world size: expected a divisor of {' and '.join(wrong)} ({expected}), found {size}")
+        return self.size == 1
 
 
 @contextmanager
@@ -80,8 +67,7 @@ def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
     except (ValueError, RuntimeError) as error:
         raise FnrecipeError(f"the processes of the run did not find each other: {error}") from error
     try:
-        assert dist.group.WORLD is not None
-        yield Gang(Place(rank, size), dist.group.WORLD.group_name, control)
+        yield Gang(rank, size, control)
     finally:
         dist.destroy_process_group()
 
@@ -91,7 +77,7 @@ def gather(gang: Gang, value: Any) -> list[Any]:
     if gang.alone:
         return [value]
     mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = [torch.zeros((), dtype=torch.int64) for _ in range(gang.place.world_size)]
+    sizes = [torch.zeros((), dtype=torch.int64) for _ in range(gang.size)]
     dist.all_gather(sizes, torch.tensor(len(mine)), group=gang.control)
     longest = max(int(size) for size in sizes)
     parts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import fused, tree
+from fnrecipe.norm import global_norm
 from fnrecipe.schedule import Schedule
 from fnrecipe.tree import Tree
 
@@ -75,7 +76,7 @@ def clip_by_global_norm(max_norm: float) -> Transform:
     """Scales all gradients by the same factor so that their global norm is at most `max_norm`, as torch's clipping does."""
 
     def clip(gradients: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
-        factor = torch.clamp(max_norm / (tree.global_norm(gradients) + 1e-6), max=1.0)
+        factor = torch.clamp(max_norm / (global_norm(gradients) + 1e-6), max=1.0)
         return tree.map(lambda g: g * factor, gradients), {}
 
     return stateless(clip)

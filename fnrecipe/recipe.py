@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import attrs
@@ -11,6 +11,7 @@ from torch import Tensor
 from fnrecipe.data import Batch, Corpus, Place, Source, Tokenizer
 from fnrecipe.loss import Loss
 from fnrecipe.optim import Transform
+from fnrecipe.parts import Keep
 from fnrecipe.tree import Tree
 
 C = TypeVar("C")
@@ -21,7 +22,7 @@ class Recipe(Generic[C]):
     """What is trained, on what, and how.
 
     config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
-    init      (config, key) -> parameters
+    init      (config, key, keep) -> parameters, each of them as `keep(path, leaf)` leaves it (`fnrecipe.parts`)
     loss      config -> loss, as in `fnrecipe.loss`
     update    config -> transform, as in `fnrecipe.optim`
     stream    (config, place) -> source of training batches
@@ -29,11 +30,12 @@ class Recipe(Generic[C]):
     sample    (config, parameters, key) -> text to show at the end, or None
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
     tokenizer config -> the tokenizer that made the tokens, for `fnrecipe data`
+    rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them
     """
 
     name: str
     config: C
-    init: Callable[[C, Tensor], Tree]
+    init: Callable[[C, Tensor, Keep], Tree]
     loss: Callable[[C], Loss]
     update: Callable[[C], Transform]
     stream: Callable[[C, Place], Source[Batch]]
@@ -41,3 +43,4 @@ class Recipe(Generic[C]):
     sample: Callable[[C, Tree, Tensor], str] | None = None
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None
+    rules: Mapping[str, int] = attrs.field(factory=dict)

@@ -22,18 +22,20 @@ import torch
 from fnrecipe import checkpoint, directory, host, random, record, tree
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Source, each, fingerprints, pipe, prefetch, spread
+from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe, prefetch, spread
 from fnrecipe.display import Display, Speed, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
-from fnrecipe.gang import Gang, check_same, check_size, gather, joined, lost, together, world_size
+from fnrecipe.gang import Gang, check_same, gather, joined, lost, together, world_size
 from fnrecipe.loss import Sums
+from fnrecipe.mesh import check_size, make_mesh, place_of, sizes
 from fnrecipe.metrics import means
+from fnrecipe.parts import Mesh, extent, is_part
 from fnrecipe.recipe import Recipe
 from fnrecipe.signals import EXIT_STATUS, Signals
-from fnrecipe.step import Metrics, Reduce, State, Step, evaluation, init_state, train_step
-from fnrecipe.transforms import fast_sum, jit, tree_sum
+from fnrecipe.step import Metrics, State, Step, init_state, train_step
+from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
 
 
@@ -45,7 +47,9 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
     Raises:
         FnrecipeError: with a message for the user, for all that can go wrong by the config, the data or the machine.
     """
-    check_size({"gang.num_leaves": config.gang.num_leaves, "dataset.num_lanes": config.dataset.num_lanes}, world_size())
+    replicas, shards, _ = sizes(config.gang, world_size())
+    parts = {"gang.num_leaves": config.gang.num_leaves, "dataset.num_lanes": config.dataset.num_lanes}
+    check_size(parts, replicas * shards)
     device = host.pick_device(config.gang.device)
     with joined(device, config.gang.timeout) as gang, ExitStack() as stack:
         if gang.leads:
@@ -57,11 +61,12 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
         signals = stack.enter_context(Signals())
-        log = out / directory.log(gang.place.rank)
+        log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
-        step, evaluate = _functions(recipe, config, gang)
+        mesh = make_mesh(config.gang, gang, device, recipe.rules)
+        step, evaluate = _functions(recipe, config, mesh)
         try:
-            return _Run(recipe, config, out, with_changes, files, device, gang, signals, display, step, evaluate).go()
+            return _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate).go()
         except OSError as error:  # a full disk, say; what is saved is untouched
             raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
         except RuntimeError as error:
@@ -94,6 +99,7 @@ class _Run:
     files: Mapping[str, str]
     device: torch.device
     gang: Gang
+    mesh: Mesh
     signals: Signals
     display: Display
     step: Step
@@ -145,12 +151,13 @@ class _Run:
     def _start(self) -> tuple[State, Any, int]:
         """The state to begin with, the stream's cursor behind it, and its step."""
         key = random.key(self.config.common.seed, self.device)
-        params = self.recipe.init(self.config, random.fold_in(key, "init"))
+        params = self.recipe.init(self.config, random.fold_in(key, "init"), self.mesh.cut)
         state = init_state(params, self.recipe.update(self.config), key)
-        size, ranks = sum(leaf.numel() for leaf in tree.leaves(params)), self.gang.place.world_size
-        where = f"{self.device.type} ({torch.get_num_threads()} threads{f', {ranks} ranks' if ranks > 1 else ''})"
+        size = sum(extent(leaf)[0].numel() for leaf in tree.leaves(params, is_part))
+        ranks = "" if self.gang.alone else f", {self.gang.size} ranks"
+        where = f"{self.device.type} ({torch.get_num_threads()} threads{ranks})"
         self.display.line(f"{self.recipe.name}: {size:,} parameters on {where}, in {self.out}")
-        found = self._found()
+        found = checkpoint.newest(self.out / directory.CHECKPOINTS, self.display.line, self.gang)
         if found is not None:
             if not self.with_changes:
                 directory.check_files(self.out, found.files, self.files)
@@ -162,13 +169,6 @@ class _Run:
         gather(self.gang, step)  # nobody looks at what is recorded before it is rewound
         return state, cursor, step
 
-    def _found(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint that rank 0 finds to go on from, read by every rank."""
-        root = self.out / directory.CHECKPOINTS
-        found = checkpoint.newest(root, self.display.line) if self.gang.leads else None
-        step = gather(self.gang, found.step if found else None)[0]
-        return found if self.gang.leads or step is None else checkpoint.read(root, step)
-
     def _write_down(self) -> None:
         facts = {"recipe": self.recipe.name, "seed": self.config.common.seed, **host.facts(self.device)}
         replace(self.out / directory.CONFIG, yaml.dump(unstructure(self.config)).encode())
@@ -178,9 +178,9 @@ class _Run:
         dataset, make = self.config.dataset, partial(self.recipe.stream, self.config)
         read: Source[Batch]
         if dataset.num_workers:
-            read = partial(spread, make, place=self.gang.place, workers=dataset.num_workers, size=dataset.prefetch)
+            read = partial(spread, make, place=self._place, workers=dataset.num_workers, size=dataset.prefetch)
         else:
-            read = pipe(make(self.gang.place), partial(prefetch, size=dataset.prefetch))
+            read = pipe(make(self._place), partial(prefetch, size=dataset.prefetch))
         agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
         return pipe(read, agreed, self._to_device)(cursor)
 
@@ -188,7 +188,11 @@ class _Run:
     def _valid(self) -> Source[Batch]:
         """Made once: it finds files and reads the tokenizer."""
         assert self.recipe.validate is not None
-        return pipe(self.recipe.validate(self.config, self.gang.place), self._to_device)
+        return pipe(self.recipe.validate(self.config, self._place), self._to_device)
+
+    @property
+    def _place(self) -> Place:
+        return place_of(self.mesh, self.config.gang.num_leaves)
 
     @property
     def _to_device(self) -> Any:
@@ -212,11 +216,10 @@ class _Run:
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
-        if self.gang.leads:
-            whole = cursor if self.gang.alone else {lane: at for part in cursors for lane, at in part.items()}
-            checkpoint.save(root, number, state, whole, self.files)
-            if self.config.regime.keep_last_n_checkpoints is not None:
-                checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
+        whole = cursor if self.gang.alone else {lane: at for part in cursors for lane, at in part.items()}
+        checkpoint.save(root, number, state, whole, self.files, self.gang, self.mesh)
+        if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
+            checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
         return number
 
     def _validate(self, params: Tree, number: int) -> None:
@@ -246,7 +249,7 @@ class _Run:
         if received is not None:
             self.display.line(f"{received.name}: saved step {number:,}; the same command goes on from there")
             return EXIT_STATUS[received]
-        if self.gang.leads:
+        if self.gang.leads or self.mesh.cuts:
             self._sample(state.params)
         self.display.line(f"done: step {number:,}, {steps:,} steps in {duration(seconds)}")
         return 0
@@ -256,25 +259,18 @@ class _Run:
             return
         key = random.fold_in(random.key(self.config.common.seed, self.device), "sample")
         text = self.recipe.sample(self.config, params, key)
-        replace(self.out / directory.SAMPLE, f"{text}\n".encode())
+        if self.gang.leads:
+            replace(self.out / directory.SAMPLE, f"{text}\n".encode())
         self.display.line(f"sample:\n{text}")
 
 
-def _functions(recipe: Recipe[Any], config: Any, gang: Gang) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a gang, traced if the config says so."""
-    loss, leaves, reduce = recipe.loss(config), config.gang.num_leaves // gang.place.world_size, _reduce(config, gang)
-    step, evaluate = train_step(loss, recipe.update(config), leaves, reduce), evaluation(loss, leaves, reduce)
+def _functions(recipe: Recipe[Any], config: Any, mesh: Mesh) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
+    """The train step and the evaluation of a recipe over a mesh, traced if the config says so."""
+    loss, leaves = recipe.loss(config), config.gang.num_leaves // (mesh.replica.size * mesh.shard.size)
+    step, evaluate = train_step(loss, recipe.update(config), leaves, mesh), evaluation(loss, leaves, mesh)
     if config.trainer.jit == "off":
         return step, evaluate
     return jit(step, donate=1), jit(evaluate)
-
-
-def _reduce(config: Any, gang: Gang) -> Reduce:
-    if gang.alone:
-        return lambda sums: sums
-    if config.gang.reduction == "fast":
-        return partial(fast_sum, group=gang.group)
-    return partial(tree_sum, world_size=gang.place.world_size, group=gang.group)
 
 
 def _due(interval: int | None, number: int) -> bool:

@@ -27,8 +27,8 @@ def node(cls: C) -> C:
     return cls
 
 
-def leaves(tree: Tree) -> list[Any]:
-    return pytree.tree_leaves(tree)
+def leaves(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+    return pytree.tree_leaves(tree, is_leaf)
 
 
 def like(tree: Tree, leaves: Sequence[Any]) -> Tree:
@@ -46,16 +46,10 @@ def select(condition: Tensor, yes: Tree, no: Tree) -> Tree:
     return map(lambda a, b: torch.where(condition, a, b), yes, no)
 
 
-def global_norm(tree: Tree) -> Tensor:
-    """Euclidean norm over all leaves, 0-d, in the leaves' precision."""
-    norms = torch.stack([torch.linalg.vector_norm(leaf) for leaf in leaves(tree)])
-    total: Tensor = torch.linalg.vector_norm(norms)
-    return total
-
-
-def paths(tree: Tree) -> dict[str, Any]:
-    """The leaves by their dotted paths: `{"params.layers.0.query": …}`."""
-    return {".".join(_name(key) for key in path): leaf for path, leaf in pytree.tree_flatten_with_path(tree)[0]}
+def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """The leaves, and what `is_leaf` holds for, by their dotted paths: `{"params.layers.0.query": …}`."""
+    found, _ = pytree.tree_flatten_with_path(tree, is_leaf)
+    return {".".join(filter(None, (_name(key) for key in path))): leaf for path, leaf in found}
 
 
 def from_paths(tree: Tree, values: Mapping[str, Any]) -> Tree:

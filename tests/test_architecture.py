@@ -15,8 +15,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "recipes": "fnrecipe.recipes"}
-PURE = {"tree", "random", "schedule", "optim", "nn", "models", "loss", "metrics", "step", "transforms", "fold", "generate"}
-EFFECTS = {"checkpoint", "record", "gang", "run", "directory", "display", "host", "signals", "config.layers", "config.yaml"}
+PURE = {
+    *("tree", "random", "schedule", "optim", "fused", "norm", "nn", "models", "loss", "metrics"),
+    *("parts", "step", "transforms", "fold", "generate"),
+}
+EFFECTS = {
+    "checkpoint",
+    "shards",
+    "record",
+    "gang",
+    "mesh",
+    "run",
+    "directory",
+    "display",
+    "host",
+    "signals",
+    "config.layers",
+    "config.yaml",
+}
 IMPURE = {"os", "io", "pathlib", "time", "datetime", "json", "random", "logging", "subprocess", "signal", "socket", "shutil"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
 MAX_LINES = 400

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fnrecipe.errors import UsageError
-from fnrecipe.gang import Gang, check_same, check_size, first_host, gather
+from fnrecipe.gang import Gang, check_same, first_host, gather
+from fnrecipe.mesh import check_size
 from tests.helpers import Ended, end, last_step, pairs, remains, start
 
 LANES = {"dataset__num_lanes": 8, "gang__num_leaves": 8}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, tree
+from fnrecipe.norm import global_norm
 from fnrecipe.optim import Transform
 from fnrecipe.schedule import cosine_annealing
 from fnrecipe.transforms import jit
@@ -216,10 +217,10 @@ def test_clipping_is_torchs(limit: float) -> None:
     clipped, _, _ = optim.clip_by_global_norm(limit).update(gradients, (), gradients, torch.tensor(1))
     for leaf, found in zip(leaves, tree.leaves(clipped), strict=True):
         torch.testing.assert_close(found, leaf.grad, rtol=1e-12, atol=0)
-    assert tree.global_norm(clipped) <= limit
+    assert global_norm(clipped) <= limit
     if before < limit:
         assert_same_bits(clipped, gradients)
 
 
 def test_limits_of_the_clipping_test_lie_on_both_sides_of_the_norm() -> None:
-    assert 1.0 < tree.global_norm(example(torch.float64)) < 100.0
+    assert 1.0 < global_norm(example(torch.float64)) < 100.0

@@ -14,8 +14,8 @@ from fnrecipe import optim, random, tree
 from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
 from fnrecipe.schedule import cosine_annealing
-from fnrecipe.step import State, evaluation, init_state, train_step
-from fnrecipe.transforms import jit
+from fnrecipe.step import State, init_state, train_step
+from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, assert_same_bits, documents, packed
 

@@ -1,4 +1,4 @@
-"""Trees: dotted paths there and back, selection and norms."""
+"""Trees: dotted paths there and back, and selection."""
 
 from __future__ import annotations
 
@@ -37,9 +37,3 @@ def test_select_takes_whole_leaves_even_over_nan() -> None:
     yes, no = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([torch.nan, torch.inf])}
     assert_same_bits(tree.select(torch.tensor(True), yes, no), yes)
     assert_same_bits(tree.select(torch.tensor(False), yes, no), no)
-
-
-def test_global_norm_is_the_norm_of_all_entries_together() -> None:
-    value = {"a": torch.randn(5, 3, dtype=torch.float64), "b": (torch.randn(7, dtype=torch.float64),)}
-    flat = torch.cat([leaf.flatten() for leaf in tree.leaves(value)])
-    torch.testing.assert_close(tree.global_norm(value), flat.square().sum().sqrt())

@@ -149,6 +149,10 @@ class GangSection:
     """`num_leaves`: micro-batches of the global batch, whatever the number of ranks; their sum is a fixed binary tree."""
 
     num_leaves: PowerOfTwo = 8
+    sharding: Literal["replicate", "zero1", "zero2", "fsdp"] = "replicate"
+    shard_size: PowerOfTwo | None = None
+    tensor_parallel_size: Count = 1
+    parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     reduction: Literal["invariant", "fast"] = "invariant"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout: Positive = 15.0

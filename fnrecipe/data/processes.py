@@ -33,12 +33,11 @@ def spread(
     Raises:
         FnrecipeError: if a worker dies.
     """
-    places = [Place(place.rank * workers + k, place.world_size * workers) for k in range(workers)]
     with ExitStack() as stack:
-        parts = [stack.enter_context(_started(make, each, cursor, size)) for each in places]
+        parts = [stack.enter_context(_started(make, part, cursor, size)) for part in place.split(workers)]
         while entries := [entry for part in parts if (entry := next(part, None)) is not None]:
             batch = join([part for part, _ in entries])
-            if place.world_size == 1 and not batch.mask.any():
+            if place.alone and not batch.mask.any():
                 return
             yield batch, {lane: position for _, cursors in entries for lane, position in cursors.items()}
 
@@ -57,7 +56,7 @@ def _started(make: Callable[[Place], Source[T]], place: Place, cursor: Cursor, s
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     args = theirs, make, place, cursor, max(size, 1)
-    process = context.Process(target=_serve, args=args, name=f"data {place.rank}", daemon=True)
+    process = context.Process(target=_serve, args=args, name=f"data {place.rank * place.workers + place.worker}", daemon=True)
     process.start()
     theirs.close()
     try:

@@ -9,6 +9,7 @@ Parameters are nested dicts; linear weights are [out, in]:
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from fnrecipe import nn, random
 from fnrecipe.config import LlamaConfig
+from fnrecipe.parts import Keep
+from fnrecipe.transforms import layer, whole
 from fnrecipe.tree import Tree
 
 
@@ -40,10 +43,11 @@ def shapes(config: LlamaConfig) -> Tree:
     return {"embedding": vocabulary, "layers": layers, "norm": (model,), **head}
 
 
-def init(config: LlamaConfig, key: Tensor) -> Tree:
+def init(config: LlamaConfig, key: Tensor, keep: Keep = lambda path, leaf: leaf) -> Tree:
     """Norms at 1, matrices normal with `init_std`, those that write to the residual stream with init_std / sqrt(2 * layers).
 
-    Each matrix's key is folded over its path, so that no matrix depends on the others or on an order.
+    Each matrix's key is folded over its path, so that no matrix depends on the others or on an order. `keep(path, leaf)` is
+    what becomes of each as soon as it is made, so that the whole need not be in one place.
     (Radford et al. 2019 for the scale of the residual writers.)
     """
     writer_std = config.init_std / math.sqrt(2 * config.num_layers)
@@ -56,7 +60,7 @@ def init(config: LlamaConfig, key: Tensor) -> Tree:
 
     def build(node: Tree, path: str) -> Tree:
         if isinstance(node, tuple):
-            return leaf(path, node)
+            return keep(path.removeprefix("."), leaf(path, node))
         return {name: build(child, f"{path}.{name}") for name, child in node.items()}
 
     return build(shapes(config), "")
@@ -66,12 +70,18 @@ def apply(config: LlamaConfig, params: Tree, tokens: Tensor, segments: Tensor, p
     """Logits, [B, T, V]; tokens, segments and positions are int64 [B, T], as in `fnrecipe.data.Batch`."""
     angles = nn.rotary(positions, config.model_dim // config.num_attn_heads, config.rope_theta)
     mask = nn.segment_mask(segments)
-    x = F.embedding(tokens, params["embedding"])
-    for layer in params["layers"].values():
-        x = x + _attention(config, layer, nn.rms_norm(x, layer["attention_norm"], config.norm_eps), angles, mask)
-        x = x + nn.swiglu(nn.rms_norm(x, layer["ffn_norm"], config.norm_eps), layer["gate"], layer["up"], layer["down"])
-    head = params["embedding"] if config.tied_embeddings else params["head"]
-    return F.linear(nn.rms_norm(x, params["norm"], config.norm_eps), head)
+    outer = whole({name: params[name] for name in params if name != "layers"})
+    decoder_layer = layer(partial(_layer, config))
+    x = F.embedding(tokens, outer["embedding"])
+    for weights in params["layers"].values():
+        x = decoder_layer(weights, x, angles, mask)
+    return F.linear(nn.rms_norm(x, outer["norm"], config.norm_eps), outer.get("head", outer["embedding"]))
+
+
+def _layer(config: LlamaConfig, weights: Tree, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    x = x + _attention(config, weights, nn.rms_norm(x, weights["attention_norm"], config.norm_eps), angles, mask)
+    inner = nn.rms_norm(x, weights["ffn_norm"], config.norm_eps)
+    return x + nn.swiglu(inner, weights["gate"], weights["up"], weights["down"])
 
 
 def _attention(config: LlamaConfig, layer: Tree, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:

@@ -2,5 +2,8 @@
 
 from fnrecipe.transforms.accumulate import accumulate as accumulate
 from fnrecipe.transforms.jit import jit as jit
-from fnrecipe.transforms.reduce import fast_sum as fast_sum
-from fnrecipe.transforms.reduce import tree_sum as tree_sum
+from fnrecipe.transforms.remat import remat as remat
+from fnrecipe.transforms.shard import evaluation as evaluation
+from fnrecipe.transforms.shard import gradients as gradients
+from fnrecipe.transforms.shard import layer as layer
+from fnrecipe.transforms.shard import whole as whole

@@ -1,71 +1,132 @@
-"""Sums over the ranks of a gang: in an order that does not depend on how many there are, or as the library adds them."""
+"""Collectives over an axis of the mesh, on lists of tensors: gathering parts, and sums of whole tensors, cut or not.
+
+Sums are taken in an order that does not depend on how many ranks there are: each rank gets its slice of every rank's tensors
+(all_to_all) and adds these up in the balanced binary tree; that moves the bytes of a ring's reduce-scatter. If each rank's
+tensors are the tree's sums over its run of neighbouring leaves, the result has the same bits at any power of two of ranks.
+`Axis.ordered=False` leaves the order to the library.
+
+Tensors travel as columns of buckets [rows, n], and a bucket is added up while the next one is on its way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.parts import Axis
 from fnrecipe.tree import Tree
 
 _BUCKET_BYTES = 32 << 20
 
-
-def tree_sum(values: Tree, *, world_size: int, group: str) -> Tree:
-    """The sum of all ranks' `values`, on every rank, in the balanced binary tree over a power of two of ranks.
-
-    If each rank's values are the tree's sums over its run of neighbouring leaves (`accumulate`), the result has the same
-    bits at any world size. Each rank gets its part of every rank's values, adds these up and sends the sum to all: the
-    bytes of a ring all-reduce. Tensors travel in buckets, and a bucket is added up while the next one is on its way.
-    """
-
-    def sums(buckets: Sequence[Tensor]) -> Iterator[Tensor]:
-        padded = [torch.nn.functional.pad(bucket, (0, -len(bucket) % world_size)) for bucket in buckets]
-        parts = [collectives.all_to_all_single(bucket, None, None, cast(Any, group)) for bucket in padded]
-        shards = [_tree(list(_wait(part).chunk(world_size))) for part in parts]
-        wholes = [collectives.all_gather_single(shard, 0, cast(Any, group)) for shard in shards]
-        yield from (_wait(whole)[: len(bucket)] for whole, bucket in zip(wholes, buckets, strict=True))
-
-    return _in_buckets(values, sums)
+Dims: TypeAlias = Sequence[int | None]
+Exchange: TypeAlias = Callable[[Sequence[Tensor], Axis], Sequence[Tensor]]
 
 
-def fast_sum(values: Tree, *, group: str) -> Tree:
-    """The sum of all ranks' `values`, on every rank, by the library's all-reduce: its order changes with the world size."""
+def tree_sum(values: Tree, axis: Axis) -> Tree:
+    """The sum of all ranks' `values`, on every rank."""
+    if axis.size == 1:
+        return values
+    tensors = tree.leaves(values)
+    sums = _in_buckets([tensor.reshape(1, -1) for tensor in tensors], _whole_sums, axis)
+    return tree.like(values, [total.view(tensor.shape) for total, tensor in zip(sums, tensors, strict=True)])
 
-    def sums(buckets: Sequence[Tensor]) -> Iterator[Tensor]:
-        yield from map(_wait, [collectives.all_reduce(bucket, "sum", cast(Any, group)) for bucket in buckets])
 
-    return _in_buckets(values, sums)
+def scatter_sum(tensors: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
+    """This rank's slice of each sum over the ranks, cut along its dimension; all of the sum where that is None."""
+    if axis.size == 1:
+        return list(tensors)
+    cut, whole = _split(tensors, dims)
+    sums = _in_buckets([_rows(tensor, dim, axis.size) for tensor, dim in cut.values()], _slice_sums, axis)
+    found = {n: total.view(_slice_shape(*cut[n], axis.size)) for n, total in zip(cut, sums, strict=True)}
+    return _merged(len(tensors), found, tree_sum(whole, axis))
 
 
-def _in_buckets(values: Tree, sums: Callable[[Sequence[Tensor]], Iterator[Tensor]]) -> Tree:
-    """`sums` of the leaves, laid end to end in flat buckets of one dtype each."""
-    leaves = tree.leaves(values)
-    buckets = list(_buckets(leaves))
-    flats = [torch.cat([leaves[number].flatten() for number in bucket]) for bucket in buckets]
+def gather(parts: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
+    """The whole tensors of which each rank holds a slice along their dimension, or all where that is None."""
+    if axis.size == 1:
+        return list(parts)
+    cut, whole = _split(parts, dims)
+    rows = _in_buckets([part.reshape(1, -1) for part, _ in cut.values()], _all_rows, axis)
+    found = {n: _joined(row, *cut[n]) for n, row in zip(cut, rows, strict=True)}
+    return _merged(len(parts), found, whole)
+
+
+def _split(tensors: Sequence[Tensor], dims: Dims) -> tuple[dict[int, tuple[Tensor, int]], dict[int, Tensor]]:
+    """The tensors that are cut, with their dimension, and the others, by their numbers."""
+    numbered = list(enumerate(zip(tensors, dims, strict=True)))
+    cut = {n: (tensor, dim) for n, (tensor, dim) in numbered if dim is not None}
+    return cut, {n: tensor for n, (tensor, dim) in numbered if dim is None}
+
+
+def _merged(size: int, *found: dict[int, Tensor]) -> list[Tensor]:
+    both = {number: tensor for part in found for number, tensor in part.items()}
+    return [both[number] for number in range(size)]
+
+
+def _rows(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """[size, n]: the slices along `dim`."""
+    return torch.stack(tensor.chunk(size, dim)).view(size, -1) if dim else tensor.reshape(size, -1)
+
+
+def _joined(rows: Tensor, part: Tensor, dim: int) -> Tensor:
+    """The tensor whose slices along `dim`, shaped like `part`, are the rows."""
+    return rows.reshape(-1, *part.shape).movedim(0, dim).flatten(dim, dim + 1)
+
+
+def _slice_shape(tensor: Tensor, dim: int, size: int) -> list[int]:
+    return [length // size if number == dim else length for number, length in enumerate(tensor.shape)]
+
+
+def _slice_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
+    """Of each [size, n]: this rank's row of the sum over the ranks, [1, n]."""
+    group = cast(Any, axis.group)
+    if not axis.ordered:
+        return [_wait(row) for row in [collectives.reduce_scatter_single(bucket, "sum", 0, group) for bucket in buckets]]
+    arrived = [collectives.all_to_all_single(bucket, None, None, group) for bucket in buckets]
+    return [_tree(list(_wait(rows).chunk(axis.size))) for rows in arrived]
+
+
+def _all_rows(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
+    """Of each [1, n]: those of all ranks, [size, n]."""
+    return [_wait(rows) for rows in [collectives.all_gather_single(bucket, 0, cast(Any, axis.group)) for bucket in buckets]]
+
+
+def _whole_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
+    """Of each [1, n]: the sum over the ranks, [1, n]."""
+    if not axis.ordered:
+        return [_wait(total) for total in [collectives.all_reduce(b, "sum", cast(Any, axis.group)) for b in buckets]]
+    padded = [torch.nn.functional.pad(bucket, (0, -bucket.numel() % axis.size)) for bucket in buckets]
+    wholes = _all_rows(_slice_sums([bucket.view(axis.size, -1) for bucket in padded], axis), axis)
+    return [whole.reshape(1, -1)[:, : bucket.numel()] for whole, bucket in zip(wholes, buckets, strict=True)]
+
+
+def _in_buckets(tensors: Sequence[Tensor], exchange: Exchange, axis: Axis) -> list[Tensor]:
+    """`exchange` of matrices [rows, n], side by side in buckets of one dtype each."""
+    numbers = list(_buckets(tensors))
+    results = exchange([torch.cat([tensors[n] for n in bucket], 1) for bucket in numbers], axis)
     found: dict[int, Tensor] = {}
-    for bucket, flat in zip(buckets, sums(flats), strict=True):
-        pieces = torch.split(flat, [leaves[number].numel() for number in bucket])
-        found |= {number: piece.view(leaves[number].shape) for number, piece in zip(bucket, pieces, strict=True)}
-    return tree.like(values, [found[number] for number in range(len(leaves))])
+    for bucket, result in zip(numbers, results, strict=True):
+        found |= zip(bucket, torch.split(result, [tensors[n].shape[1] for n in bucket], 1), strict=True)
+    return _merged(len(tensors), found)
 
 
-def _buckets(leaves: Sequence[Tensor]) -> Iterator[list[int]]:
-    """The numbers of the leaves of each bucket."""
-    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The numbers of the tensors of each bucket."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         bucket: list[int] = []
         size = 0
-        for number, leaf in enumerate(leaves):
-            if leaf.dtype == dtype:
-                if bucket and size + leaf.nbytes > _BUCKET_BYTES:
+        for number, tensor in enumerate(tensors):
+            if tensor.dtype == dtype:
+                if bucket and size + tensor.nbytes > _BUCKET_BYTES:
                     yield bucket
                     bucket, size = [], 0
                 bucket.append(number)
-                size += leaf.nbytes
+                size += tensor.nbytes
         yield bucket
 
 

@@ -43,6 +43,9 @@ class LMConfig:
             yield Problem("dataset.max_seq_len", expected, str(self.dataset.max_seq_len))
         if rows % leaves:
             yield Problem("dataset.batch_size", f"a multiple of gang.num_leaves = {leaves}", str(rows))
+        if self.gang.sharding in ("zero2", "fsdp") and self.dataset.num_lanes % leaves:
+            expected = f"a multiple of gang.num_leaves = {leaves} for gang.sharding={self.gang.sharding}"
+            yield Problem("dataset.num_lanes", expected, str(self.dataset.num_lanes))
         if num_steps is None and schedule.cycle_len is None:
             yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
         if num_steps is not None and schedule.num_warmup_steps >= num_steps:

@@ -15,6 +15,7 @@ from fnrecipe.generate import generate
 from fnrecipe.loss import Loss, next_token_loss
 from fnrecipe.models import llama
 from fnrecipe.optim import Transform
+from fnrecipe.parts import Keep
 from fnrecipe.recipe import Recipe
 from fnrecipe.tree import Tree
 
@@ -23,8 +24,8 @@ from .config import config as defaults
 from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_stream
 
 
-def init(config: LMConfig, key: Tensor) -> Tree:
-    return llama.init(config.model.config, key)
+def init(config: LMConfig, key: Tensor, keep: Keep) -> Tree:
+    return llama.init(config.model.config, key, keep)
 
 
 def loss(config: LMConfig) -> Loss:

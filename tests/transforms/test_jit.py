@@ -21,8 +21,8 @@ from fnrecipe.data import Batch
 from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
 from fnrecipe.schedule import cosine_annealing
-from fnrecipe.step import State, Step, evaluation, init_state, train_step
-from fnrecipe.transforms import jit
+from fnrecipe.step import State, Step, init_state, train_step
+from fnrecipe.transforms import evaluation, jit
 from tests.helpers import TINY, assert_same_bits, documents, packed
 
 LOSS = next_token_loss(partial(llama.apply, TINY))

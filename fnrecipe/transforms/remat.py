@@ -1,0 +1,56 @@
+"""`remat`: a function whose intermediate values are not kept for its gradient, but computed again when that is taken.
+
+`torch.utils.checkpoint` does the same for modules and is refused under `torch.func`. Only the traced function saves memory:
+eager `torch.func` keeps everything anyway. Never give a function with `remat` in it to `torch.compile`, which has dropped its
+gradient without a word; `jit` traces it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.func import vjp
+
+
+def remat(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, a pure function of trees of tensors with one tensor as its result, keeping its arguments only."""
+
+    def call(*args: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(args)
+
+        def flat(*leaves: Any) -> Any:
+            return function(*pytree.tree_unflatten(list(leaves), spec))
+
+        return _rematerialised(flat).apply(*leaves)  # type: ignore[no-untyped-call]
+
+    return call
+
+
+def _rematerialised(flat: Callable[..., Any]) -> type[torch.autograd.Function]:
+    class Remat(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*leaves: Any) -> Any:
+            return flat(*leaves)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            leaves, wanted = ctx.saved_tensors, ctx.needs_input_grad
+
+            def of_wanted(*chosen: Any) -> Any:
+                given = iter(chosen)
+                return flat(*(next(given) if want else leaf for leaf, want in zip(leaves, wanted, strict=True)))
+
+            pull = vjp(of_wanted, *(leaf for leaf, want in zip(leaves, wanted, strict=True) if want))[1]
+            gradients = iter(pull(gradient))
+            return tuple(next(gradients) if want else None for want in wanted)
+
+    return Remat

@@ -1,0 +1,128 @@
+"""Sharding as a transform of the gradient: what is whole when, of parameters that are cut over the ranks of an axis.
+
+The state is always in parts. `replicate` has one rank on the axis. The others cut parameters and optimizer state, and differ in
+when parameters are gathered and gradients summed:
+
+    zero1   gathered before the leaves, summed and cut after them
+    zero2   gathered before the leaves, summed and cut within the backward pass of each
+    fsdp    gathered by each layer of each leaf, again in its backward pass, and summed and cut there
+
+(ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054; stages 1, 2 and 3.) All take the same sums in the same order, because a rank's
+leaves are chosen for it (`fnrecipe.data.Place`): what is summed over ranks first are neighbours in the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.func import grad
+
+from fnrecipe import tree
+from fnrecipe.loss import Loss, Sums
+from fnrecipe.parts import Axis, Mesh, Part
+from fnrecipe.transforms.accumulate import accumulate
+from fnrecipe.transforms.reduce import gather, scatter_sum, tree_sum
+from fnrecipe.transforms.remat import remat
+from fnrecipe.transforms.transpose import Linear, with_transpose
+from fnrecipe.tree import Tree
+
+
+def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], tuple[Tree, Sums]]:
+    """`(params, batch) -> (gradient, sums)` over the leaves of all ranks, `num_leaves` of each.
+
+    The gradient is cut like `params`. `loss` gets whole parameters; only under `fsdp` does it get parts, and leaves it to
+    `layer` and `whole` to gather them.
+    """
+
+    def after_leaves(params: Tree, batch: Any) -> tuple[Tree, Sums]:
+        gradient, sums = accumulate(grad(loss, has_aux=True), num_leaves)(whole(params), batch)
+        return _cut_sum(gradient, params), tree_sum(sums, mesh.shard)
+
+    def in_leaves(loss: Loss, params: Tree, batch: Any) -> tuple[Tree, Sums]:
+        def leaf(params: Tree, batch: Any) -> tuple[Tree, Sums]:
+            gradient, sums = grad(loss, has_aux=True)(params, batch)
+            return gradient, tree_sum(sums, mesh.shard)
+
+        found: tuple[Tree, Sums] = accumulate(leaf, num_leaves)(params, batch)
+        return found
+
+    def of_replica(params: Tree, batch: Any) -> tuple[Tree, Sums]:
+        match mesh.sharding:
+            case "fsdp":
+                return in_leaves(loss, params, batch)
+            case "zero2":
+                gathered = whole(params)
+                return in_leaves(lambda params, batch: loss(_lent(gathered, params), batch), params, batch)
+            case _:
+                return after_leaves(params, batch)
+
+    return lambda params, batch: tree_sum(of_replica(params, batch), mesh.replica)
+
+
+def evaluation(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], Sums]:
+    """`(params, batch) -> sums` over the leaves of all ranks, without gradients."""
+
+    def leaf(params: Tree, batch: Any) -> Sums:
+        sums = loss(params, batch)[1]
+        return tree_sum(sums, mesh.shard) if mesh.in_turns else sums
+
+    def of_replica(params: Tree, batch: Any) -> Sums:
+        sums: Sums = accumulate(leaf, num_leaves)(params if mesh.sharding == "fsdp" else whole(params), batch)
+        return sums if mesh.in_turns else dict(tree_sum(sums, mesh.shard))
+
+    return lambda params, batch: tree_sum(of_replica(params, batch), mesh.replica)
+
+
+def layer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function(params, …)` of parts: gathered when it runs and again when its gradient is taken, and never kept in between."""
+    gathering = remat(lambda params, *args: function(whole(params), *args))
+    return lambda params, *args: gathering(params, *args) if _is_spread(params) else function(whole(params), *args)
+
+
+def whole(values: Tree) -> Tree:
+    """`values` with every part of the shard axis gathered. The transpose of gathering is to sum over the ranks, and to cut."""
+    return _exchanged(values, lambda dims, axis: lambda parts: _gathered(parts, dims, axis))
+
+
+def _lent(gathered: Tree, params: Tree) -> Tree:
+    """`gathered`, as if it were gathered now from `params`."""
+    return _exchanged(params, lambda dims, axis: lambda parts: tree.leaves(gathered))
+
+
+def _cut_sum(values: Tree, params: Tree) -> Tree:
+    """The sums over the ranks of whole `values`, cut like `params`."""
+    parts = [leaf for leaf in tree.leaves(params, _is_shard) if _is_shard(leaf)]
+    if not parts:
+        return values
+    sums = scatter_sum(tree.leaves(values), [part.dim for part in parts], parts[0].axis)
+    return tree.like(params, sums)
+
+
+def _exchanged(values: Tree, function: Callable[[Sequence[int | None], Axis], Linear]) -> Tree:
+    """`values` with what `function` makes of its parts of the shard axis; the transpose is a sum over ranks."""
+    leaves, spec = pytree.tree_flatten(values, _is_shard)
+    parts = [leaf for leaf in leaves if _is_shard(leaf)]
+    if not parts:
+        return values
+    dims, axis = [part.dim for part in parts], parts[0].axis
+    exchange = with_transpose(function(dims, axis), lambda wholes: scatter_sum(wholes, dims, axis))
+    results = iter(exchange([part.local for part in parts]))
+    return pytree.tree_unflatten([next(results) if _is_shard(leaf) else leaf for leaf in leaves], spec)
+
+
+def _gathered(parts: Sequence[Tensor], dims: Sequence[int | None], axis: Axis) -> list[Tensor]:
+    if axis.gathered is None:
+        return gather(parts, dims, axis)
+    rounded = [part.to(axis.gathered) for part in parts]
+    return [whole.to(part.dtype) for whole, part in zip(gather(rounded, dims, axis), parts, strict=True)]
+
+
+def _is_shard(value: Any) -> bool:
+    return isinstance(value, Part) and value.axis.name == "shard"
+
+
+def _is_spread(params: Tree) -> bool:
+    return any(part.axis.size > 1 for part in tree.leaves(params, _is_shard) if _is_shard(part))
