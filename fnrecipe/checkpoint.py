@@ -33,7 +33,7 @@ from fnrecipe.tree import Tree
 
 FORMAT = 3
 _NAME = re.compile(r"step_(\d{8,})")
-_LINE = re.compile(r"([0-9a-f]{64})  (state\.json|state_\d{4,}\.safetensors)\n")
+_LINE = re.compile(r"([0-9a-f]{64})  ([\w.]+)\n")
 _STATE, _SUMS = "state.json", "SHA256SUMS"
 
 T = TypeVar("T")
@@ -104,12 +104,15 @@ def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
     """The checkpoint's tensors in the structure of `like`, cut like it, on its devices.
 
     Raises:
-        CheckpointError: naming each tensor that is missing, unknown, or of another dtype or shape.
+        CheckpointError: naming each tensor that is missing, unknown, or of another dtype or shape; if it cannot be read.
     """
     problems = shards.mismatches(checkpoint.tensors, like)
     if problems:
         raise CheckpointError("\n".join(["the checkpoint does not fit this config", *problems]))
-    return shards.read(checkpoint.place, checkpoint.tensors, like)
+    try:
+        return shards.read(checkpoint.place, checkpoint.tensors, like)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint.place}: cannot read the checkpoint: {error}") from error
 
 
 def prune(root: Path, keep: int) -> None:
@@ -210,7 +213,8 @@ def _damage_of_files(place: Path, rank: int, size: int) -> str:
     shares = [_STATE, *[name for name in sums if name != _STATE][rank::size]]
     if any(_digest(place / name) != sums.get(name) for name in shares):
         return f"its files are not what {_SUMS} says"
-    if list(sums) != [*json.loads((place / _STATE).read_text())["shards"], _STATE]:
+    document = json.loads((place / _STATE).read_text())
+    if document["format"] == FORMAT and list(sums) != [*document["shards"], _STATE]:
         return f"{_SUMS} does not have all files"
     return ""
 

@@ -94,6 +94,10 @@ Keep: TypeAlias = Callable[[str, Tensor], Any]
 """What becomes of a parameter, by its path, as soon as it is made: all of it, or a part."""
 
 
+def keep_all(path: str, leaf: Tensor) -> Tensor:
+    return leaf
+
+
 def shard_dim(shape: torch.Size | tuple[int, ...], blocks: int) -> int | None:
     """The first dimension that `blocks` divides, into parts of whole vectors; None if there is none."""
     aligned = not torch.Size(shape).numel() % (blocks * ALIGNMENT)

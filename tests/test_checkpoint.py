@@ -30,7 +30,7 @@ DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 ]
-FILES = ("state.safetensors", "state.json", "SHA256SUMS")
+FILES = ("state_0000.safetensors", "state.json", "SHA256SUMS")
 CURSOR = {"0": [1, [2, "x"]], "1": None}
 FINGERPRINTS = {"a: ü/1.jsonl": "7 bytes, 0123456789abcdef", "b: 2.jsonl": "0 bytes, fedcba9876543210"}
 
@@ -68,7 +68,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def assert_is_step(found: Checkpoint | None, step: int) -> None:
     assert found is not None
     assert found.step == step
-    assert torch.equal(found.tensors["params.layers.0.query"], torch.full((2, 3), float(step)))
+    assert_same_bits(checkpoint.restore(found, small_state()).params["layers"]["0"]["query"], torch.full((2, 3), float(step)))
 
 
 # What is written comes back.
@@ -97,15 +97,16 @@ def test_a_state_comes_back_by_its_paths(tmp_path: Path) -> None:
 def test_a_checkpoint_is_read_by_other_tools(two: Path) -> None:
     place = two / "step_00000020"
     assert names(place) == set(FILES)
-    with safetensors.safe_open(place / "state.safetensors", "pt") as file:
+    with safetensors.safe_open(place / FILES[0], "pt") as file:
         assert set(file.keys()) == tree.paths(small_state()).keys()
         assert torch.equal(file.get_tensor("params.layers.0.query"), torch.full((2, 3), 20.0))
     text = (place / "state.json").read_text()
     document = json.loads(text)
     assert document["step"] == 20
     assert document["files"] == FINGERPRINTS
-    assert len(text.splitlines()) == 2 + sum(1 if key in ("format", "step") else 2 + len(document[key]) for key in document)
-    assert document["tensors"]["params.layers.0.query"] == "float32 [2, 3]"
+    one_line = {"format", "step", "shards"}
+    assert len(text.splitlines()) == 2 + sum(1 if key in one_line else 2 + len(document[key]) for key in document)
+    assert document["tensors"]["params.layers.0.query"] == ["float32", [2, 3], {FILES[0]: [[0, 2], [0, 3]]}]
     subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=place, check=True, capture_output=True)
 
 
@@ -211,11 +212,11 @@ def test_an_empty_directory_is_a_damaged_checkpoint(two: Path) -> None:
 
 
 def test_saving_over_a_damaged_checkpoint_writes_it_anew_and_keeps_the_damaged_one(two: Path) -> None:
-    flip(two / "step_00000020/state.safetensors", 1000)
-    damaged = (two / "step_00000020/state.safetensors").read_bytes()
+    flip(two / "step_00000020" / FILES[0], 1000)
+    damaged = (two / "step_00000020" / FILES[0]).read_bytes()
     checkpoint.save(two, 20, small_state(20.0), CURSOR, FINGERPRINTS)
     assert_is_step(checkpoint.newest(two, silent), 20)
-    assert (two / "step_00000020.damaged/state.safetensors").read_bytes() == damaged
+    assert (two / "step_00000020.damaged" / FILES[0]).read_bytes() == damaged
 
 
 @pytest.mark.parametrize("number", [1, 99])
@@ -226,7 +227,7 @@ def test_another_format_is_refused_by_name(two: Path, number: int) -> None:
         json.dumps({key: document[key] for key in document if key != "files"} | {"format": number})
     )
     sign(place)
-    with pytest.raises(CheckpointError, match=f"step_00000020: expected checkpoint format 2, found {number}"):
+    with pytest.raises(CheckpointError, match=f"step_00000020: expected checkpoint format 3, found {number}"):
         checkpoint.newest(two, silent)
 
 
@@ -252,10 +253,12 @@ def test_a_planted_pickle_is_never_opened(two: Path, tmp_path: Path) -> None:
     for name in (".metadata", "state.pt", "data.pkl"):
         (place / name).write_bytes(bomb)
     assert_is_step(checkpoint.newest(two, silent), 20)
-    (place / "state.safetensors").write_bytes(bomb)
+    (place / FILES[0]).write_bytes(bomb)
     sign(place)
-    with pytest.raises(CheckpointError):
-        checkpoint.newest(two, silent)
+    found = checkpoint.newest(two, silent)
+    assert found is not None
+    with pytest.raises(CheckpointError, match="step_00000020: cannot read the checkpoint"):
+        checkpoint.restore(found, small_state())
     assert not canary.exists()
     pickle.loads(bomb)  # noqa: S301 (the bomb does go off)
     assert canary.exists()
@@ -284,7 +287,7 @@ class Killed(BaseException):
     """The end of a process, as far as files go: nothing after it runs but `finally`."""
 
 
-CALLS = {"fsync": (os, 5), "rename": (Path, 1), "mkdir": (Path, 2), "write_text": (Path, 2)}
+CALLS = {"fsync": (os, 5), "rename": (Path, 1), "mkdir": (Path, 1), "write_text": (Path, 2)}
 """Calls that a save makes: where they live, and how many there are at least."""
 over_calls = pytest.mark.parametrize("call", CALLS)
 FULL = OSError(errno.ENOSPC, "No space left on device")

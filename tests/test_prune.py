@@ -31,7 +31,7 @@ def names(root: Path) -> set[str]:
 def newest_step(root: Path) -> int:
     found = checkpoint.newest(root, lambda text: None)
     assert found is not None
-    assert found.tensors["x"] == found.step
+    assert checkpoint.restore(found, {"x": torch.tensor(0)})["x"] == found.step
     return found.step
 
 
@@ -49,7 +49,7 @@ def test_prune_keeps_the_newest(tmp_path: Path, keep: int) -> None:
 
 def test_prune_removes_what_a_killed_process_left(two: Path) -> None:
     (two / "step_00000030.tmp").mkdir()
-    (two / "step_00000030.tmp/state.safetensors").write_bytes(b"half")
+    (two / "step_00000030.tmp/state_0000.safetensors").write_bytes(b"half")
     checkpoint.prune(two, 2)
     assert names(two) == {"step_00000010", "step_00000020"}
 
@@ -83,7 +83,7 @@ def test_the_checkpoint_just_saved_survives_prune_after_a_fall_back(two: Path, k
     """Steps 30 and 20 are damaged, the run goes on from 10 and is stopped at 12: 12 is the newest that is whole."""
     save(two, 30)
     for step in (20, 30):
-        (two / f"step_{step:08d}/state.safetensors").write_bytes(b"half")
+        (two / f"step_{step:08d}/state_0000.safetensors").write_bytes(b"half")
     assert newest_step(two) == 10
     save(two, 12)
     checkpoint.prune(two, keep)

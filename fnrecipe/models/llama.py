@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fnrecipe import nn, random
 from fnrecipe.config import LlamaConfig
-from fnrecipe.parts import Keep
+from fnrecipe.parts import Keep, keep_all
 from fnrecipe.transforms import layer, whole
 from fnrecipe.tree import Tree
 
@@ -43,7 +43,7 @@ def shapes(config: LlamaConfig) -> Tree:
     return {"embedding": vocabulary, "layers": layers, "norm": (model,), **head}
 
 
-def init(config: LlamaConfig, key: Tensor, keep: Keep = lambda path, leaf: leaf) -> Tree:
+def init(config: LlamaConfig, key: Tensor, keep: Keep = keep_all) -> Tree:
     """Norms at 1, matrices normal with `init_std`, those that write to the residual stream with init_std / sqrt(2 * layers).
 
     Each matrix's key is folded over its path, so that no matrix depends on the others or on an order. `keep(path, leaf)` is

@@ -8,19 +8,20 @@ custom backward under `torch.func.grad` it has silently dropped the backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fnrecipe import tree
+from fnrecipe.transforms.alias import readers, written
+from fnrecipe.transforms.overlap import overlap
 
 aten = torch.ops.aten
 
@@ -65,6 +66,7 @@ def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> 
         return _donated(leaves[:given], outputs)
 
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    overlap(graph)
     _write_in_place(graph)
     return _Traced(graph, results[0])
 
@@ -88,39 +90,18 @@ def _write_in_place(module: GraphModule) -> None:
     """
     order = {node: number for number, node in enumerate(module.graph.nodes)}
     for end in list(module.graph.find_nodes(op="call_function", target=aten.copy_.default)):
-        buffer, copy = (_written(arg) for arg in end.args)
+        buffer, copy = (written(arg) for arg in end.args)
         if buffer.op != "placeholder" or copy.target != aten.clone.default or copy.args[0] is not buffer:
             continue
         if copy.meta["val"].stride() != buffer.meta["val"].stride():
             continue
         writes = [order[user] for user in copy.users if user is not end and user.op == "call_function"]
-        reads = [order[user] for user in _readers(buffer) if user not in (end, copy)]
+        reads = [order[user] for user in readers(buffer) if user not in (end, copy)]
         if writes and max(reads, default=-1) < min(writes):
             for node in (end, copy):
                 node.replace_all_uses_with(buffer)
                 module.graph.erase_node(node)
     module.recompile()
-
-
-def _written(node: Any) -> Node:
-    """The value that `node` has written into and given back, or else `node`."""
-    writes = any(alias.is_write for alias in _aliases(node))
-    return _written(node.args[0]) if writes else node
-
-
-def _readers(node: Node) -> Iterator[Node]:
-    """The operations that look at the value of `node`, also those that do so through a view of it."""
-    for user in node.users:
-        if user.op == "call_function":
-            yield user
-            if _aliases(user):
-                yield from _readers(user)
-
-
-def _aliases(node: Node) -> list[Any]:
-    """What a node's results share with its arguments; nothing if they are new."""
-    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else []
-    return [result.alias_info for result in returns if result.alias_info is not None]
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:

@@ -11,15 +11,17 @@ Tensors travel as columns of buckets [rows, n], and a bucket is added up while t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
-import torch.distributed._functional_collectives as collectives
+import torch.distributed  # defines the operators below
 from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.parts import Axis
 from fnrecipe.tree import Tree
+
+c10d = torch.ops._c10d_functional
 
 _BUCKET_BYTES = 32 << 20
 
@@ -84,22 +86,22 @@ def _slice_shape(tensor: Tensor, dim: int, size: int) -> list[int]:
 
 def _slice_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
     """Of each [size, n]: this rank's row of the sum over the ranks, [1, n]."""
-    group = cast(Any, axis.group)
     if not axis.ordered:
-        return [_wait(row) for row in [collectives.reduce_scatter_single(bucket, "sum", 0, group) for bucket in buckets]]
-    arrived = [collectives.all_to_all_single(bucket, None, None, group) for bucket in buckets]
-    return [_tree(list(_wait(rows).chunk(axis.size))) for rows in arrived]
+        return _waited([c10d.reduce_scatter_tensor(bucket, "sum", axis.size, axis.group) for bucket in buckets])
+    ones = [1] * axis.size
+    arrived = _waited([c10d.all_to_all_single(bucket, ones, ones, axis.group) for bucket in buckets])
+    return [_tree(list(rows.chunk(axis.size))) for rows in arrived]
 
 
 def _all_rows(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
     """Of each [1, n]: those of all ranks, [size, n]."""
-    return [_wait(rows) for rows in [collectives.all_gather_single(bucket, 0, cast(Any, axis.group)) for bucket in buckets]]
+    return _waited([c10d.all_gather_into_tensor(bucket, axis.size, axis.group) for bucket in buckets])
 
 
 def _whole_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
     """Of each [1, n]: the sum over the ranks, [1, n]."""
     if not axis.ordered:
-        return [_wait(total) for total in [collectives.all_reduce(b, "sum", cast(Any, axis.group)) for b in buckets]]
+        return _waited([c10d.all_reduce(bucket, "sum", axis.group) for bucket in buckets])
     padded = [torch.nn.functional.pad(bucket, (0, -bucket.numel() % axis.size)) for bucket in buckets]
     wholes = _all_rows(_slice_sums([bucket.view(axis.size, -1) for bucket in padded], axis), axis)
     return [whole.reshape(1, -1)[:, : bucket.numel()] for whole, bucket in zip(wholes, buckets, strict=True)]
@@ -136,6 +138,5 @@ def _tree(parts: list[Tensor]) -> Tensor:
     return parts[0]
 
 
-def _wait(tensor: Any) -> Tensor:
-    waited: Tensor = torch.ops._c10d_functional.wait_tensor(tensor)
-    return waited
+def _waited(started: Sequence[Tensor]) -> list[Tensor]:
+    return [c10d.wait_tensor(tensor) for tensor in started]

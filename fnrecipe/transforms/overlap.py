@@ -1,0 +1,80 @@
+"""The order of a traced graph in which collectives run while something else is computed. Values and bits stay the same.
+
+A collective is two operations: its start, and the wait for its result. As traced, they stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fnrecipe.transforms.alias import mutates
+
+aten, c10d = torch.ops.aten, torch.ops._c10d_functional
+
+_WAIT = c10d.wait_tensor.default
+_GATHERS = {c10d.all_gather_into_tensor.default}
+_SUMS = {c10d.all_to_all_single.default, c10d.reduce_scatter_tensor.default, c10d.all_reduce.default}
+_MOVES = {aten.cat.default, aten.view.default, aten._unsafe_view.default, aten._to_copy.default, aten.clone.default}
+
+
+def overlap(module: GraphModule) -> None:
+    """Starts each gather of parameters before the wait for the one before it, and waits for each sum when the next is started.
+
+    So at any time the parameters of one layer more than needed are whole, and the gradients of one layer more.
+    """
+    nodes = [node for node in module.graph.nodes if node.op != "output"]
+    for node in _late_sums(_early_gathers(nodes)):
+        module.graph.output_node().prepend(node)
+    module.recompile()
+
+
+def _early_gathers(nodes: Sequence[Node]) -> list[Node]:
+    chains = [chain for node in nodes if node.target in _GATHERS and (chain := _chain(node))]
+    waits = [next(user for user in chain[-1].users if user.target == _WAIT) for chain in chains]
+    before = dict(zip(waits, chains[1:], strict=False))
+    moved = {node for chain in chains[1:] for node in chain}
+
+    def order() -> Iterator[Node]:
+        for node in nodes:
+            yield from before.get(node, [])
+            if node not in moved:
+                yield node
+
+    return list(order())
+
+
+def _chain(gather: Node) -> list[Node]:
+    """The gather behind what lays out its input, if that is made of the graph's inputs by moving bytes only; else empty."""
+    found: dict[Node, None] = {}
+    waiting = [gather]
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder":
+            continue
+        if node is not gather and node.target not in _MOVES:
+            return []
+        found = {node: None, **found}
+        waiting += node.all_input_nodes
+    return list(found)
+
+
+def _late_sums(nodes: Sequence[Node]) -> Iterator[Node]:
+    """The nodes, each wait for a sum held back, with all that depends on it, until the next sum is started."""
+    held: dict[Node, None] = {}
+    for node in nodes:
+        depends = any(source in held for source in node.all_input_nodes)
+        starts = node.target in _SUMS
+        if mutates(node) or (depends and node.target in _SUMS | _GATHERS):
+            yield from held
+            held = {}
+        elif depends or (node.target == _WAIT and node.all_input_nodes[0].target in _SUMS):
+            held[node] = None
+            continue
+        yield node
+        if starts:
+            yield from held
+            held = {}
+    yield from held
