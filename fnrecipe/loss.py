@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from fnrecipe import tree
+from fnrecipe import nn, tree
 from fnrecipe.data import Batch
+from fnrecipe.parts import Part
 from fnrecipe.tree import Tree
 
 tree.node(Batch)
 
+Apply: TypeAlias = Callable[[Tree, Tensor, Tensor, Tensor], Tensor | Part]
+"""(params, tokens, segments, positions) -> logits"""
 Sums: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tree, Any], tuple[Tensor, Sums]]
 
 
-def next_token_loss(apply: Callable[[Tree, Tensor, Tensor, Tensor], Tensor], sources: Sequence[str] = ()) -> Loss:
+def next_token_loss(apply: Apply, sources: Sequence[str] = ()) -> Loss:
     """Cross entropy in nats of each target under the logits of `apply(params, tokens, segments, positions)`.
 
     Sums: `loss` float32, `targets` int64, `bytes` int64; with several `sources`, also `loss/NAME` and `targets/NAME` of each.
@@ -31,12 +33,12 @@ def next_token_loss(apply: Callable[[Tree, Tensor, Tensor, Tensor], Tensor], sou
 
     def loss(params: Tree, batch: Batch) -> tuple[Tensor, Sums]:
         logits = apply(params, batch.tokens, batch.segments, batch.positions)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-        total = (nats * batch.mask.flatten()).sum()
+        nats = nn.cross_entropy(logits, batch.targets)
+        total = (nats * batch.mask).sum()
         sums = {"loss": total, "targets": batch.mask.sum(), "bytes": batch.num_bytes.sum()}
         for number, name in named.items():
             mine = batch.mask & (batch.sources == number)
-            sums |= {f"loss/{name}": (nats.detach() * mine.flatten()).sum(), f"targets/{name}": mine.sum()}
+            sums |= {f"loss/{name}": (nats.detach() * mine).sum(), f"targets/{name}": mine.sum()}
         return total, sums
 
     return loss

@@ -1,19 +1,65 @@
 """The functions that models are made of.
 
-Shapes: B rows, T positions, D model width, H heads, G key-value heads, E head width, F feed-forward width.
+Shapes: B rows, T positions, D model width, H heads, G key-value heads, E head width, F feed-forward width, V vocabulary.
+
+Weights may be parts along the tensor axis of a mesh (`fnrecipe.tensor_parallel`). Then x is a slice of the positions between
+layers, `entered` before a product with weights cut along their first dimension, and a slice again behind a product with
+weights cut along their second; H, G, F and V are those of the part.
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnrecipe import tensor_parallel
+from fnrecipe.parts import Part
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+Weight: TypeAlias = Tensor | Part
+
+
+def embedding(tokens: Tensor, weight: Weight) -> Tensor:
+    """The rows of weight [V, D] that tokens [B, T] name: [B, T, D]."""
+    if isinstance(weight, Part):
+        return tensor_parallel.embedding(tokens, weight)
+    return F.embedding(tokens, weight)
+
+
+def entered(x: Tensor, weight: Weight) -> Tensor:
+    """All positions of x, for products with weights that are cut like `weight`."""
+    return tensor_parallel.all_positions(x, weight.axis) if isinstance(weight, Part) else x
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """x [..., D] times weight [F, D], transposed: [..., F]."""
+    if not isinstance(weight, Part):
+        return F.linear(x, weight)
+    product = F.linear(x, weight.local)
+    return product if weight.dim == 0 else tensor_parallel.sum_of_positions(product, weight.axis)
+
+
+def logits(x: Tensor, weight: Weight) -> Weight:
+    """x [B, T, D] times the head [V, D]: [B, T, V], cut like the head."""
+    product = linear(entered(x, weight), weight)
+    return Part(product, -1, weight.axis) if isinstance(weight, Part) else product
+
+
+def cross_entropy(logits: Weight, targets: Tensor) -> Tensor:
+    """Nats, float32 [B, T], of targets [B, T] under logits [B, T, V]."""
+    if isinstance(logits, Part):
+        return tensor_parallel.cross_entropy(logits, targets)
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return nats.view(targets.shape)
+
+
+def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467); x [..., D], weight [D]."""
     mean_square = (x * x).sum(-1, keepdim=True) / x.shape[-1]
-    return x * torch.rsqrt(mean_square + eps) * weight
+    scale = tensor_parallel.shared(weight) if isinstance(weight, Part) else weight
+    return x * torch.rsqrt(mean_square + eps) * scale
 
 
 def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -47,10 +93,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype))
 
 
-def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def swiglu(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     """Gated feed-forward (Shazeer 2020, arXiv:2002.05202); x [..., D], gate and up [F, D], down [D, F].
 
     `silu` is written out: `torch.func` differentiates torch's own by a formula of seven passes over memory, this by four.
     """
-    gates = F.linear(x, gate)
-    return F.linear(gates * torch.sigmoid(gates) * F.linear(x, up), down)
+    x = entered(x, gate)
+    gates = linear(x, gate)
+    return linear(gates * torch.sigmoid(gates) * linear(x, up), down)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.collectives import gather
 from fnrecipe.parts import Axis, is_part
-from fnrecipe.transforms.reduce import gather
 from fnrecipe.tree import Tree
 
 

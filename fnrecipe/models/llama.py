@@ -12,14 +12,19 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe import nn, random
 from fnrecipe.config import LlamaConfig
-from fnrecipe.parts import Keep, keep_all
+from fnrecipe.parts import Keep, Part, keep_all
 from fnrecipe.transforms import layer, whole
 from fnrecipe.tree import Tree
+
+TENSOR_RULES = {
+    **dict.fromkeys(("embedding", "head", *(f"layers.*.{name}" for name in ("query", "key", "value", "gate", "up"))), 0),
+    **dict.fromkeys((f"layers.*.{name}" for name in ("output", "down")), 1),
+}
+"""Along which dimension tensor parallelism cuts which parameters: whole heads, feed-forward units, rows of the vocabulary."""
 
 
 def shapes(config: LlamaConfig) -> Tree:
@@ -66,16 +71,16 @@ def init(config: LlamaConfig, key: Tensor, keep: Keep = keep_all) -> Tree:
     return build(shapes(config), "")
 
 
-def apply(config: LlamaConfig, params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+def apply(config: LlamaConfig, params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor | Part:
     """Logits, [B, T, V]; tokens, segments and positions are int64 [B, T], as in `fnrecipe.data.Batch`."""
     angles = nn.rotary(positions, config.model_dim // config.num_attn_heads, config.rope_theta)
     mask = nn.segment_mask(segments)
     outer = whole({name: params[name] for name in params if name != "layers"})
     decoder_layer = layer(partial(_layer, config))
-    x = F.embedding(tokens, outer["embedding"])
+    x = nn.embedding(tokens, outer["embedding"])
     for weights in params["layers"].values():
         x = decoder_layer(weights, x, angles, mask)
-    return F.linear(nn.rms_norm(x, outer["norm"], config.norm_eps), outer.get("head", outer["embedding"]))
+    return nn.logits(nn.rms_norm(x, outer["norm"], config.norm_eps), outer.get("head", outer["embedding"]))
 
 
 def _layer(config: LlamaConfig, weights: Tree, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
@@ -85,10 +90,10 @@ def _layer(config: LlamaConfig, weights: Tree, x: Tensor, angles: tuple[Tensor, 
 
 
 def _attention(config: LlamaConfig, layer: Tree, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-    def heads(weight: Tensor, number: int) -> Tensor:
-        return F.linear(x, weight).view(*x.shape[:-1], number, -1).transpose(1, 2)
+    x = nn.entered(x, layer["query"])
 
-    query = nn.rotate(heads(layer["query"], config.num_attn_heads), *angles)
-    key = nn.rotate(heads(layer["key"], config.num_key_value_heads), *angles)
-    value = heads(layer["value"], config.num_key_value_heads)
-    return F.linear(nn.attention(query, key, value, mask).transpose(1, 2).flatten(-2), layer["output"])
+    def heads(weight: nn.Weight) -> Tensor:
+        return nn.linear(x, weight).view(*x.shape[:-1], -1, config.model_dim // config.num_attn_heads).transpose(1, 2)
+
+    query, key = nn.rotate(heads(layer["query"]), *angles), nn.rotate(heads(layer["key"]), *angles)
+    return nn.linear(nn.attention(query, key, heads(layer["value"]), mask).transpose(1, 2).flatten(-2), layer["output"])

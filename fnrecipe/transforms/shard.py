@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.func import grad
 
 from fnrecipe import tree
+from fnrecipe.collectives import Linear, gather, scatter_sum, tree_sum, with_transpose
 from fnrecipe.loss import Loss, Sums
 from fnrecipe.parts import Axis, Mesh, Part
 from fnrecipe.transforms.accumulate import accumulate
-from fnrecipe.transforms.reduce import gather, scatter_sum, tree_sum
 from fnrecipe.transforms.remat import remat
-from fnrecipe.transforms.transpose import Linear, with_transpose
 from fnrecipe.tree import Tree
 
 

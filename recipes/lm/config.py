@@ -46,12 +46,22 @@ class LMConfig:
         if self.gang.sharding in ("zero2", "fsdp") and self.dataset.num_lanes % leaves:
             expected = f"a multiple of gang.num_leaves = {leaves} for gang.sharding={self.gang.sharding}"
             yield Problem("dataset.num_lanes", expected, str(self.dataset.num_lanes))
+        yield from self._tensor_parallel_contradictions()
         if num_steps is None and schedule.cycle_len is None:
             yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
         if num_steps is not None and schedule.num_warmup_steps >= num_steps:
             expected = f"less than regime.num_steps = {num_steps}"
             yield Problem("lr_scheduler.config.num_warmup_steps", expected, str(schedule.num_warmup_steps))
 
+    def _tensor_parallel_contradictions(self) -> Iterator[Problem]:
+        ranks, model = self.gang.tensor_parallel_size, self.model.config
+        sizes = {f"model.config.{name}": getattr(model, name) for name in _CUT_BY_TENSOR_PARALLELISM}
+        for path, size in {**sizes, "dataset.max_seq_len": self.dataset.max_seq_len}.items():
+            if size % ranks:
+                yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
+
+
+_CUT_BY_TENSOR_PARALLELISM = ("vocab_size", "num_attn_heads", "num_key_value_heads", "ffn_inner_dim")
 
 config = LMConfig(
     model=ModelSection(

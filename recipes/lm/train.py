@@ -64,7 +64,19 @@ def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     return (prompt + tokenizer.decode(tokens)).rstrip()
 
 
-recipe = Recipe("lm", defaults, init, loss, update, train_stream, valid_stream, sample, all_corpora, make_tokenizer)
+recipe = Recipe(
+    name="lm",
+    config=defaults,
+    init=init,
+    loss=loss,
+    update=update,
+    stream=train_stream,
+    validate=valid_stream,
+    sample=sample,
+    corpora=all_corpora,
+    tokenizer=make_tokenizer,
+    rules=llama.TENSOR_RULES,
+)
 
 if __name__ == "__main__":
     from fnrecipe.cli.main import run_recipe

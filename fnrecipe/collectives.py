@@ -1,5 +1,7 @@
 """Collectives over an axis of the mesh, on lists of tensors: gathering parts, and sums of whole tensors, cut or not.
 
+`with_transpose` makes them differentiable.
+
 Sums are taken in an order that does not depend on how many ranks there are: each rank gets its slice of every rank's tensors
 (all_to_all) and adds these up in the balanced binary tree; that moves the bytes of a ring's reduce-scatter. If each rank's
 tensors are the tree's sums over its run of neighbouring leaves, the result has the same bits at any power of two of ranks.
@@ -11,7 +13,7 @@ Tensors travel as columns of buckets [rows, n], and a bucket is added up while t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed  # defines the operators below
@@ -27,6 +29,29 @@ _BUCKET_BYTES = 32 << 20
 
 Dims: TypeAlias = Sequence[int | None]
 Exchange: TypeAlias = Callable[[Sequence[Tensor], Axis], Sequence[Tensor]]
+Linear: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def with_transpose(function: Linear, transpose: Linear) -> Linear:
+    """The linear `function`, whose gradient is `transpose` of the gradients of its results, whose gradient is `function`.
+
+    (`torch.func` refuses torch's own differentiable collectives, and custom operators with a backward.)
+    """
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return tuple(function(inputs))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return tuple(with_transpose(transpose, function)(gradients))
+
+    return lambda inputs: Function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
 def tree_sum(values: Tree, axis: Axis) -> Tree:
@@ -89,8 +114,8 @@ def _slice_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
     if not axis.ordered:
         return _waited([c10d.reduce_scatter_tensor(bucket, "sum", axis.size, axis.group) for bucket in buckets])
     ones = [1] * axis.size
-    arrived = _waited([c10d.all_to_all_single(bucket, ones, ones, axis.group) for bucket in buckets])
-    return [_tree(list(rows.chunk(axis.size))) for rows in arrived]
+    started = [c10d.all_to_all_single(bucket, ones, ones, axis.group) for bucket in buckets]
+    return [_tree(list(c10d.wait_tensor(rows).chunk(axis.size))) for rows in started]
 
 
 def _all_rows(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
