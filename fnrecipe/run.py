@@ -216,7 +216,8 @@ class _Run:
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
-        whole = cursor if self.gang.alone else {lane: at for part in cursors for lane, at in part.items()}
+        lanes = {lane: at for part in cursors for lane, at in part.items()} if not self.gang.alone else {}
+        whole = cursor if self.gang.alone else {lane: lanes[lane] for lane in sorted(lanes, key=int)}
         checkpoint.save(root, number, state, whole, self.files, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
             checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)

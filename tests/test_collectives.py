@@ -1,72 +1,79 @@
-"""Sums over ranks in processes of their own, against sums in one process."""
+"""Collectives in processes of their own, against sums and slices in one process."""
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch import Tensor
+from torch.func import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnrecipe import tree
-from fnrecipe.transforms import accumulate, fast_sum, reduce, tree_sum
+from fnrecipe import collectives, tree
+from fnrecipe.collectives import gather, scatter_sum, tree_sum, with_transpose
+from fnrecipe.transforms import accumulate
 from tests.helpers import assert_close, assert_same_bits
+from tests.ranks import on_ranks, world
 
 LEAVES = 8
+DIMS = {"matrix": 0, "columns": 1, "middle": 1, "vector": 0, "double": 0, "uncut": None, "scalar": None, "count": None}
 
 
-def values(leaf: int) -> Any:
-    """What one leaf gives: tensors of several dtypes and of sizes that no world size divides."""
+def values(leaf: int) -> dict[str, Tensor]:
+    """What one leaf gives: tensors of several dtypes; the uncut ones of sizes that no world size divides."""
     generator = torch.Generator().manual_seed(leaf)
-    scale = 10.0 ** torch.randint(-6, 6, (7, 3), generator=generator)
+
+    def normal(*shape: int, **options: Any) -> Tensor:
+        return torch.randn(shape, generator=generator, **options)
+
     return {
-        "matrix": torch.randn(7, 3, generator=generator) * scale,
-        "vector": torch.randn(5, generator=generator),
-        "scalar": torch.randn((), generator=generator),
-        "double": torch.randn(3, generator=generator, dtype=torch.float64),
+        "matrix": normal(8, 3) * 10.0 ** torch.randint(-6, 6, (8, 3), generator=generator),
+        "columns": normal(3, 16),
+        "middle": normal(2, 8, 3),
+        "vector": normal(8),
+        "double": normal(8, dtype=torch.float64),
+        "uncut": normal(7, 3),
+        "scalar": normal(),
         "count": torch.tensor(leaf + 1),
     }
 
 
-def of_rank(rank: int, size: int) -> Any:
+def of_rank(rank: int, size: int) -> dict[str, Tensor]:
     """The tree's sum over the rank's own leaves."""
     share = LEAVES // size
     leaves = torch.arange(rank * share, (rank + 1) * share)
-    return accumulate(lambda _, leaf: values(int(leaf[0])), share)(None, leaves)
+    sums: dict[str, Tensor] = accumulate(lambda _, leaf: values(int(leaf[0])), share)(None, leaves)
+    return sums
 
 
-def check(rank: int, size: int, port: int, bucket_bytes: int) -> None:
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=size)
-    assert dist.group.WORLD is not None
-    group, reduce._BUCKET_BYTES = dist.group.WORLD.group_name, bucket_bytes
+def slices(whole: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+    return [leaf if DIMS[name] is None else leaf.chunk(size, DIMS[name])[rank] for name, leaf in whole.items()]
+
+
+def check_sums(rank: int, size: int, bucket_bytes: int) -> None:
+    collectives._BUCKET_BYTES = bucket_bytes
+    axis, fast = world(rank, size), world(rank, size, ordered=False)
     mine, expected = of_rank(rank, size), of_rank(0, 1)
 
-    def invariant(value: Any) -> Any:
-        return tree_sum(value, world_size=size, group=group)
+    def everything(value: dict[str, Tensor]) -> Any:
+        cut = scatter_sum(list(value.values()), list(DIMS.values()), axis)
+        return tree_sum(value, axis), cut, gather(cut, list(DIMS.values()), axis)
 
-    assert_same_bits(invariant(mine), expected)
-    graph = make_fx(invariant, tracing_mode="fake", _allow_non_fake_inputs=True)(mine)
-    assert_same_bits(graph(mine), expected)
-    names = [str(node.target) for node in graph.graph.nodes]
-    buckets = 3 if bucket_bytes > 1000 else 5
-    assert sum("all_to_all_single" in name for name in names) == buckets
-    assert sum("all_gather" in name for name in names) == buckets
-    assert_close(tree.map(torch.Tensor.double, fast_sum(mine, group=group)), tree.map(torch.Tensor.double, expected), 1e-5)
-    dist.destroy_process_group()
+    truth = expected, slices(expected, rank, size), list(expected.values())
+    assert_same_bits(everything(mine), truth)
+    graph = make_fx(everything, tracing_mode="fake", _allow_non_fake_inputs=True)(mine)
+    assert_same_bits(graph(mine), truth)
+    starts = sum("all_to_all_single" in str(node.target) for node in graph.graph.nodes)
+    assert starts == (7 if bucket_bytes > 1000 else 16)  # a bucket for each dtype, or for each tensor
+    close = tree_sum(mine, fast), scatter_sum(list(mine.values()), list(DIMS.values()), fast)
+    assert_close(tree.map(Tensor.double, close), tree.map(Tensor.double, truth[:2]), 1e-5)
 
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("bucket_bytes", [1 << 20, 16])
-def test_the_sum_over_ranks_has_the_bits_of_one_process(size: int, bucket_bytes: int) -> None:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    multiprocessing.spawn(check, (size, port, bucket_bytes), nprocs=size)
+def test_sums_over_ranks_have_the_bits_of_one_process(size: int, bucket_bytes: int) -> None:
+    on_ranks(size, check_sums, bucket_bytes)
 
 
 def test_the_order_of_the_sum_matters() -> None:
@@ -74,3 +81,37 @@ def test_the_order_of_the_sum_matters() -> None:
     for leaf in range(1, LEAVES):
         total = tree.map(torch.add, total, values(leaf))
     assert any((a != b).any() for a, b in zip(tree.leaves(total), tree.leaves(of_rank(0, 1)), strict=True))
+
+
+def check_gradients(rank: int, size: int) -> None:
+    """The gradient of the sum over ranks of a function of a gathered tensor is the slice of the whole function's gradient."""
+    axis = world(rank, size)
+    whole = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    factors = torch.randn(size, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def all_of_it(part: Tensor) -> Tensor:
+        return with_transpose(lambda xs: gather(xs, [0], axis), lambda xs: scatter_sum(xs, [0], axis))([part])[0]
+
+    def of_gathered(part: Tensor, factor: Tensor) -> Tensor:
+        return (torch.sin(all_of_it(part)) * factor).sum()
+
+    part = whole.chunk(size)[rank]
+    expected = grad(lambda x: sum((torch.sin(x) * factor).sum() for factor in factors))(whole).chunk(size)[rank]
+    assert_close(grad(of_gathered)(part, factors[rank]), expected, 1e-12)
+    traced = make_fx(grad(of_gathered), tracing_mode="fake", _allow_non_fake_inputs=True)(part, factors[rank])
+    assert_same_bits(traced(part, factors[rank]), grad(of_gathered)(part, factors[rank]))
+    # Finite differences: rank 0 moves one number of its part, and all ranks add up what they see.
+    distance = 1e-6 * torch.nn.functional.one_hot(torch.tensor(3), part.numel()).view(part.shape) * (rank == 0)
+    ends = [of_gathered(part + sign * distance, factors[rank]) for sign in (1, -1)]
+    slope = (tree_sum([ends[0]], axis)[0] - tree_sum([ends[1]], axis)[0]) / 2e-6
+    if rank == 0:
+        torch.testing.assert_close(slope, expected.flatten()[3], rtol=1e-6, atol=1e-8)
+    # And the gradient of a gradient, which goes through the transpose and back.
+    twice = grad(lambda x, f: grad(of_gathered)(x, f).square().sum())(part, factors[rank])
+    total = sum(factors)
+    truth = grad(lambda x: grad(lambda y: (torch.sin(y) * total).sum())(x).square().sum())(whole).chunk(size)[rank]
+    assert_close(twice, truth, 1e-12)
+
+
+def test_the_transpose_of_gathering_is_to_sum_and_cut() -> None:
+    on_ranks(2, check_gradients)

@@ -1,0 +1,60 @@
+"""Ranks of a gang over gloo, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from fnrecipe import tree
+from fnrecipe.config import GangSection
+from fnrecipe.gang import Gang
+from fnrecipe.mesh import make_mesh
+from fnrecipe.models.llama import TENSOR_RULES
+from fnrecipe.parts import Axis, Mesh, extent, is_part
+from fnrecipe.tree import Tree
+
+
+def on_ranks(size: int, function: Callable[..., None], *args: Any) -> None:
+    """`function(rank, size, *args)` in `size` processes that can talk to each other; what one of them raises is raised here."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    multiprocessing.spawn(_joined, (size, port, function, args), nprocs=size)
+
+
+def _joined(rank: int, size: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    function(rank, size, *args)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def world(rank: int, size: int, **changes: Any) -> Axis:
+    """The axis of all ranks."""
+    assert dist.group.WORLD is not None
+    return Axis("shard", size, rank, dist.group.WORLD.group_name, **changes)
+
+
+def mesh_of(rank: int, size: int, **config: Any) -> Mesh:
+    return make_mesh(GangSection(**config), Gang(rank, size), torch.device("cpu"), TENSOR_RULES)
+
+
+def assembled(size: int, value: Tree) -> dict[str, Tensor]:
+    """The whole tensors of which the ranks have parts, by path, from what all of them send."""
+    mine = {path: (extent(leaf), tree.leaves(leaf)[0]) for path, leaf in tree.paths(value, is_part).items()}
+    all_of_them: list[Any] = [None] * size
+    dist.all_gather_object(all_of_them, mine)
+    whole = {path: torch.empty(shape, dtype=local.dtype) for path, ((shape, _), local) in mine.items()}
+    for theirs in all_of_them:
+        for path, ((_, ranges), local) in theirs.items():
+            whole[path][tuple(slice(start, stop) for start, stop in ranges)] = local
+    return whole
