@@ -12,7 +12,7 @@ Tensors travel as columns of buckets [rows, n], and a bucket is added up while t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -134,27 +134,26 @@ def _whole_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
 
 def _in_buckets(tensors: Sequence[Tensor], exchange: Exchange, axis: Axis) -> list[Tensor]:
     """`exchange` of matrices [rows, n], side by side in buckets of one dtype each."""
-    numbers = list(_buckets(tensors))
-    results = exchange([torch.cat([tensors[n] for n in bucket], 1) for bucket in numbers], axis)
+    numbers = buckets(tensors)
+    sides = [[tensors[n] for n in bucket] for bucket in numbers]
+    results = exchange([torch.cat(side, 1) if len(side) > 1 else side[0] for side in sides], axis)
     found: dict[int, Tensor] = {}
     for bucket, result in zip(numbers, results, strict=True):
         found |= zip(bucket, torch.split(result, [tensors[n].shape[1] for n in bucket], 1), strict=True)
     return _merged(len(tensors), found)
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """The numbers of the tensors of each bucket."""
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        bucket: list[int] = []
-        size = 0
-        for number, tensor in enumerate(tensors):
-            if tensor.dtype == dtype:
-                if bucket and size + tensor.nbytes > _BUCKET_BYTES:
-                    yield bucket
-                    bucket, size = [], 0
-                bucket.append(number)
-                size += tensor.nbytes
-        yield bucket
+def buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of the tensors that travel together: neighbours of one dtype, of a size that is worth a message."""
+    found: dict[torch.dtype, list[list[int]]] = {}
+    sizes: dict[torch.dtype, int] = {}
+    for number, tensor in enumerate(tensors):
+        full = sizes.get(tensor.dtype, _BUCKET_BYTES) + tensor.nbytes > _BUCKET_BYTES
+        if full:
+            found.setdefault(tensor.dtype, []).append([])
+        found[tensor.dtype][-1].append(number)
+        sizes[tensor.dtype] = tensor.nbytes + (0 if full else sizes[tensor.dtype])
+    return [bucket for of_dtype in found.values() for bucket in of_dtype]
 
 
 def _tree(parts: list[Tensor]) -> Tensor:

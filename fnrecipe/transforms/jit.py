@@ -66,6 +66,7 @@ def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> 
         return _donated(leaves[:given], outputs)
 
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    graph.graph.eliminate_dead_code()
     overlap(graph)
     _write_in_place(graph)
     return _Traced(graph, results[0])

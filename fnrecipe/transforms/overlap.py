@@ -5,6 +5,7 @@ A collective is two operations: its start, and the wait for its result. As trace
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,16 +18,22 @@ aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 _WAIT = c10d.wait_tensor.default
 _GATHERS = {c10d.all_gather_into_tensor.default}
 _SUMS = {c10d.all_to_all_single.default, c10d.reduce_scatter_tensor.default, c10d.all_reduce.default}
-_MOVES = {aten.cat.default, aten.view.default, aten._unsafe_view.default, aten._to_copy.default, aten.clone.default}
+_LAYOUT = {
+    *(aten.cat.default, aten.stack.default, aten.split.Tensor, aten.split_with_sizes.default, operator.getitem),
+    *(aten.view.default, aten._unsafe_view.default, aten.t.default, aten.transpose.int, aten.slice.Tensor),
+    *(aten._to_copy.default, aten.clone.default, aten.constant_pad_nd.default),
+}
+_ADDS = {aten.add.Tensor}
 
 
 def overlap(module: GraphModule) -> None:
-    """Starts each gather of parameters before the wait for the one before it, and waits for each sum when the next is started.
+    """Starts each gather of parameters before the wait for the one before it, and each sum of gradients as soon as these are
+    there; waits for each sum when the next one is started.
 
     So at any time the parameters of one layer more than needed are whole, and the gradients of one layer more.
     """
     nodes = [node for node in module.graph.nodes if node.op != "output"]
-    for node in _late_sums(_early_gathers(nodes)):
+    for node in _late_waits(_early_sums(_early_gathers(nodes))):
         module.graph.output_node().prepend(node)
     module.recompile()
 
@@ -46,6 +53,30 @@ def _early_gathers(nodes: Sequence[Node]) -> list[Node]:
     return list(order())
 
 
+def _early_sums(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes, those of sums each right behind the last of the nodes that it needs."""
+    moved = _of_sums(nodes)
+    places: dict[Node, tuple[int, ...]] = {}
+    for number, node in enumerate(nodes):
+        behind = max((places[source] for source in node.all_input_nodes), default=()) if node in moved else ()
+        places[node] = (*behind, number)
+    return sorted(nodes, key=places.__getitem__)
+
+
+def _of_sums(nodes: Sequence[Node]) -> set[Node]:
+    """The sums over ranks, what adds up and lays out their inputs, the waits for them, and what adds up their results."""
+    found, waiting = set[Node](), [node for node in nodes if node.target in _SUMS]
+    while waiting:
+        node = waiting.pop()
+        if node.target in _SUMS | _LAYOUT | _ADDS and node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    for node in nodes:
+        if node.target in _LAYOUT | _ADDS | {_WAIT} and node.all_input_nodes and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _chain(gather: Node) -> list[Node]:
     """The gather behind what lays out its input, if that is made of the graph's inputs by moving bytes only; else empty."""
     found: dict[Node, None] = {}
@@ -54,14 +85,14 @@ def _chain(gather: Node) -> list[Node]:
         node = waiting.pop()
         if node.op == "placeholder":
             continue
-        if node is not gather and node.target not in _MOVES:
+        if node is not gather and node.target not in _LAYOUT:
             return []
         found = {node: None, **found}
         waiting += node.all_input_nodes
     return list(found)
 
 
-def _late_sums(nodes: Sequence[Node]) -> Iterator[Node]:
+def _late_waits(nodes: Sequence[Node]) -> Iterator[Node]:
     """The nodes, each wait for a sum held back, with all that depends on it, until the next sum is started."""
     held: dict[Node, None] = {}
     for node in nodes:

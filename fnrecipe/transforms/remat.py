@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch._C._functorch import unwrap_if_dead
 from torch.func import vjp
 
 
@@ -43,7 +44,8 @@ def _rematerialised(flat: Callable[..., Any]) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, gradient: Any) -> Any:
-            leaves, wanted = ctx.saved_tensors, ctx.needs_input_grad
+            # An argument without a gradient may still wear the wrapper of a transform that has ended.
+            leaves, wanted = [unwrap_if_dead(leaf) for leaf in ctx.saved_tensors], ctx.needs_input_grad
 
             def of_wanted(*chosen: Any) -> Any:
                 given = iter(chosen)

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.func import grad
 
 from fnrecipe import tree
-from fnrecipe.collectives import Linear, gather, scatter_sum, tree_sum, with_transpose
+from fnrecipe.collectives import Linear, buckets, gather, scatter_sum, tree_sum, with_transpose
 from fnrecipe.loss import Loss, Sums
-from fnrecipe.parts import Axis, Mesh, Part
+from fnrecipe.parts import Mesh, Part
 from fnrecipe.transforms.accumulate import accumulate
 from fnrecipe.transforms.remat import remat
 from fnrecipe.tree import Tree
@@ -83,12 +83,29 @@ def layer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def whole(values: Tree) -> Tree:
     """`values` with every part of the shard axis gathered. The transpose of gathering is to sum over the ranks, and to cut."""
-    return _exchanged(values, lambda dims, axis: lambda parts: _gathered(parts, dims, axis))
+    leaves, spec = pytree.tree_flatten(values, _is_shard)
+    parts = [leaf for leaf in leaves if _is_shard(leaf)]
+    if not parts:
+        return values
+    gathered = iter(_with_sum(lambda locals: _gathered(locals, parts), parts))
+    return pytree.tree_unflatten([next(gathered) if _is_shard(leaf) else leaf for leaf in leaves], spec)
 
 
 def _lent(gathered: Tree, params: Tree) -> Tree:
-    """`gathered`, as if it were gathered now from `params`."""
-    return _exchanged(params, lambda dims, axis: lambda parts: tree.leaves(gathered))
+    """`gathered`, as if it were gathered now from `params`, in buckets: each is summed as soon as its gradients are there."""
+    wholes, parts = tree.leaves(gathered), tree.leaves(params, _is_shard)
+
+    def lend(bucket: Sequence[int]) -> Sequence[Tensor]:
+        return _with_sum(lambda locals: [wholes[number] for number in bucket], [parts[number] for number in bucket])
+
+    lent = {number: whole for bucket in buckets(wholes) for number, whole in zip(bucket, lend(bucket), strict=True)}
+    return tree.like(gathered, [lent[number] for number in range(len(wholes))])
+
+
+def _with_sum(function: Linear, parts: Sequence[Part]) -> Sequence[Tensor]:
+    """The whole tensors that `function` makes of the parts; their gradients are summed over the ranks, and cut."""
+    dims, axis = [part.dim for part in parts], parts[0].axis
+    return with_transpose(function, lambda wholes: scatter_sum(wholes, dims, axis))([part.local for part in parts])
 
 
 def _cut_sum(values: Tree, params: Tree) -> Tree:
@@ -100,23 +117,12 @@ def _cut_sum(values: Tree, params: Tree) -> Tree:
     return tree.like(params, sums)
 
 
-def _exchanged(values: Tree, function: Callable[[Sequence[int | None], Axis], Linear]) -> Tree:
-    """`values` with what `function` makes of its parts of the shard axis; the transpose is a sum over ranks."""
-    leaves, spec = pytree.tree_flatten(values, _is_shard)
-    parts = [leaf for leaf in leaves if _is_shard(leaf)]
-    if not parts:
-        return values
+def _gathered(locals: Sequence[Tensor], parts: Sequence[Part]) -> list[Tensor]:
     dims, axis = [part.dim for part in parts], parts[0].axis
-    exchange = with_transpose(function(dims, axis), lambda wholes: scatter_sum(wholes, dims, axis))
-    results = iter(exchange([part.local for part in parts]))
-    return pytree.tree_unflatten([next(results) if _is_shard(leaf) else leaf for leaf in leaves], spec)
-
-
-def _gathered(parts: Sequence[Tensor], dims: Sequence[int | None], axis: Axis) -> list[Tensor]:
     if axis.gathered is None:
-        return gather(parts, dims, axis)
-    rounded = [part.to(axis.gathered) for part in parts]
-    return [whole.to(part.dtype) for whole, part in zip(gather(rounded, dims, axis), parts, strict=True)]
+        return gather(locals, dims, axis)
+    rounded = [local.to(axis.gathered) for local in locals]
+    return [whole.to(local.dtype) for whole, local in zip(gather(rounded, dims, axis), locals, strict=True)]
 
 
 def _is_shard(value: Any) -> bool:
