@@ -65,6 +65,8 @@ def save(
 
     def write() -> tuple[str, dict[str, Any]]:
         written = shards.write(beside / name, state, mesh)
+        if not written:
+            return "", {}
         sync(beside / name)
         return f"{_digest(beside / name)}  {name}\n", {path: attrs.astuple(saved) for path, saved in written.items()}
 
@@ -78,6 +80,7 @@ def save(
 
     _on_all_ranks(gang, place, lambda: _make_room(place, beside) if gang.leads else None)
     lines, written = zip(*_on_all_ranks(gang, place, write), strict=True)
+    lines = tuple(filter(None, lines))
     tensors = shards.merged({path: Saved(*saved) for path, saved in rank.items()} for rank in written)
     _on_all_ranks(gang, place, lambda: commit(lines, tensors) if gang.leads else None)
     return place

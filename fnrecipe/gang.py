@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -30,11 +31,13 @@ class Gang:
 
     rank, size   its number, and how many there are
     control      the gloo group of the shells
+    store        where ranks leave their last words
     """
 
     rank: int = 0
     size: int = 1
     control: Any = None
+    store: Any = None
 
     @property
     def leads(self) -> bool:
@@ -67,7 +70,7 @@ def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
     except (ValueError, RuntimeError) as error:
         raise FnrecipeError(f"the processes of the run did not find each other: {error}") from error
     try:
-        yield Gang(rank, size, control)
+        yield Gang(rank, size, control, store)
     finally:
         dist.destroy_process_group()
 
@@ -85,9 +88,42 @@ def gather(gang: Gang, value: Any) -> list[Any]:
     return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
-def lost(error: RuntimeError) -> bool:
-    """Whether an error of a collective says that another rank is gone or does not answer."""
-    return bool(re.search(r"gloo|NCCL|[Cc]onnection|[Tt]imed out", str(error)))
+@contextmanager
+def last_words(gang: Gang) -> Iterator[None]:
+    """Leaves word of what ends this rank; if that is the loss of another one, it is told by that one's word or by its silence.
+
+    Raises:
+        FnrecipeError: for a rank that is gone or does not answer.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if gang.alone:
+            raise
+        lost = isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|[Cc]onnection|[Tt]imed out", str(error))
+        with suppress(RuntimeError):
+            gang.store.set(_word(gang.rank), "" if lost else (str(error) or type(error).__name__))
+        if lost:
+            raise FnrecipeError(_blame(gang)) from error
+        raise
+
+
+def _blame(gang: Gang, seconds: float = 3.0) -> str:
+    """Which ranks are the cause of the end: those that left word of another cause, or else those that left none in time."""
+    others, deadline = [rank for rank in range(gang.size) if rank != gang.rank], time.monotonic() + seconds
+    words: dict[int, str] = {}
+    with suppress(RuntimeError):
+        while len(words) < len(others) and time.monotonic() < deadline:
+            found = [rank for rank in others if rank not in words and gang.store.check([_word(rank)])]
+            words |= {rank: gang.store.get(_word(rank)).decode() for rank in found}
+            time.sleep(0.05)
+    causes = [f"rank {rank} failed: {word}" for rank, word in words.items() if word]
+    silent = [f"rank {rank} does not answer: it hangs or was killed" for rank in others if rank not in words]
+    return "; ".join(causes or silent) or "the ranks lost contact"
+
+
+def _word(rank: int) -> str:
+    return f"last word of rank {rank}"
 
 
 def check_same(gang: Gang, facts: Mapping[str, Any]) -> None:

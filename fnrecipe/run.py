@@ -27,7 +27,7 @@ from fnrecipe.display import Display, Speed, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
-from fnrecipe.gang import Gang, check_same, gather, joined, lost, together, world_size
+from fnrecipe.gang import Gang, check_same, gather, joined, last_words, together, world_size
 from fnrecipe.loss import Sums
 from fnrecipe.mesh import check_size, make_mesh, place_of, sizes
 from fnrecipe.metrics import means
@@ -65,14 +65,11 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
         step, evaluate = _functions(recipe, config, mesh)
+        stack.enter_context(last_words(gang))
         try:
             return _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate).go()
         except OSError as error:  # a full disk, say; what is saved is untouched
             raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
-        except RuntimeError as error:
-            if gang.alone or not lost(error):
-                raise
-            raise FnrecipeError(f"lost contact with another rank, whose message tells why: {error}") from error
 
 
 @attrs.frozen

@@ -38,10 +38,14 @@ class Saved:
 
 
 def write(path: Path, state: Tree, mesh: Mesh) -> dict[str, Saved]:
-    """Writes this rank's parts of `state`, but what a rank before it writes; what it wrote, by dotted path."""
+    """Writes this rank's parts of `state`, but what a rank before it writes; what it wrote, by dotted path.
+
+    A rank for which nothing is left writes no file.
+    """
     mine = {name: leaf for name, leaf in tree.paths(state, is_part).items() if owned(leaf, mesh)}
     tensors = {name: tree.leaves(leaf)[0].detach().cpu().contiguous() for name, leaf in mine.items()}
-    safetensors.torch.save_file(tensors, path)
+    if tensors:
+        safetensors.torch.save_file(tensors, path)
     return {
         name: Saved(_dtype(leaf), list(shape), {path.name: ranges})
         for name, leaf in mine.items()

@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
+from fnrecipe import checkpoint
 from fnrecipe.errors import UsageError
 from fnrecipe.gang import Gang, check_same, first_host, gather
 from fnrecipe.mesh import check_size
-from tests.helpers import Ended, end, last_step, pairs, remains, start
+from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
 
 LANES = {"dataset__num_lanes": 8, "gang__num_leaves": 8}
 
@@ -28,8 +31,9 @@ def alone(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def torchrun(size: int, *args: str) -> subprocess.Popen[str]:
+def torchrun(size: int, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "-m", "fnrecipe.cli", *args],
@@ -41,14 +45,17 @@ def torchrun(size: int, *args: str) -> subprocess.Popen[str]:
 
 
 def train(size: int, texts: Path, out: Path, **changes: object) -> subprocess.Popen[str]:
-    return torchrun(size, "train", "lm", "--out", str(out), "--config", *pairs(texts, **LANES | changes))
+    return torchrun(size, *arguments(texts, out, **changes))
+
+
+def arguments(texts: Path, out: Path, **changes: object) -> list[str]:
+    return ["train", "lm", "--out", str(out), "--config", *pairs(texts, **LANES | changes)]
 
 
 def by_hand(number: int, texts: Path, out: Path, environment: dict[str, str], **changes: object) -> subprocess.Popen[str]:
     """One of the processes of a gang of two, with the variables of its launcher."""
-    arguments = ["train", "lm", "--out", str(out), "--config", *pairs(texts, **LANES | changes)]
     names = {name: value.format(number=number) for name, value in environment.items()}
-    command = [sys.executable, "-m", "fnrecipe.cli", *arguments]
+    command = [sys.executable, "-m", "fnrecipe.cli", *arguments(texts, out, **changes)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **names})
 
@@ -63,6 +70,18 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     """The process ids of the ranks, in no order."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return [int(child) for child in children if "fnrecipe.cli" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def assert_trained_alike(out: Path, alone: Path) -> None:
+    """Records and samples have the same bytes, and the last checkpoints the same tensors, however these lie in files."""
+    names = ("metrics/train.jsonl", "metrics/valid.jsonl", "sample.txt")
+    assert {name: (out / name).read_bytes() for name in names} == {name: (alone / name).read_bytes() for name in names}
+    found, expected = (checkpoint.newest(each / "checkpoints", warnings.warn) for each in (out, alone))
+    assert found is not None
+    assert expected is not None
+    assert (found.step, found.cursor, found.files) == (expected.step, expected.cursor, expected.files)
+    blank = {path: torch.zeros(saved.shape, dtype=getattr(torch, saved.dtype)) for path, saved in expected.tensors.items()}
+    assert_same_bits(checkpoint.restore(found, blank), checkpoint.restore(expected, blank))
 
 
 def wait_for(launcher: subprocess.Popen[str], out: Path, step: int) -> None:
@@ -94,17 +113,74 @@ def test_data_that_ends_ends_every_size_at_the_same_step(texts: Path, tmp_path: 
     assert remains(tmp_path / "4") == remains(tmp_path / "1")
 
 
-@pytest.mark.slow
-def test_killed_and_gone_on_with_at_other_sizes_it_leaves_the_same_bytes(alone: Path, texts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["fsdp", pytest.param("zero1", marks=pytest.mark.slow)])
+def test_ranks_that_cut_the_state_leave_the_tensors_and_records_of_one_process(
+    alone: Path, texts: Path, tmp_path: Path, sharding: str
+) -> None:
     out = tmp_path / "out"
-    for size, step in ((4, 6), (1, 18)):
-        launcher = train(size, texts, out)
+    config = pairs(texts, **LANES, gang__sharding=sharding)
+    ended = end(start("train", "lm", "--nproc", "2", "--out", str(out), "--config", *config))
+    assert ended.status == 0, ended.errors
+    assert_trained_alike(out, alone)
+    newest = max((out / "checkpoints").iterdir())
+    assert {path.name for path in newest.glob("*.safetensors")} == {"state_0000.safetensors", "state_0001.safetensors"}
+    sizes = [path.stat().st_size for path in newest.glob("*.safetensors")]
+    assert max(sizes) < 0.55 * sum(sizes)
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with_at_other_sizes_and_shardings_it_leaves_the_same_bytes(
+    alone: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for size, step, options in (
+        (2, 5, {}),
+        (4, 13, {"gang__sharding": "fsdp", "gang__shard_size": 2}),
+        (2, 21, {"gang__sharding": "zero1"}),
+    ):
+        launcher = train(size, texts, out, **options)
         wait_for(launcher, out, step)
-        os.kill(ranks_of(launcher)[-1] if size > 1 else launcher.pid, signal.SIGKILL)
+        os.kill(ranks_of(launcher)[-1], signal.SIGKILL)
         assert end(launcher).status != 0
-    assert end(train(2, texts, out)).status == 0
+    assert end(start("train", "lm", "--out", str(out), "--config", *pairs(texts, **LANES))).status == 0
     found, expected = remains(out), remains(alone)
     assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.slow
+def test_tensor_parallel_ranks_train_within_rounding_of_one_process(alone: Path, texts: Path, tmp_path: Path) -> None:
+    assert end(train(2, texts, tmp_path / "out", gang__tensor_parallel_size=2)).status == 0
+    found, expected = (rows(out / "metrics/train.jsonl") for out in (tmp_path / "out", alone))
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+    assert rows(tmp_path / "out/metrics/valid.jsonl")[-1]["loss"] == pytest.approx(
+        rows(alone / "metrics/valid.jsonl")[-1]["loss"], rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_restarts_by_torchrun_go_on_by_themselves(alone: Path, texts: Path, tmp_path: Path) -> None:
+    options = {"gang__sharding": "fsdp"}
+    launcher = torchrun(2, *arguments(texts, tmp_path / "out", **options), restarts=2)
+    for step in (3, 12):
+        wait_for(launcher, tmp_path / "out", step)
+        os.kill(ranks_of(launcher)[step % 2], signal.SIGKILL)
+    ended = end(launcher)
+    assert ended.status == 0, ended.errors
+    assert_trained_alike(tmp_path / "out", alone)
+
+
+def test_a_rank_that_hangs_ends_the_others_and_is_named(texts: Path, tmp_path: Path) -> None:
+    environment = {"RANK": "{number}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    changes = {"regime__num_steps": 100_000, "lr_scheduler__config__cycle_len": 40, "gang__timeout": 0.1}
+    ranks = [by_hand(number, texts, tmp_path, environment, **changes) for number in range(2)]
+    wait_for(ranks[0], tmp_path, 3)
+    os.kill(ranks[1].pid, signal.SIGSTOP)
+    ended = end(ranks[0])
+    ranks[1].kill()
+    end(ranks[1])
+    assert ended.status == 1
+    assert "rank 0: error: rank 1 does not answer: it hangs or was killed" in ended.errors
+    assert "Traceback" not in ended.errors
 
 
 @pytest.mark.slow
