@@ -9,7 +9,7 @@ import click
 
 from benchmarks import report
 
-NAMES = ("memory", "startup", "step", "stream")
+NAMES = ("gang", "memory", "startup", "step", "stream")
 
 
 @click.command()

@@ -7,12 +7,14 @@ Sums are taken in an order that does not depend on how many ranks there are: eac
 tensors are the tree's sums over its run of neighbouring leaves, the result has the same bits at any power of two of ranks.
 `Axis.ordered=False` leaves the order to the library.
 
-Tensors travel as columns of buckets [rows, n], and a bucket is added up while the next one is on its way.
+Tensors travel as columns of buckets [rows, n]. Each exchange is waited for at once; `fnrecipe.transforms.overlap` moves the
+wait in a traced graph, so that something else is done meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -28,7 +30,6 @@ c10d = torch.ops._c10d_functional
 _BUCKET_BYTES = 32 << 20
 
 Dims: TypeAlias = Sequence[int | None]
-Exchange: TypeAlias = Callable[[Sequence[Tensor], Axis], Sequence[Tensor]]
 Linear: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
@@ -59,40 +60,41 @@ def tree_sum(values: Tree, axis: Axis) -> Tree:
     if axis.size == 1:
         return values
     tensors = tree.leaves(values)
-    sums = _in_buckets([tensor.reshape(1, -1) for tensor in tensors], _whole_sums, axis)
-    return tree.like(values, [total.view(tensor.shape) for total, tensor in zip(sums, tensors, strict=True)])
+    sums = dict(_in_buckets([tensor.reshape(1, -1) for tensor in tensors], partial(_whole_sum, axis=axis)))
+    return tree.like(values, [sums[n].view(tensor.shape) for n, tensor in enumerate(tensors)])
 
 
 def scatter_sum(tensors: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
     """This rank's slice of each sum over the ranks, cut along its dimension; all of the sum where that is None."""
     if axis.size == 1:
         return list(tensors)
-    cut, whole = _split(tensors, dims)
-    sums = _in_buckets([_rows(tensor, dim, axis.size) for tensor, dim in cut.values()], _slice_sums, axis)
-    found = {n: total.view(_slice_shape(*cut[n], axis.size)) for n, total in zip(cut, sums, strict=True)}
-    return _merged(len(tensors), found, tree_sum(whole, axis))
+    cut, uncut = _split(tensors, dims)
+    numbers, rows = list(cut), [_rows(tensors[n], dim, axis.size) for n, dim in cut.items()]
+    found = {numbers[i]: total for i, total in _in_buckets(rows, partial(_slice_sum, axis=axis))}
+    found = {n: total.view(_slice_shape(tensors[n], cut[n], axis.size)) for n, total in found.items()}
+    return _merged(found, tree_sum({n: tensors[n] for n in uncut}, axis))
 
 
 def gather(parts: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
     """The whole tensors of which each rank holds a slice along their dimension, or all where that is None."""
     if axis.size == 1:
         return list(parts)
-    cut, whole = _split(parts, dims)
-    rows = _in_buckets([part.reshape(1, -1) for part, _ in cut.values()], _all_rows, axis)
-    found = {n: _joined(row, *cut[n]) for n, row in zip(cut, rows, strict=True)}
-    return _merged(len(parts), found, whole)
+    cut, uncut = _split(parts, dims)
+    numbers, rows = list(cut), [parts[n].reshape(1, -1) for n in cut]
+    arrived = _in_buckets(rows, partial(_all_rows, axis=axis), axis.size)
+    found = {numbers[i]: _joined(row, parts[numbers[i]], cut[numbers[i]]) for i, row in arrived}
+    return _merged(found, {n: parts[n] for n in uncut})
 
 
-def _split(tensors: Sequence[Tensor], dims: Dims) -> tuple[dict[int, tuple[Tensor, int]], dict[int, Tensor]]:
-    """The tensors that are cut, with their dimension, and the others, by their numbers."""
-    numbered = list(enumerate(zip(tensors, dims, strict=True)))
-    cut = {n: (tensor, dim) for n, (tensor, dim) in numbered if dim is not None}
-    return cut, {n: tensor for n, (tensor, dim) in numbered if dim is None}
+def _split(tensors: Sequence[Tensor], dims: Dims) -> tuple[dict[int, int], list[int]]:
+    """The dimensions of the tensors that are cut, by their numbers, and the numbers of the others."""
+    numbered = list(enumerate(dims))
+    return {n: dim for n, dim in numbered if dim is not None}, [n for n, dim in numbered if dim is None]
 
 
-def _merged(size: int, *found: dict[int, Tensor]) -> list[Tensor]:
+def _merged(*found: dict[int, Tensor]) -> list[Tensor]:
     both = {number: tensor for part in found for number, tensor in part.items()}
-    return [both[number] for number in range(size)]
+    return [both[number] for number in sorted(both)]
 
 
 def _rows(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -109,50 +111,51 @@ def _slice_shape(tensor: Tensor, dim: int, size: int) -> list[int]:
     return [length // size if number == dim else length for number, length in enumerate(tensor.shape)]
 
 
-def _slice_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
-    """Of each [size, n]: this rank's row of the sum over the ranks, [1, n]."""
+def _slice_sum(bucket: Tensor, *, axis: Axis) -> Tensor:
+    """Of [size, n]: this rank's row of the sum over the ranks, [1, n]."""
     if not axis.ordered:
-        return _waited([c10d.reduce_scatter_tensor(bucket, "sum", axis.size, axis.group) for bucket in buckets])
+        return _waited(c10d.reduce_scatter_tensor(bucket, "sum", axis.size, axis.group))
     ones = [1] * axis.size
-    started = [c10d.all_to_all_single(bucket, ones, ones, axis.group) for bucket in buckets]
-    return [_tree(list(c10d.wait_tensor(rows).chunk(axis.size))) for rows in started]
+    return _tree(list(_waited(c10d.all_to_all_single(bucket, ones, ones, axis.group)).chunk(axis.size)))
 
 
-def _all_rows(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
-    """Of each [1, n]: those of all ranks, [size, n]."""
-    return _waited([c10d.all_gather_into_tensor(bucket, axis.size, axis.group) for bucket in buckets])
+def _all_rows(bucket: Tensor, *, axis: Axis) -> Tensor:
+    """Of [1, n]: those of all ranks, [size, n]."""
+    return _waited(c10d.all_gather_into_tensor(bucket, axis.size, axis.group))
 
 
-def _whole_sums(buckets: Sequence[Tensor], axis: Axis) -> list[Tensor]:
-    """Of each [1, n]: the sum over the ranks, [1, n]."""
+def _whole_sum(bucket: Tensor, *, axis: Axis) -> Tensor:
+    """Of [1, n]: the sum over the ranks, [1, n]."""
     if not axis.ordered:
-        return _waited([c10d.all_reduce(bucket, "sum", axis.group) for bucket in buckets])
-    padded = [torch.nn.functional.pad(bucket, (0, -bucket.numel() % axis.size)) for bucket in buckets]
-    wholes = _all_rows(_slice_sums([bucket.view(axis.size, -1) for bucket in padded], axis), axis)
-    return [whole.reshape(1, -1)[:, : bucket.numel()] for whole, bucket in zip(wholes, buckets, strict=True)]
+        return _waited(c10d.all_reduce(bucket, "sum", axis.group))
+    padded = torch.nn.functional.pad(bucket, (0, -bucket.numel() % axis.size)).view(axis.size, -1)
+    return _all_rows(_slice_sum(padded, axis=axis), axis=axis).reshape(1, -1)[:, : bucket.numel()]
 
 
-def _in_buckets(tensors: Sequence[Tensor], exchange: Exchange, axis: Axis) -> list[Tensor]:
-    """`exchange` of matrices [rows, n], side by side in buckets of one dtype each."""
-    numbers = buckets(tensors)
-    sides = [[tensors[n] for n in bucket] for bucket in numbers]
-    results = exchange([torch.cat(side, 1) if len(side) > 1 else side[0] for side in sides], axis)
-    found: dict[int, Tensor] = {}
-    for bucket, result in zip(numbers, results, strict=True):
-        found |= zip(bucket, torch.split(result, [tensors[n].shape[1] for n in bucket], 1), strict=True)
-    return _merged(len(tensors), found)
+def _in_buckets(
+    tensors: Sequence[Tensor], exchange: Callable[[Tensor], Tensor], times: int = 1
+) -> Iterator[tuple[int, Tensor]]:
+    """The number of each matrix [rows, n], and what `exchange` makes of it, side by side with others in a bucket."""
+    for bucket in buckets(tensors, times):
+        sides = [tensors[n] for n in bucket]
+        result = exchange(torch.cat(sides, 1) if len(sides) > 1 else sides[0])
+        yield from zip(bucket, torch.split(result, [side.shape[1] for side in sides], 1), strict=True)
 
 
-def buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the tensors that travel together: neighbours of one dtype, of a size that is worth a message."""
+def buckets(tensors: Sequence[Tensor], times: int = 1) -> list[list[int]]:
+    """The numbers of the tensors that travel together: neighbours of one dtype, of a size that is worth a message.
+
+    `times`: how much larger a tensor is behind the exchange.
+    """
     found: dict[torch.dtype, list[list[int]]] = {}
     sizes: dict[torch.dtype, int] = {}
     for number, tensor in enumerate(tensors):
-        full = sizes.get(tensor.dtype, _BUCKET_BYTES) + tensor.nbytes > _BUCKET_BYTES
-        if full:
+        size = sizes.get(tensor.dtype, _BUCKET_BYTES) + times * tensor.nbytes
+        if size > _BUCKET_BYTES:
             found.setdefault(tensor.dtype, []).append([])
+            size = times * tensor.nbytes
         found[tensor.dtype][-1].append(number)
-        sizes[tensor.dtype] = tensor.nbytes + (0 if full else sizes[tensor.dtype])
+        sizes[tensor.dtype] = size
     return [bucket for of_dtype in found.values() for bucket in of_dtype]
 
 
@@ -162,5 +165,6 @@ def _tree(parts: list[Tensor]) -> Tensor:
     return parts[0]
 
 
-def _waited(started: Sequence[Tensor]) -> list[Tensor]:
-    return [c10d.wait_tensor(tensor) for tensor in started]
+def _waited(started: Tensor) -> Tensor:
+    waited: Tensor = c10d.wait_tensor(started)
+    return waited

@@ -6,7 +6,7 @@ A collective is two operations: its start, and the wait for its result. As trace
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import torch
 from torch.fx import GraphModule, Node
@@ -33,7 +33,8 @@ def overlap(module: GraphModule) -> None:
     So at any time the parameters of one layer more than needed are whole, and the gradients of one layer more.
     """
     nodes = [node for node in module.graph.nodes if node.op != "output"]
-    for node in _late_waits(_early_sums(_early_gathers(nodes))):
+    sums = _of_sums(nodes)
+    for node in _late_waits(_early_sums(_early_gathers(nodes), sums), sums):
         module.graph.output_node().prepend(node)
     module.recompile()
 
@@ -53,18 +54,17 @@ def _early_gathers(nodes: Sequence[Node]) -> list[Node]:
     return list(order())
 
 
-def _early_sums(nodes: Sequence[Node]) -> list[Node]:
+def _early_sums(nodes: Sequence[Node], sums: set[Node]) -> list[Node]:
     """The nodes, those of sums each right behind the last of the nodes that it needs."""
-    moved = _of_sums(nodes)
     places: dict[Node, tuple[int, ...]] = {}
     for number, node in enumerate(nodes):
-        behind = max((places[source] for source in node.all_input_nodes), default=()) if node in moved else ()
+        behind = max((places[source] for source in node.all_input_nodes), default=()) if node in sums else ()
         places[node] = (*behind, number)
     return sorted(nodes, key=places.__getitem__)
 
 
 def _of_sums(nodes: Sequence[Node]) -> set[Node]:
-    """The sums over ranks, what adds up and lays out their inputs, the waits for them, and what adds up their results."""
+    """The sums over ranks, what adds up and lays out their inputs, the waits for them, and what adds up and gathers results."""
     found, waiting = set[Node](), [node for node in nodes if node.target in _SUMS]
     while waiting:
         node = waiting.pop()
@@ -72,7 +72,11 @@ def _of_sums(nodes: Sequence[Node]) -> set[Node]:
             found.add(node)
             waiting += node.all_input_nodes
     for node in nodes:
-        if node.target in _LAYOUT | _ADDS | {_WAIT} and node.all_input_nodes and found.issuperset(node.all_input_nodes):
+        if (
+            node.target in _LAYOUT | _ADDS | _GATHERS | {_WAIT}
+            and node.all_input_nodes
+            and found.issuperset(node.all_input_nodes)
+        ):
             found.add(node)
     return found
 
@@ -92,20 +96,32 @@ def _chain(gather: Node) -> list[Node]:
     return list(found)
 
 
-def _late_waits(nodes: Sequence[Node]) -> Iterator[Node]:
+def _late_waits(nodes: Sequence[Node], sums: set[Node]) -> Iterator[Node]:
     """The nodes, each wait for a sum held back, with all that depends on it, until the next sum is started."""
     held: dict[Node, None] = {}
     for node in nodes:
-        depends = any(source in held for source in node.all_input_nodes)
-        starts = node.target in _SUMS
-        if mutates(node) or (depends and node.target in _SUMS | _GATHERS):
+        if mutates(node):
             yield from held
             held = {}
-        elif depends or (node.target == _WAIT and node.all_input_nodes[0].target in _SUMS):
+        elif _depends(node, held) or (node.target == _WAIT and node in sums):
             held[node] = None
             continue
         yield node
-        if starts:
-            yield from held
-            held = {}
+        if node.target in _SUMS:
+            released, held = _released(held)
+            yield from released
     yield from held
+
+
+def _released(held: Iterable[Node]) -> tuple[dict[Node, None], dict[Node, None]]:
+    """What is held, up to the waits for exchanges that this starts; and the rest."""
+    released: dict[Node, None] = {}
+    kept: dict[Node, None] = {}
+    for node in held:
+        waits = node.target == _WAIT and _depends(node, released)
+        (kept if waits or _depends(node, kept) else released)[node] = None
+    return released, kept
+
+
+def _depends(node: Node, others: Container[Node]) -> bool:
+    return any(source in others for source in node.all_input_nodes)
