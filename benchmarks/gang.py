@@ -2,7 +2,8 @@
 
 The same Llama on the same packed rows in every system, one micro-batch a rank, fp32, AdamW, clipping, one thread a rank. All
 systems live in the same processes and take turns. Traffic is what crosses the loopback interface, over all ranks; CPU
-seconds are those of all ranks. `memory` is the peak of one rank in a step, its state included, beside what arithmetic says.
+seconds are those of all ranks. `memory` is the peak of rank 0 in a step of two micro-batches a rank, its state included, beside
+what arithmetic says.
 """
 
 from __future__ import annotations
@@ -93,19 +94,20 @@ def _memory() -> list[Result]:
 
 
 def _predicted(sharding: str, size: int) -> float:
-    """Parameters and two moments, gradients, and what is whole of them at the worst moment; MB."""
-    shapes = {path: torch.Size(shape).numel() for path, shape in _shapes().items()}
-    whole = 4e-6 * sum(shapes.values())
-    layer = 4e-6 * sum(size for path, size in shapes.items() if path.startswith("layers.0."))
-    outer = whole - WIDE.num_layers * layer
-    if sharding == "replicate" or size == 1:
+    """Parameters, two moments and the sum of gradients, and what is whole of them besides; MB, without activations."""
+    sizes = {path: 4e-6 * torch.Size(shape).numel() for path, shape in _shapes().items()}
+    whole = sum(sizes.values())
+    layer = sum(size for path, size in sizes.items() if path.startswith("layers.0."))
+    around = whole - WIDE.num_layers * layer
+    if size == 1:
+        return 5 * whole  # the second leaf's gradient is added when all of it is there
+    if sharding == "replicate":
         return 4 * whole
     if sharding == "zero1":
-        return 3 * whole / size + 2 * whole  # everything is gathered, and has a gradient
+        return 3 * whole / size + 2 * whole  # parameters and the sum of gradients are whole
     if sharding == "zero2":
-        return 4 * whole / size + whole + outer / 2  # everything is gathered; the head's gradient is there before the layers'
-    # The parameters around the layers are whole during a leaf; of two layers each, parameters and gradients are.
-    return 4 * whole / size + 1.5 * outer + 4 * layer
+        return 4 * whole / size + whole + 2 * layer  # parameters are whole, and the gradients on their way
+    return 4 * whole / size + 1.5 * around + 4 * layer  # embedding and head, parameters and gradients of two layers
 
 
 def _shapes() -> dict[str, Sequence[int]]:
@@ -173,13 +175,17 @@ def _make(system: str, rank: int, size: int) -> Callable[[Batch], Any]:
     return _torch(CASES[CASE], system, rank, size)
 
 
-def _fnrecipe(config: LlamaConfig, rank: int, size: int, options: dict[str, Any]) -> tuple[Callable[[Batch], Any], State]:
-    mesh = make_mesh(GangSection(num_leaves=size, **options), Gang(rank, size), torch.device("cpu"), llama.TENSOR_RULES)
+def _fnrecipe(
+    config: LlamaConfig, rank: int, size: int, options: dict[str, Any], leaves: int = 1
+) -> tuple[Callable[[Batch], Any], State]:
+    mesh = make_mesh(
+        GangSection(num_leaves=leaves * size, **options), Gang(rank, size), torch.device("cpu"), llama.TENSOR_RULES
+    )
     update = optim.adamw(schedule.cosine_annealing(3e-4, num_warmup_steps=10, num_steps=1000, final_scale=0.1), max_norm=1.0)
     key = random.key(0)
     state = init_state(llama.init(config, key, mesh.cut), update, key)
     ranks = mesh.replica.size * mesh.shard.size
-    step = jit(train_step(next_token_loss(partial(llama.apply, config)), update, 1, mesh), donate=1)
+    step = jit(train_step(next_token_loss(partial(llama.apply, config)), update, leaves, mesh), donate=1)
     number = mesh.replica.index * mesh.shard.size + mesh.shard.index
     return lambda batch: step(state, _rows(batch, number, ranks)), state
 
@@ -219,9 +225,9 @@ def _torch(config: LlamaConfig, system: str, rank: int, size: int) -> Callable[[
 def _peak(rank: int, size: int, sharding: str) -> float:
     """The peak of a step of this rank, its state included, without what else the process holds; MB."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # so that what is freed is gone, and not a hole in the heap
-    step, state = _fnrecipe(WIDE, rank, size, {"sharding": sharding})
+    step, state = _fnrecipe(WIDE, rank, size, {"sharding": sharding}, leaves=2)
     batch: Batch = tree.map(lambda leaf: leaf[:, :64].contiguous() if leaf.ndim > 1 else leaf, make_batches(1)[0])
-    batch = tree.map(lambda leaf: leaf[:size], batch)
+    batch = tree.map(lambda leaf: leaf[: 2 * size], batch)
     step(batch)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

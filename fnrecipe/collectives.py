@@ -128,8 +128,10 @@ def _whole_sum(bucket: Tensor, *, axis: Axis) -> Tensor:
     """Of [1, n]: the sum over the ranks, [1, n]."""
     if not axis.ordered:
         return _waited(c10d.all_reduce(bucket, "sum", axis.group))
-    padded = torch.nn.functional.pad(bucket, (0, -bucket.numel() % axis.size)).view(axis.size, -1)
-    return _all_rows(_slice_sum(padded, axis=axis), axis=axis).reshape(1, -1)[:, : bucket.numel()]
+    missing = -bucket.numel() % axis.size
+    padded = torch.nn.functional.pad(bucket, (0, missing)) if missing else bucket
+    whole = _all_rows(_slice_sum(padded.view(axis.size, -1), axis=axis), axis=axis).reshape(1, -1)
+    return whole[:, : bucket.numel()]
 
 
 def _in_buckets(
