@@ -47,7 +47,16 @@ def check_size(parts: Mapping[str, int], size: int) -> None:
 
 
 def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapping[str, int]) -> Mesh:
-    """The mesh, seen from this rank; makes the process groups, together with all other ranks."""
+    """The mesh, seen from this rank; makes the process groups, together with all other ranks.
+
+    Raises:
+        UsageError: for tensor parallelism without rules.
+    """
+    if config.tensor_parallel_size > 1 and not rules:
+        found = config.tensor_parallel_size
+        raise UsageError(
+            f"gang.tensor_parallel_size: expected 1 for a recipe without `rules` for its parameters, found {found}"
+        )
     ordered, gathered = config.reduction == "invariant", _DTYPES[config.parameter_dtype]
     names, shape = ("replica", "shard", "tensor"), sizes(config, gang.size)
     places = _coordinates(gang.rank, shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ def global_norm(values: Tree) -> Tensor:
     It is the norm of the norms of whole tensors and of the `Axis.blocks` blocks of those that are cut: blocks that every
     number of ranks leaves whole.
     """
-    leaves = [_opened(leaf) for leaf in tree.leaves(values, is_part)]
-    blocks = [_blocks(tensor, axes) for tensor, axes in leaves]
-    norms = iter(torch._foreach_norm([block for group in blocks for block in group]))
-    rows: dict[tuple[Axis, ...], list[Tensor]] = defaultdict(list)
-    for (_, axes), group in zip(leaves, blocks, strict=True):
-        rows[tuple(axes)].append(torch.stack([next(norms) for _ in group]))
-    total: Tensor = torch.linalg.vector_norm(torch.cat([_of_all_ranks(torch.stack(row), axes) for axes, row in rows.items()]))
+    groups: dict[tuple[Axis, ...], list[Tensor]] = defaultdict(list)
+    for leaf in tree.leaves(values, is_part):
+        tensor, axes = _opened(leaf)
+        groups[tuple(axes)] += _blocks(tensor, axes)
+    norms = torch.stack(torch._foreach_norm(list(chain(*groups.values()))))
+    parts = torch.split(norms, [len(blocks) for blocks in groups.values()])
+    every = [_of_all_ranks(part, axes) for part, axes in zip(parts, groups, strict=True)]
+    total: Tensor = torch.linalg.vector_norm(torch.cat(every))
     return total
 
 
@@ -46,7 +48,8 @@ def _blocks(tensor: Tensor, axes: dict[Axis, int]) -> list[Tensor]:
 
 
 def _of_all_ranks(norms: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-    """The norms [tensors, blocks] of this rank's parts, as those of all ranks, flat."""
-    for axis in axes:
-        (norms,) = gather([norms], [1], axis)
-    return norms.flatten()
+    """The norms of this rank's blocks, tensor by tensor, as those of all ranks in the order of the whole tensors; flat."""
+    for axis in reversed(axes):
+        (rows,) = gather([norms.view(-1, axis.blocks // axis.size)], [1], axis)
+        norms = rows.flatten()
+    return norms

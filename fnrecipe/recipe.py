@@ -27,7 +27,7 @@ class Recipe(Generic[C]):
     update    config -> transform, as in `fnrecipe.optim`
     stream    (config, place) -> source of training batches
     validate  (config, place) -> source of validation batches, or None
-    sample    (config, parameters, key) -> text to show at the end, or None
+    sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
     tokenizer config -> the tokenizer that made the tokens, for `fnrecipe data`
     rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them

@@ -35,7 +35,7 @@ from fnrecipe.parts import Mesh, extent, is_part
 from fnrecipe.recipe import Recipe
 from fnrecipe.signals import EXIT_STATUS, Signals
 from fnrecipe.step import Metrics, State, Step, init_state, train_step
-from fnrecipe.transforms import evaluation, jit
+from fnrecipe.transforms import evaluation, jit, whole
 from fnrecipe.tree import Tree
 
 
@@ -256,7 +256,7 @@ class _Run:
         if self.recipe.sample is None or not self.config.regime.num_sample_tokens:
             return
         key = random.fold_in(random.key(self.config.common.seed, self.device), "sample")
-        text = self.recipe.sample(self.config, params, key)
+        text = self.recipe.sample(self.config, params if self.mesh.sharding == "fsdp" else whole(params), key)
         if self.gang.leads:
             replace(self.out / directory.SAMPLE, f"{text}\n".encode())
         self.display.line(f"sample:\n{text}")

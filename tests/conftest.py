@@ -15,8 +15,9 @@ from tests.helpers import WORDS, end, pairs, start  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that several workers end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_default_run.py")
+    """The longest files first, so that several workers end at about the same time."""
+    longest = ["test_gang.py", "test_shard.py", "test_default_run.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -70,8 +70,7 @@ def check_sums(rank: int, size: int, bucket_bytes: int) -> None:
     assert_close(tree.map(Tensor.double, close), tree.map(Tensor.double, truth[:2]), 1e-5)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("bucket_bytes", [1 << 20, 16])
+@pytest.mark.parametrize(("size", "bucket_bytes"), [(2, 16), (4, 1 << 20)])
 def test_sums_over_ranks_have_the_bits_of_one_process(size: int, bucket_bytes: int) -> None:
     on_ranks(size, check_sums, bucket_bytes)
 

@@ -108,17 +108,16 @@ def test_eight_processes_leave_the_bytes_of_one(alone: Path, texts: Path, tmp_pa
 @pytest.mark.slow
 def test_data_that_ends_ends_every_size_at_the_same_step(texts: Path, tmp_path: Path) -> None:
     changes = {"regime__num_steps": "null", "regime__num_data_epochs": 1, "lr_scheduler__config__cycle_len": 40}
-    for size in (1, 4):
+    for size in (1, 2):
         assert end(train(size, texts, tmp_path / str(size), **changes)).status == 0
-    assert remains(tmp_path / "4") == remains(tmp_path / "1")
+    assert remains(tmp_path / "2") == remains(tmp_path / "1")
 
 
-@pytest.mark.parametrize("sharding", ["fsdp", pytest.param("zero1", marks=pytest.mark.slow)])
 def test_ranks_that_cut_the_state_leave_the_tensors_and_records_of_one_process(
-    alone: Path, texts: Path, tmp_path: Path, sharding: str
+    alone: Path, texts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    config = pairs(texts, **LANES, gang__sharding=sharding)
+    config = pairs(texts, **LANES, gang__sharding="fsdp")
     ended = end(start("train", "lm", "--nproc", "2", "--out", str(out), "--config", *config))
     assert ended.status == 0, ended.errors
     assert_trained_alike(out, alone)
@@ -134,9 +133,8 @@ def test_killed_and_gone_on_with_at_other_sizes_and_shardings_it_leaves_the_same
 ) -> None:
     out = tmp_path / "out"
     for size, step, options in (
-        (2, 5, {}),
-        (4, 13, {"gang__sharding": "fsdp", "gang__shard_size": 2}),
-        (2, 21, {"gang__sharding": "zero1"}),
+        (4, 6, {"gang__sharding": "fsdp", "gang__shard_size": 2}),
+        (2, 18, {"gang__sharding": "zero1"}),
     ):
         launcher = train(size, texts, out, **options)
         wait_for(launcher, out, step)
@@ -155,6 +153,38 @@ def test_tensor_parallel_ranks_train_within_rounding_of_one_process(alone: Path,
     assert rows(tmp_path / "out/metrics/valid.jsonl")[-1]["loss"] == pytest.approx(
         rows(alone / "metrics/valid.jsonl")[-1]["loss"], rel=1e-4
     )
+
+
+BIGRAMS = """
+import attrs, torch
+import torch.nn.functional as F
+from fnrecipe import random
+from fnrecipe.loss import next_token_loss
+from fnrecipe.recipes.lm.train import recipe as lm
+
+def apply(params, tokens, segments, positions):
+    return F.embedding(tokens, params["table"])
+
+recipe = attrs.evolve(
+    lm,
+    name="bigrams",
+    init=lambda config, key, keep: {"table": keep("table", random.normal(key, 264, 264))},
+    loss=lambda config: next_token_loss(apply),
+    sample=lambda config, params, key: str(apply(params, torch.tensor([0]), None, None).argmax().item()),
+    rules={},
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_knows_nothing_of_ranks_trains_on_parts_of_the_state(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "bigrams.py").write_text(BIGRAMS)
+    outs = tmp_path / "alone", tmp_path / "cut"
+    for out, options, more in ((outs[0], [], {}), (outs[1], ["--nproc", "2"], {"gang__sharding": "zero2"})):
+        config = pairs(texts, **LANES, **more)
+        ended = end(start("train", str(tmp_path / "bigrams.py"), *options, "--out", str(out), "--config", *config))
+        assert ended.status == 0, ended.errors
+    assert_trained_alike(outs[1], outs[0])
 
 
 @pytest.mark.slow
@@ -184,7 +214,7 @@ def test_a_rank_that_hangs_ends_the_others_and_is_named(texts: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [4])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(texts: Path, tmp_path: Path, size: int) -> None:
     launcher = train(size, texts, tmp_path, regime__num_steps=100_000, lr_scheduler__config__cycle_len=40)
     wait_for(launcher, tmp_path, 6)

@@ -6,12 +6,13 @@ from itertools import chain, product
 from typing import Any
 
 import pytest
+import torch
 
 from fnrecipe.config import GangSection, resolve
 from fnrecipe.data import Place
 from fnrecipe.errors import ConfigError, UsageError
 from fnrecipe.gang import Gang
-from fnrecipe.mesh import _coordinates, place_of, sizes
+from fnrecipe.mesh import _coordinates, make_mesh, place_of, sizes
 from fnrecipe.parts import Axis, Mesh
 from fnrecipe.recipes.lm.config import config as lm
 
@@ -49,6 +50,12 @@ def test_a_world_that_cannot_be_divided_so_is_refused(options: dict[str, Any], w
     with pytest.raises(UsageError) as caught:
         sizes(GangSection(**options), world_size)
     assert str(caught.value) == message
+
+
+def test_tensor_parallelism_needs_rules() -> None:
+    config = GangSection(tensor_parallel_size=2)
+    with pytest.raises(UsageError, match="expected 1 for a recipe without `rules` for its parameters, found 2"):
+        make_mesh(config, Gang(0, 2), torch.device("cpu"), {})
 
 
 def test_every_rank_has_a_place_of_its_own_and_tensor_ranks_are_neighbours() -> None:

@@ -55,7 +55,7 @@ def test_a_run_stopped_by_each_signal_in_turn_leaves_what_an_uninterrupted_run_l
         saved = step
     assert end(start(*command)).status == 0
     found, expected = remains(tmp_path), remains(uninterrupted)
-    last = "checkpoints/step_00000030/state.safetensors"
+    last = "checkpoints/step_00000030/state_0000.safetensors"
     assert found[last] == expected[last]
     assert {name: data for name, data in found.items() if name in expected} == expected
 

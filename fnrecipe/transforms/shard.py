@@ -105,6 +105,8 @@ def _lent(gathered: Tree, params: Tree) -> Tree:
 def _with_sum(function: Linear, parts: Sequence[Part]) -> Sequence[Tensor]:
     """The whole tensors that `function` makes of the parts; their gradients are summed over the ranks, and cut."""
     dims, axis = [part.dim for part in parts], parts[0].axis
+    if axis.size == 1 and axis.gathered is None:
+        return [part.local for part in parts]
     return with_transpose(function, lambda wholes: scatter_sum(wholes, dims, axis))([part.local for part in parts])
 
 

@@ -331,6 +331,10 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         tokenizer=draw(tokenizers),
         gang=c.GangSection(
             leaves,
+            draw(st.sampled_from(["replicate", "zero1", *(["zero2", "fsdp"] if lanes % leaves == 0 else [])])),
+            draw(st.none() | st.sampled_from([1, 2, 8])),
+            1,
+            draw(st.sampled_from(["float32", "bfloat16"])),
             draw(st.sampled_from(["invariant", "fast"])),
             draw(st.sampled_from(["auto", "cpu", "cuda"])),
             draw(positives),
