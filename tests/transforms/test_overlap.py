@@ -15,6 +15,7 @@ from fnrecipe.models import llama
 from fnrecipe.schedule import cosine_annealing
 from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms.jit import _trace
+from fnrecipe.transforms.overlap import overlap
 from tests.helpers import TINY, documents, packed
 from tests.ranks import mesh_of, on_ranks
 
@@ -30,7 +31,9 @@ def of_step(mesh: Any) -> list[Node]:
     update, key = optim.adamw(cosine_annealing(0.1, num_warmup_steps=1, num_steps=9, final_scale=0)), random.key(0)
     state = init_state(llama.init(CONFIG, key, mesh.cut), update, key)
     step = train_step(next_token_loss(partial(llama.apply, CONFIG)), update, 1, mesh)
-    return list(_trace(step, (state, packed([documents(15)], 16)), 1).run.graph.nodes)  # type: ignore[attr-defined]
+    graph: Any = _trace(step, (state, packed([documents(15)], 16)), 1).run
+    overlap(graph)
+    return list(graph.graph.nodes)
 
 
 def story(nodes: list[Node], least: int) -> str:
