@@ -68,7 +68,7 @@ def scatter_sum(tensors: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tenso
     """This rank's slice of each sum over the ranks, cut along its dimension; all of the sum where that is None."""
     if axis.size == 1:
         return list(tensors)
-    cut, uncut = _split(tensors, dims)
+    cut, uncut = _split(dims)
     numbers, rows = list(cut), [_rows(tensors[n], dim, axis.size) for n, dim in cut.items()]
     found = {numbers[i]: total for i, total in _in_buckets(rows, partial(_slice_sum, axis=axis))}
     found = {n: total.view(_slice_shape(tensors[n], cut[n], axis.size)) for n, total in found.items()}
@@ -79,14 +79,14 @@ def gather(parts: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
     """The whole tensors of which each rank holds a slice along their dimension, or all where that is None."""
     if axis.size == 1:
         return list(parts)
-    cut, uncut = _split(parts, dims)
+    cut, uncut = _split(dims)
     numbers, rows = list(cut), [parts[n].reshape(1, -1) for n in cut]
     arrived = _in_buckets(rows, partial(_all_rows, axis=axis), axis.size)
     found = {numbers[i]: _joined(row, parts[numbers[i]], cut[numbers[i]]) for i, row in arrived}
     return _merged(found, {n: parts[n] for n in uncut})
 
 
-def _split(tensors: Sequence[Tensor], dims: Dims) -> tuple[dict[int, int], list[int]]:
+def _split(dims: Dims) -> tuple[dict[int, int], list[int]]:
     """The dimensions of the tensors that are cut, by their numbers, and the numbers of the others."""
     numbered = list(enumerate(dims))
     return {n: dim for n, dim in numbered if dim is not None}, [n for n, dim in numbered if dim is None]
