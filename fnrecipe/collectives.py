@@ -121,7 +121,9 @@ def _slice_sum(bucket: Tensor, *, axis: Axis) -> Tensor:
 
 def _all_rows(bucket: Tensor, *, axis: Axis) -> Tensor:
     """Of [1, n]: those of all ranks, [size, n]."""
-    return _waited(c10d.all_gather_into_tensor(bucket, axis.size, axis.group))
+    # (Over gloo, the gather that allocates its own result corrupts the heap while the caller does something else.)
+    rows = bucket.new_empty(axis.size, bucket.shape[1])
+    return _waited(c10d.all_gather_into_tensor_out(bucket, axis.size, axis.group, out=rows))
 
 
 def _whole_sum(bucket: Tensor, *, axis: Axis) -> Tensor:

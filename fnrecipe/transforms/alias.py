@@ -10,8 +10,9 @@ from torch.fx import Node
 
 
 def written(node: Any) -> Node:
-    """The value that `node` has written into and given back, or else `node`."""
-    writes = any(alias.is_write for alias in _aliases(node))
+    """The value that `node` has written into and given back, if that is its first argument, or else `node`."""
+    arguments = node.target._schema.arguments if isinstance(node.target, OpOverload) else []
+    writes = any(argument.alias_info and argument.alias_info.is_write for argument in arguments[:1])
     return written(node.args[0]) if writes else node
 
 

@@ -67,8 +67,7 @@ def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> 
 
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     graph.graph.eliminate_dead_code()
-    if any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in inputs):
-        overlap(graph)  # on the CPU, ranks over gloo have crashed with several exchanges under way
+    overlap(graph)
     _write_in_place(graph)
     return _Traced(graph, results[0])
 

@@ -16,12 +16,12 @@ from fnrecipe.transforms.alias import mutates
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 
 _WAIT = c10d.wait_tensor.default
-_GATHERS = {c10d.all_gather_into_tensor.default}
+_GATHERS = {c10d.all_gather_into_tensor_out.default}
 _SUMS = {c10d.all_to_all_single.default, c10d.reduce_scatter_tensor.default, c10d.all_reduce.default}
 _LAYOUT = {
     *(aten.cat.default, aten.stack.default, aten.split.Tensor, aten.split_with_sizes.default, operator.getitem),
     *(aten.view.default, aten._unsafe_view.default, aten.t.default, aten.transpose.int, aten.slice.Tensor),
-    *(aten._to_copy.default, aten.clone.default, aten.constant_pad_nd.default),
+    *(aten._to_copy.default, aten.clone.default, aten.constant_pad_nd.default, aten.new_empty.default),
 }
 _ADDS = {aten.add.Tensor}
 
@@ -100,7 +100,7 @@ def _late_waits(nodes: Sequence[Node], sums: set[Node]) -> Iterator[Node]:
     """The nodes, each wait for a sum held back, with all that depends on it, until the next sum is started."""
     held: dict[Node, None] = {}
     for node in nodes:
-        if mutates(node):
+        if mutates(node) and node.target not in _GATHERS:
             yield from held
             held = {}
         elif _depends(node, held) or (node.target == _WAIT and node in sums):

@@ -15,7 +15,6 @@ from fnrecipe.models import llama
 from fnrecipe.schedule import cosine_annealing
 from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms.jit import _trace
-from fnrecipe.transforms.overlap import overlap
 from tests.helpers import TINY, documents, packed
 from tests.ranks import mesh_of, on_ranks
 
@@ -32,13 +31,12 @@ def of_step(mesh: Any) -> list[Node]:
     state = init_state(llama.init(CONFIG, key, mesh.cut), update, key)
     step = train_step(next_token_loss(partial(llama.apply, CONFIG)), update, 1, mesh)
     graph: Any = _trace(step, (state, packed([documents(15)], 16)), 1).run
-    overlap(graph)
     return list(graph.graph.nodes)
 
 
 def story(nodes: list[Node], least: int) -> str:
     """What happens, in order: G and S start to gather and sum many numbers, g and s wait for them, dots are matrix products."""
-    letters = {c10d.all_gather_into_tensor.default: "G", c10d.all_to_all_single.default: "S"}
+    letters = {c10d.all_gather_into_tensor_out.default: "G", c10d.all_to_all_single.default: "S"}
     told = ""
     for node in nodes:
         waits = node.target == c10d.wait_tensor.default
