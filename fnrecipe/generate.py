@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fnrecipe import random, tensor_parallel
+from fnrecipe import nn, random
 from fnrecipe.loss import Apply
-from fnrecipe.parts import Part
 from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
 
@@ -48,8 +47,7 @@ def _sample(
 ) -> Tensor:
     """A token after position `last` of `tokens` [1, T], by the Gumbel trick; int64 []."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    logits = apply(params, tokens, torch.zeros_like(tokens), positions)
-    every = (tensor_parallel.all_logits(logits) if isinstance(logits, Part) else logits)[0]
-    chosen = every.index_select(0, last.reshape(1))[0, :vocab_size].float() / temperature
+    logits = nn.all_logits(apply(params, tokens, torch.zeros_like(tokens), positions))[0]
+    chosen = logits.index_select(0, last.reshape(1))[0, :vocab_size].float() / temperature
     gumbel = -torch.log(-torch.log(random.uniform(key, vocab_size) + 2.0**-25))
     return torch.argmax(chosen + gumbel)

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from fnrecipe import nn, tree
 from fnrecipe.data import Batch
-from fnrecipe.parts import Part
 from fnrecipe.tree import Tree
 
 tree.node(Batch)
 
-Apply: TypeAlias = Callable[[Tree, Tensor, Tensor, Tensor], Tensor | Part]
+Apply: TypeAlias = Callable[[Tree, Tensor, Tensor, Tensor], nn.Logits]
 """(params, tokens, segments, positions) -> logits"""
 Sums: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tree, Any], tuple[Tensor, Sums]]
@@ -33,12 +32,11 @@ def next_token_loss(apply: Apply, sources: Sequence[str] = ()) -> Loss:
 
     def loss(params: Tree, batch: Batch) -> tuple[Tensor, Sums]:
         logits = apply(params, batch.tokens, batch.segments, batch.positions)
-        nats = nn.cross_entropy(logits, batch.targets)
-        total = (nats * batch.mask).sum()
+        total, nats = nn.cross_entropy(logits, batch.targets, batch.mask)
         sums = {"loss": total, "targets": batch.mask.sum(), "bytes": batch.num_bytes.sum()}
         for number, name in named.items():
             mine = batch.mask & (batch.sources == number)
-            sums |= {f"loss/{name}": (nats.detach() * mine).sum(), f"targets/{name}": mine.sum()}
+            sums |= {f"loss/{name}": (nats * mine).sum(), f"targets/{name}": mine.sum()}
         return total, sums
 
     return loss

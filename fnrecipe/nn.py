@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnrecipe import tensor_parallel
+from fnrecipe import head, tensor_parallel
+from fnrecipe.head import Head
 from fnrecipe.parts import Part
 
 Weight: TypeAlias = Tensor | Part
+Logits: TypeAlias = Tensor | Part | Head
 
 
 def embedding(tokens: Tensor, weight: Weight) -> Tensor:
@@ -34,32 +36,48 @@ def entered(x: Tensor, weight: Weight) -> Tensor:
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    """x [..., D] times weight [F, D], transposed: [..., F]."""
+    """x [..., D] times weight [F, D], transposed, in the dtype of x: [..., F]."""
     if not isinstance(weight, Part):
-        return F.linear(x, weight)
-    product = F.linear(x, weight.local)
+        return F.linear(x, weight.to(x.dtype))
+    product = F.linear(x, weight.local.to(x.dtype))
     return product if weight.dim == 0 else tensor_parallel.sum_of_positions(product, weight.axis)
 
 
-def logits(x: Tensor, weight: Weight) -> Weight:
-    """x [B, T, D] times the head [V, D]: [B, T, V], cut like the head."""
+def logits(x: Tensor, weight: Weight, chunk: int | None = None) -> Logits:
+    """x [B, T, D] times the head [V, D]: [B, T, V], cut like the head; a product that is not made yet if `chunk` is given."""
+    if chunk is not None and not isinstance(weight, Part):
+        return Head(x, weight, chunk)
     product = linear(entered(x, weight), weight)
     return Part(product, -1, weight.axis) if isinstance(weight, Part) else product
 
 
-def cross_entropy(logits: Weight, targets: Tensor) -> Tensor:
-    """Nats, float32 [B, T], of targets [B, T] under logits [B, T, V]."""
+def all_logits(logits: Logits) -> Tensor:
+    """Whole logits [B, T, V]."""
+    if isinstance(logits, Head):
+        return linear(logits.x, logits.weight)
+    return tensor_parallel.all_logits(logits) if isinstance(logits, Part) else logits
+
+
+def cross_entropy(logits: Logits, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the nats of targets [B, T] where mask [B, T] holds, float32 [], and the nats of all, float32 [B, T]."""
+    if isinstance(logits, Head):
+        return head.cross_entropy(logits, targets, mask)
     if isinstance(logits, Part):
-        return tensor_parallel.cross_entropy(logits, targets)
-    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return nats.view(targets.shape)
+        nats = tensor_parallel.cross_entropy(logits, targets)
+    else:
+        nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
+    return (nats * mask).sum(), nats.detach()
 
 
 def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
-    """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467); x [..., D], weight [D]."""
-    mean_square = (x * x).sum(-1, keepdim=True) / x.shape[-1]
+    """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467); x [..., D], weight [D].
+
+    Computed in float32 at least, and rounded to the dtype of x.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    mean_square = (wide * wide).sum(-1, keepdim=True) / x.shape[-1]
     scale = tensor_parallel.shared(weight) if isinstance(weight, Part) else weight
-    return x * torch.rsqrt(mean_square + eps) * scale
+    return (wide * torch.rsqrt(mean_square + eps) * scale).to(x.dtype)
 
 
 def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -75,7 +93,7 @@ def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """x [B, H, T, E] turned by its positions; dimension i pairs with i + E/2, as in Hugging Face's weights."""
-    return x * cosines + x.roll(x.shape[-1] // 2, -1) * sines
+    return x * cosines.to(x.dtype) + x.roll(x.shape[-1] // 2, -1) * sines.to(x.dtype)
 
 
 def segment_mask(segments: Tensor) -> Tensor:
@@ -93,11 +111,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype))
 
 
-def swiglu(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
-    """Gated feed-forward (Shazeer 2020, arXiv:2002.05202); x [..., D], gate and up [F, D], down [D, F].
+def swiglu(gates: Tensor, values: Tensor) -> Tensor:
+    """silu(gates) * values (Shazeer 2020, arXiv:2002.05202).
 
     `silu` is written out: `torch.func` differentiates torch's own by a formula of seven passes over memory, this by four.
     """
-    x = entered(x, gate)
-    gates = linear(x, gate)
-    return linear(gates * torch.sigmoid(gates) * linear(x, up), down)
+    return gates * torch.sigmoid(gates) * values

@@ -1,6 +1,7 @@
 """Configs are frozen attrs values made of sections; this package reads, checks, merges and writes them. No torch here."""
 
 from fnrecipe.config.layers import resolve as resolve
+from fnrecipe.config.sections import ActivationCheckpointingSection as ActivationCheckpointingSection
 from fnrecipe.config.sections import AdamWConfig as AdamWConfig
 from fnrecipe.config.sections import CommonSection as CommonSection
 from fnrecipe.config.sections import CosineAnnealingConfig as CosineAnnealingConfig

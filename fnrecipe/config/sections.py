@@ -159,10 +159,26 @@ class GangSection:
 
 
 @frozen
+class ActivationCheckpointingSection:
+    """What is computed again for the gradient, instead of kept."""
+
+    mode: Literal["off", "selective", "layerwise"] = "off"
+    every_nth_layer: Count = 1
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.every_nth_layer > 1 and self.mode != "layerwise":
+            expected = f"1 for trainer.activation_checkpointing.mode={self.mode}"
+            yield Problem("every_nth_layer", expected, str(self.every_nth_layer))
+
+
+@frozen
 class TrainerSection:
     """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops."""
 
-    jit: Literal["off", "trace"] = "trace"
+    jit: Literal["off", "trace", "inductor"] = "trace"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
+    logits_at_once: Count | None = 1024
     max_grad_norm: Positive | None = 1.0
     max_skipped_steps: Count = 5
 

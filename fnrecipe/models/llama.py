@@ -9,14 +9,17 @@ Parameters are nested dicts; linear weights are [out, in]:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnrecipe import nn, random
+from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
-from fnrecipe.parts import Keep, Part, keep_all
+from fnrecipe.parts import Keep, keep_all
 from fnrecipe.transforms import layer, whole
 from fnrecipe.tree import Tree
 
@@ -71,29 +74,61 @@ def init(config: LlamaConfig, key: Tensor, keep: Keep = keep_all) -> Tree:
     return build(shapes(config), "")
 
 
-def apply(config: LlamaConfig, params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor | Part:
+def apply(
+    config: LlamaConfig, params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor, how: Compute = Compute()
+) -> nn.Logits:
     """Logits, [B, T, V]; tokens, segments and positions are int64 [B, T], as in `fnrecipe.data.Batch`."""
     angles = nn.rotary(positions, config.model_dim // config.num_attn_heads, config.rope_theta)
     mask = nn.segment_mask(segments)
     outer = whole({name: params[name] for name in params if name != "layers"})
-    decoder_layer = layer(partial(_layer, config))
     x = nn.embedding(tokens, outer["embedding"])
-    for weights in params["layers"].values():
-        x = decoder_layer(weights, x, angles, mask)
-    return nn.logits(nn.rms_norm(x, outer["norm"], config.norm_eps), outer.get("head", outer["embedding"]))
+    x = x.to(how.dtype or x.dtype)
+    for number, weights in enumerate(params["layers"].values()):
+        x = _layer(config, how, number)(weights, x, angles, mask)
+    x = nn.rms_norm(x, outer["norm"], config.norm_eps)
+    return nn.logits(x, outer.get("head", outer["embedding"]), how.logits_at_once)
 
 
-def _layer(config: LlamaConfig, weights: Tree, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-    x = x + _attention(config, weights, nn.rms_norm(x, weights["attention_norm"], config.norm_eps), angles, mask)
-    inner = nn.rms_norm(x, weights["ffn_norm"], config.norm_eps)
-    return x + nn.swiglu(inner, weights["gate"], weights["up"], weights["down"])
+def _layer(config: LlamaConfig, how: Compute, number: int) -> Callable[..., Tensor]:
+    """A decoder layer that keeps what `how` says for its gradient."""
+    if how.remat == "selective":
+        return partial(_pieces, config, partial(layer, again=True))
+    return layer(
+        partial(_pieces, config, lambda piece: piece), again=how.remat == "layerwise" and number % how.every_nth_layer == 0
+    )
 
 
-def _attention(config: LlamaConfig, layer: Tree, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-    x = nn.entered(x, layer["query"])
+def _pieces(config: LlamaConfig, wrap: Callable[..., Any], weights: Tree, x: Tensor, angles: Any, mask: Tensor) -> Tensor:
+    """A layer in four pieces, each of which begins behind matrix products or attention and ends with its own products."""
+
+    def piece(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
+        return partial(wrap(partial(function, config)), {name: weights[name] for name in names})
+
+    query, key, value = piece(_heads, "attention_norm", "query", "key", "value")(x, angles)
+    x = piece(_output, "output")(x, nn.attention(query, key, value, mask))
+    gates, values = piece(_gated, "ffn_norm", "gate", "up")(x)
+    written: Tensor = piece(_down, "down")(x, gates, values)
+    return written
+
+
+def _heads(config: LlamaConfig, weights: Tree, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    x = nn.entered(nn.rms_norm(x, weights["attention_norm"], config.norm_eps), weights["query"])
 
     def heads(weight: nn.Weight) -> Tensor:
         return nn.linear(x, weight).view(*x.shape[:-1], -1, config.model_dim // config.num_attn_heads).transpose(1, 2)
 
-    query, key = nn.rotate(heads(layer["query"]), *angles), nn.rotate(heads(layer["key"]), *angles)
-    return nn.linear(nn.attention(query, key, heads(layer["value"]), mask).transpose(1, 2).flatten(-2), layer["output"])
+    query, key, value = (heads(weights[name]) for name in ("query", "key", "value"))
+    return nn.rotate(query, *angles), nn.rotate(key, *angles), value
+
+
+def _output(config: LlamaConfig, weights: Tree, x: Tensor, mixed: Tensor) -> Tensor:
+    return x + nn.linear(mixed.transpose(1, 2).flatten(-2), weights["output"])
+
+
+def _gated(config: LlamaConfig, weights: Tree, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = nn.entered(nn.rms_norm(x, weights["ffn_norm"], config.norm_eps), weights["gate"])
+    return nn.linear(x, weights["gate"]), nn.linear(x, weights["up"])
+
+
+def _down(config: LlamaConfig, weights: Tree, x: Tensor, gates: Tensor, values: Tensor) -> Tensor:
+    return x + nn.linear(nn.swiglu(gates, values), weights["down"])

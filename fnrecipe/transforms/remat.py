@@ -17,7 +17,7 @@ from torch.func import vjp
 
 
 def remat(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, a pure function of trees of tensors with one tensor as its result, keeping its arguments only."""
+    """`function`, a pure function of trees of tensors with a tensor or several as its result, keeping its arguments only."""
 
     def call(*args: Any) -> Any:
         leaves, spec = pytree.tree_flatten(args)
@@ -43,7 +43,7 @@ def _rematerialised(flat: Callable[..., Any]) -> type[torch.autograd.Function]:
             ctx.save_for_backward(*inputs)
 
         @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
+        def backward(ctx: Any, *gradients: Any) -> Any:
             # An argument without a gradient may still wear the wrapper of a transform that has ended.
             leaves, wanted = [unwrap_if_dead(leaf) for leaf in ctx.saved_tensors], ctx.needs_input_grad
 
@@ -51,8 +51,8 @@ def _rematerialised(flat: Callable[..., Any]) -> type[torch.autograd.Function]:
                 given = iter(chosen)
                 return flat(*(next(given) if want else leaf for leaf, want in zip(leaves, wanted, strict=True)))
 
-            pull = vjp(of_wanted, *(leaf for leaf, want in zip(leaves, wanted, strict=True) if want))[1]
-            gradients = iter(pull(gradient))
-            return tuple(next(gradients) if want else None for want in wanted)
+            value, pull = vjp(of_wanted, *(leaf for leaf, want in zip(leaves, wanted, strict=True) if want))[:2]
+            found = iter(pull(gradients if isinstance(value, tuple) else gradients[0]))
+            return tuple(next(found) if want else None for want in wanted)
 
     return Remat

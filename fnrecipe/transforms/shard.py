@@ -75,10 +75,13 @@ def evaluation(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable
     return lambda params, batch: tree_sum(of_replica(params, batch), mesh.replica)
 
 
-def layer(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function(params, …)` of parts: gathered when it runs and again when its gradient is taken, and never kept in between."""
-    gathering = remat(lambda params, *args: function(whole(params), *args))
-    return lambda params, *args: gathering(params, *args) if _is_spread(params) else function(whole(params), *args)
+def layer(function: Callable[..., Any], *, again: bool = False) -> Callable[..., Any]:
+    """`function(params, …)` of parts: gathered when it runs and again when its gradient is taken, and never kept in between.
+
+    Its values are computed again then too, whether or not there is anything to gather if `again` says so.
+    """
+    recomputed = remat(lambda params, *args: function(whole(params), *args))
+    return lambda params, *args: recomputed(params, *args) if again or _is_spread(params) else function(whole(params), *args)
 
 
 def whole(values: Tree) -> Tree:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fnrecipe import optim, schedule
+from fnrecipe.compute import Compute
 from fnrecipe.generate import generate
 from fnrecipe.loss import Loss, next_token_loss
 from fnrecipe.models import llama
@@ -28,8 +30,15 @@ def init(config: LMConfig, key: Tensor, keep: Keep) -> Tree:
     return llama.init(config.model.config, key, keep)
 
 
+def compute(config: LMConfig) -> Compute:
+    trainer = config.trainer
+    checkpointing = trainer.activation_checkpointing
+    dtype = getattr(torch, trainer.dtype)
+    return Compute(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once)
+
+
 def loss(config: LMConfig) -> Loss:
-    return next_token_loss(partial(llama.apply, config.model.config), source_list(config))
+    return next_token_loss(partial(llama.apply, config.model.config, how=compute(config)), source_list(config))
 
 
 def update(config: LMConfig) -> Transform:
@@ -52,7 +61,7 @@ def update(config: LMConfig) -> Transform:
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     tokens = generate(
-        partial(llama.apply, config.model.config),
+        partial(llama.apply, config.model.config, how=compute(config)),
         params,
         [tokenizer.bos, *tokenizer.encode([prompt])[0].tolist()],
         key,

@@ -339,7 +339,13 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
             draw(st.sampled_from(["auto", "cpu", "cuda"])),
             draw(positives),
         ),
-        trainer=draw(st.builds(c.TrainerSection, st.sampled_from(["off", "trace"]), st.none() | positives)),
+        trainer=c.TrainerSection(
+            draw(st.sampled_from(["off", "trace", "inductor"])),
+            draw(st.sampled_from(["float32", "bfloat16"])),
+            draw(st.builds(c.ActivationCheckpointingSection, st.just("layerwise"), counts)),
+            draw(st.none() | counts),
+            draw(st.none() | positives),
+        ),
         optimizer=c.OptimizerSection(config=draw(adamw)),
         lr_scheduler=c.LRSchedulerSection(
             config=c.CosineAnnealingConfig(draw(st.integers(0, (steps or 2**62) - 1)), cycle, draw(st.floats(0, 1)))

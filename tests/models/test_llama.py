@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import attrs
 import pytest
@@ -11,12 +12,15 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from torch.func import grad
+from torch.fx import Node
 
 from fnrecipe import random, tree
+from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
+from fnrecipe.transforms.jit import _trace
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, documents, draw, packed
 
@@ -203,3 +207,51 @@ def test_another_key_changes_every_matrix_and_no_two_matrices_are_equal() -> Non
     found = [tree.paths(llama.init(config, random.key(seed))) for seed in (0, 1)]
     matrices = [leaf.flatten()[:100] for params in found for leaf in params.values() if leaf.ndim > 1]
     assert len({tuple(matrix.sign().tolist()) for matrix in matrices}) == len(matrices) == 2 * (2 + 7 * 2)
+
+
+ONE_ROW = packed([documents(5, 9)], 24)
+REMATS = (Compute(remat="selective"), Compute(remat="layerwise"), Compute(remat="layerwise", every_nth_layer=2))
+
+
+def traced_gradient(how: Compute) -> list[Node]:
+    """The nodes of the traced gradient of the loss on one row, computed like `how`."""
+    loss = next_token_loss(partial(llama.apply, TINY, how=how))
+    traced: Any = _trace(grad(loss, has_aux=True), (random_params(TINY, torch.float32), ONE_ROW), 0).run
+    return list(traced.graph.nodes)
+
+
+@pytest.mark.parametrize("how", REMATS, ids=lambda how: f"{how.remat}{how.every_nth_layer}")
+def test_what_is_computed_again_changes_nothing_but_the_order_of_sums(how: Compute) -> None:
+    params = random_params(TINY, torch.float32)
+    found, expected = (
+        grad(next_token_loss(partial(llama.apply, TINY, how=h)), has_aux=True)(params, ONE_ROW) for h in (how, Compute())
+    )
+    assert_close(found, expected, 0.0 if how.remat == "layerwise" else 1e-6)
+
+
+def test_products_and_attention_are_computed_again_by_whole_layers_only() -> None:
+    def number(how: Compute, name: str) -> int:
+        return sum(name in str(node.target) for node in traced_gradient(how))
+
+    layers = TINY.num_layers
+    off, selective, layerwise, second = ([number(h, "aten.mm"), number(h, "attention")] for h in (Compute(), *REMATS))
+    assert selective == off
+    assert layerwise == [off[0] + 6 * layers, off[1] + layers]  # all but the last product of each, which nobody wants
+    assert second == [off[0] + 6 * (layers // 2), off[1] + layers // 2]
+
+
+def test_half_precision_multiplies_in_half_and_stays_near_single_precision() -> None:
+    how = Compute(dtype=torch.bfloat16, logits_at_once=7)
+    products = [node for node in traced_gradient(how) if "aten.mm" in str(node.target)]
+    assert products
+    assert all(source.meta["val"].dtype == torch.bfloat16 for node in products for source in node.all_input_nodes)
+
+    params = random_params(TINY, torch.float32)
+    (half, sums), (single, expected) = (
+        grad(next_token_loss(partial(llama.apply, TINY, how=h)), has_aux=True)(params, ONE_ROW) for h in (how, Compute())
+    )
+    assert {leaf.dtype for leaf in tree.leaves(half)} == {torch.float32}
+    torch.testing.assert_close(sums["loss"], expected["loss"], rtol=0.02, atol=0)
+    for path, leaf in tree.paths(half).items():
+        other = tree.paths(single)[path]
+        assert F.cosine_similarity(leaf.flatten(), other.flatten(), 0) > 0.99, path

@@ -1,0 +1,76 @@
+"""The cross entropy of a head, whose logits are made a few positions at a time and never kept.
+
+Logits are the largest values of a step: vocabulary times positions. Here the gradient is taken along with the value, chunk by
+chunk, so that nothing is computed twice; `remat` of each chunk would multiply by the head again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@attrs.frozen(eq=False)
+class Head:
+    """Logits [B, T, V] that are not multiplied out.
+
+    x       [B, T, D]
+    weight  [V, D]
+    chunk   positions whose logits may be there at once
+    """
+
+    x: Tensor
+    weight: Tensor
+    chunk: int
+
+
+def cross_entropy(head: Head, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the nats of `targets` where `mask` holds (float32 []), and the nats of all (float32 [B, T], no gradient).
+
+    targets int64 [B, T], mask bool [B, T]. The sum may be differentiated once.
+    """
+    total, nats, *_ = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        head.x.flatten(0, -2), head.weight, targets.flatten(), mask.flatten(), head.chunk
+    )
+    return total, nats.detach().view(targets.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Any, weight: Any, targets: Any, mask: Any, chunk: int) -> Any:
+        rounded, nats, of_x, of_weight = weight.to(x.dtype), [], [], None
+        for part in zip(x.split(chunk), targets.split(chunk), mask.split(chunk), strict=True):
+            values, of_part, slope = _of_chunk(*part, rounded)
+            nats.append(values)
+            of_x.append(of_part)
+            of_weight = slope if of_weight is None else of_weight + slope
+        assert of_weight is not None
+        values = torch.cat(nats)
+        return (values * mask).sum(), values, torch.cat(of_x), of_weight.to(weight.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, _, of_x, of_weight = output
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(of_x, of_weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any, *others: Any) -> Any:
+        if any(other is not None for other in others):
+            raise NotImplementedError("the cross entropy of a Head has no second derivative; take it of whole logits")
+        of_x, of_weight = ctx.saved_tensors
+        return of_x * gradient, of_weight * gradient, None, None, None
+
+
+def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats [N], and the gradients of their masked sum for x [N, D] and weight [V, D] (float32)."""
+    logs = F.linear(x, weight).float().log_softmax(-1)
+    nats = -logs.gather(-1, targets[:, None])[:, 0]
+    slopes = logs.exp().scatter_add(-1, targets[:, None], -torch.ones_like(nats)[:, None]).to(x.dtype)
+    return nats, (slopes @ weight) * mask[:, None], (slopes.t() @ (x * mask[:, None])).float()
