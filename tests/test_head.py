@@ -14,7 +14,7 @@ from torch.func import grad, vmap
 
 from fnrecipe import head
 from fnrecipe.head import Head
-from fnrecipe.transforms.jit import _trace
+from fnrecipe.transforms import trace
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 6, 5, 31
 
@@ -47,7 +47,7 @@ def test_values_and_gradients_are_those_of_whole_logits(chunk: int) -> None:
 
 def test_no_value_of_the_traced_gradient_is_larger_than_the_logits_of_a_chunk() -> None:
     def largest(function: Any) -> int:
-        graph: Any = _trace(grad(function, (0, 1), has_aux=True), draws(torch.float32), 0).run
+        graph, _ = trace(grad(function, (0, 1), has_aux=True), draws(torch.float32))
         values = [node.meta["val"] for node in graph.graph.nodes if node.op == "call_function"]
         return max(value.numel() for value in values if isinstance(value, Tensor))
 

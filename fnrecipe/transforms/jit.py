@@ -9,9 +9,8 @@ custom backward under `torch.func.grad` it has silently dropped the backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-import attrs
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -26,27 +25,31 @@ from fnrecipe.transforms.overlap import overlap
 aten = torch.ops.aten
 
 
-@attrs.frozen
-class _Traced:
-    run: Callable[..., list[Tensor]]
-    spec: pytree.TreeSpec
+Backend: TypeAlias = Callable[[GraphModule], Callable[..., Any]]
+"""What runs a graph: a function of the flat inputs that gives the flat outputs and writes into the same inputs."""
 
 
-def jit(function: Callable[..., Any], *, donate: int = 0) -> Callable[..., Any]:
-    """`function`, traced at the first call with new shapes, dtypes, devices or values that are no tensors.
+def interpreter(graph: GraphModule) -> Callable[..., Any]:
+    """The graph as it is: one operation after the other."""
+    return graph
+
+
+def jit(function: Callable[..., Any], *, donate: int = 0, backend: Backend = interpreter) -> Callable[..., Any]:
+    """`function`, traced at the first call with new shapes, dtypes, devices or values that are no tensors; run by `backend`.
 
     The first `donate` arguments are given up: the first `donate` results, which must have the same structure, are
     written into their buffers. The state then exists once, at addresses that never change.
     """
-    cache: dict[Any, _Traced] = {}
+    cache: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec]] = {}
 
     def call(*args: Any) -> Any:
         inputs, spec = pytree.tree_flatten(args)
         signature = (str(spec), *map(_signature, inputs))
         if signature not in cache:
-            cache[signature] = _trace(function, args, donate)
-        traced = cache[signature]
-        return pytree.tree_unflatten(traced.run(*inputs), traced.spec)
+            graph, outputs = trace(function, args, donate=donate)
+            cache[signature] = backend(graph), outputs
+        run, outputs = cache[signature]
+        return pytree.tree_unflatten(run(*inputs), outputs)
 
     return call
 
@@ -55,7 +58,11 @@ def _signature(leaf: Any) -> Any:
     return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
 
 
-def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> _Traced:
+def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
+    """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
+
+    The args may be fake tensors; each node's result is one in its `meta["val"]`.
+    """
     inputs, spec = pytree.tree_flatten(args)
     given = len(tree.leaves(args[:donate]))
     results: list[pytree.TreeSpec] = []
@@ -69,7 +76,7 @@ def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> 
     graph.graph.eliminate_dead_code()
     overlap(graph)
     _write_in_place(graph)
-    return _Traced(graph, results[0])
+    return graph, results[0]
 
 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import attrs
 import pytest
@@ -20,7 +19,7 @@ from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
-from fnrecipe.transforms.jit import _trace
+from fnrecipe.transforms import trace
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, documents, draw, packed
 
@@ -216,7 +215,7 @@ REMATS = (Compute(remat="selective"), Compute(remat="layerwise"), Compute(remat=
 def traced_gradient(how: Compute) -> list[Node]:
     """The nodes of the traced gradient of the loss on one row, computed like `how`."""
     loss = next_token_loss(partial(llama.apply, TINY, how=how))
-    traced: Any = _trace(grad(loss, has_aux=True), (random_params(TINY, torch.float32), ONE_ROW), 0).run
+    traced, _ = trace(grad(loss, has_aux=True), (random_params(TINY, torch.float32), ONE_ROW))
     return list(traced.graph.nodes)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
 from fnrecipe.schedule import cosine_annealing
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import evaluation, jit
-from tests.helpers import TINY, assert_same_bits, documents, packed
+from fnrecipe.transforms import evaluation, inductor, interpreter, jit, trace
+from tests.helpers import TINY, assert_close, assert_same_bits, documents, packed
 
 LOSS = next_token_loss(partial(llama.apply, TINY))
 UPDATE = optim.adamw(cosine_annealing(0.01, num_warmup_steps=2, num_steps=5, final_scale=0.1), max_norm=1.0)
@@ -117,8 +117,8 @@ ALIASING: dict[str, Callable[[State2, Tensor], tuple[State2, Any]]] = {
 
 def test_a_copy_that_becomes_the_new_value_of_its_buffer_is_not_made() -> None:
     def copies(function: Callable[..., Any]) -> int:
-        traced = importlib.import_module("fnrecipe.transforms.jit")._trace(function, ((torch.ones(3),),), 1)
-        targets = [node.target for node in traced.run.graph.nodes]
+        traced = trace(function, ((torch.ones(3),),), donate=1)
+        targets = [node.target for node in traced[0].graph.nodes]
         return sum(target in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default) for target in targets)
 
     assert copies(lambda s: ((s[0].clone().add_(1),),)) == 0
@@ -245,13 +245,26 @@ def names_compile(node: ast.AST) -> bool:
     return isinstance(node, ast.ImportFrom) and "torch" in (node.module or "") and "compile" in {a.name for a in node.names}
 
 
-def test_run_py_never_compiles() -> None:
-    """No file of fnrecipe names torch.compile, the recipes and the command line included."""
+def test_inductor_refuses_a_python_function() -> None:
+    with pytest.raises(TypeError, match="inductor: expected a traced graph, found function"):
+        inductor(tripled_gradient)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_inductor_takes_the_steps_of_the_interpreter_within_rounding() -> None:
+    step = train_step(LOSS, attrs.evolve(UPDATE, apply=None))
+    (found, _), (expected, _) = (run(jit(step, donate=1, backend=backend), 3) for backend in (inductor, interpreter))
+    assert_close(found, expected, 1e-3)
+
+
+def test_one_file_compiles() -> None:
+    """No other file of fnrecipe names torch.compile, the recipes and the command line included."""
     root = Path(fnrecipe.__file__).parent
     files = {path for folder in (root, root / "cli", root / "recipes") for path in folder.rglob("*.py")}
     assert {"run.py", "jit.py", "main.py"} <= {path.name for path in files}
     nodes = [(path.name, node) for path in files for node in ast.walk(ast.parse(path.read_text()))]
-    assert [f"{name}:{node.lineno}" for name, node in nodes if names_compile(node)] == []
+    assert {name for name, node in nodes if names_compile(node)} == {"inductor.py"}
 
 
 @pytest.mark.parametrize("code", ["torch.compile(f)", "from torch import compile", "f = torch.compile", "torch.jit.compile(f)"])

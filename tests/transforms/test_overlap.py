@@ -14,7 +14,7 @@ from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
 from fnrecipe.schedule import cosine_annealing
 from fnrecipe.step import init_state, train_step
-from fnrecipe.transforms.jit import _trace
+from fnrecipe.transforms import trace
 from tests.helpers import TINY, documents, packed
 from tests.ranks import mesh_of, on_ranks
 
@@ -30,7 +30,7 @@ def of_step(mesh: Any) -> list[Node]:
     update, key = optim.adamw(cosine_annealing(0.1, num_warmup_steps=1, num_steps=9, final_scale=0)), random.key(0)
     state = init_state(llama.init(CONFIG, key, mesh.cut), update, key)
     step = train_step(next_token_loss(partial(llama.apply, CONFIG)), update, 1, mesh)
-    graph: Any = _trace(step, (state, packed([documents(15)], 16)), 1).run
+    graph, _ = trace(step, (state, packed([documents(15)], 16)), donate=1)
     return list(graph.graph.nodes)
 
 

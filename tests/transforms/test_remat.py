@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnrecipe.transforms import remat
-from fnrecipe.transforms.jit import _trace
+from fnrecipe.transforms import remat, trace
 from tests.helpers import assert_close, assert_same_bits, draw
 
 PARAMS = draw({"in": torch.zeros(6, 5), "out": torch.zeros(5, 6)}, seed=0)
@@ -36,8 +35,8 @@ def plain(function: Any) -> Any:
 
 
 def matrix_products(function: Callable[..., Any], *args: Any) -> int:
-    graph = _trace(function, args, 0).run.graph  # type: ignore[attr-defined]
-    return sum(node.target == torch.ops.aten.mm.default for node in graph.nodes)
+    graph, _ = trace(function, args)
+    return sum(node.target == torch.ops.aten.mm.default for node in graph.graph.nodes)
 
 
 def test_values_and_gradients_have_the_same_bits() -> None:

@@ -20,8 +20,7 @@ from fnrecipe.optim import Transform
 from fnrecipe.parts import Mesh
 from fnrecipe.schedule import cosine_annealing
 from fnrecipe.step import State, init_state, train_step
-from fnrecipe.transforms import evaluation, jit
-from fnrecipe.transforms.jit import _trace
+from fnrecipe.transforms import Backend, evaluation, inductor, jit, trace
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, assert_same_bits, documents, packed
 from tests.ranks import assembled, mesh_of, on_ranks
@@ -151,22 +150,24 @@ def test_the_fast_reduction_is_the_same_within_rounding() -> None:
     on_ranks(2, check_fast)
 
 
-def check_compiled(rank: int, size: int, modes: list[dict[str, Any]], backend: str) -> None:
+def check_compiled(rank: int, size: int, modes: list[dict[str, Any]], backend: Backend) -> None:
     config, update, rows = attrs.evolve(CONFIG, num_layers=1), UPDATES["sgd"], packed([documents(5, 3), documents(2)], 16)
     for options in modes:
         mesh = mesh_of(rank, size, **options)
         states = [init_state(llama.init(config, KEY, mesh.cut), update, KEY) for _ in range(2)]
         step = train_step(next_token_loss(partial(llama.apply, config)), update, 1, mesh)
-        traced = _trace(step, (states[0], rows), 1)
-        compiled = torch.compile(traced.run, fullgraph=True, backend=backend)
-        found, expected = (run(*tree.leaves((state, rows))) for run, state in zip((compiled, traced.run), states, strict=True))
+        graph, _ = trace(step, (states[0], rows), donate=1)
+        runs = zip((backend(graph), graph), states, strict=True)
+        found, expected = (run(*tree.leaves((state, rows))) for run, state in runs)
         assert_close(tree.map(Tensor.double, found), tree.map(Tensor.double, expected), 1e-4)
 
 
 def test_traced_steps_with_their_collectives_are_one_graph_to_torch_compile() -> None:
-    on_ranks(2, check_compiled, [*MODES.values(), TENSOR["tensor"]], "aot_eager")
+    on_ranks(
+        2, check_compiled, [*MODES.values(), TENSOR["tensor"]], partial(torch.compile, fullgraph=True, backend="aot_eager")
+    )
 
 
 @pytest.mark.slow
 def test_inductor_compiles_the_step_with_gathers_in_its_layers() -> None:
-    on_ranks(2, check_compiled, [MODES["fsdp"]], "inductor")
+    on_ranks(2, check_compiled, [MODES["fsdp"]], inductor)
