@@ -6,7 +6,7 @@ metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
 metrics/valid.jsonl    one line a validation
 checkpoints/           see fnrecipe.checkpoint
 logs/rank_0.log        what the console said
-logs/speed.jsonl       tokens per second; the only record that differs from run to run
+logs/speed.jsonl       speed, use of the device, memory; the only record that differs from run to run
 sample.txt             text from the trained model
 """
 

@@ -2,6 +2,7 @@
 
 from fnrecipe.transforms.accumulate import accumulate as accumulate
 from fnrecipe.transforms.jit import jit as jit
+from fnrecipe.transforms.jit import trace as trace
 from fnrecipe.transforms.remat import remat as remat
 from fnrecipe.transforms.shard import evaluation as evaluation
 from fnrecipe.transforms.shard import gradients as gradients

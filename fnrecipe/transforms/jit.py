@@ -56,6 +56,15 @@ def _signature(leaf: Any) -> Any:
 
 
 def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> _Traced:
+    graph, spec = trace(function, args, donate=donate)
+    return _Traced(graph, spec)
+
+
+def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
+    """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
+
+    The args may be fake tensors; each node's result is one in its `meta["val"]`.
+    """
     inputs, spec = pytree.tree_flatten(args)
     given = len(tree.leaves(args[:donate]))
     results: list[pytree.TreeSpec] = []
@@ -69,7 +78,7 @@ def _trace(function: Callable[..., Any], args: tuple[Any, ...], donate: int) -> 
     graph.graph.eliminate_dead_code()
     overlap(graph)
     _write_in_place(graph)
-    return _Traced(graph, results[0])
+    return graph, results[0]
 
 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
