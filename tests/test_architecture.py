@@ -30,6 +30,8 @@ EFFECTS = {
     "display",
     "host",
     "speed",
+    "graph",
+    "profile",
     "signals",
     "config.layers",
     "config.yaml",
