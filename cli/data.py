@@ -13,6 +13,7 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
 from fnrecipe.errors import DataError, UsageError
 
@@ -80,7 +81,7 @@ def stats(
         table.add_row(
             corpus.name,
             f"{len(corpus.files):,}",
-            _bytes(sum(file.size for file in corpus.files)),
+            si(sum(file.size for file in corpus.files), "B"),
             f"{len(counted.lengths):,}",
             f"{len(counted.bad):,}",
             f"{tokens:,}",
@@ -125,7 +126,7 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
         documents = sum(count for _, count in blocks)
         click.echo(f"{corpus.name}: {documents:,} documents in {len(corpus.blocks):,} blocks")
     size = sum(path.stat().st_size for path in Path(config.dataset.cache).rglob("*.safetensors"))
-    click.echo(f"{config.dataset.cache}: {_bytes(size)} after {time.perf_counter() - started:.1f} s")
+    click.echo(f"{config.dataset.cache}: {si(size, 'B')} after {time.perf_counter() - started:.1f} s")
     return 0
 
 
@@ -159,11 +160,3 @@ def _show_row(batch: Batch, row: int, decode: Callable[[Any], str], names: list[
         ids = [*batch.tokens[row][here].tolist(), int(batch.targets[row][here][-1])]
         click.secho(f"── {names[int(batch.sources[row][here][0])]}, {len(ids) - 1:,} targets", dim=True)
         click.secho(decode(ids), fg=("cyan", "yellow", "green", "magenta")[piece % 4])
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.1f} {unit}" if unit != "B" else f"{size:,.0f} B"
-        size /= 1000
-    return f"{size:,.1f} TB"

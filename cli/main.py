@@ -11,7 +11,9 @@ import click
 
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config
+from fnrecipe.cli.graph import graph
 from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import train
 from fnrecipe.config import resolve
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe
 
 
-@click.group(commands=[train, dump_config, data, tokenizer], context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = [train, dump_config, data, tokenizer, graph, profile]
+
+
+@click.group(commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fnrecipe")
 def fnrecipe() -> None:
     """Recipes for training language models: a fold of a pure step over a stream.

@@ -6,7 +6,7 @@ metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
 metrics/valid.jsonl    one line a validation
 checkpoints/           see fnrecipe.checkpoint
 logs/rank_0.log        what the console said
-logs/speed.jsonl       tokens per second; the only record that differs from run to run
+logs/speed.jsonl       speed, use of the device, memory; the only record that differs from run to run
 sample.txt             text from the trained model
 """
 
@@ -38,19 +38,31 @@ def log(rank: int) -> Path:
 
 
 @contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Makes `out` if need be, for what the context writes there.
+
+    Raises:
+        UsageError: if it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{out}: expected a directory to write to, found a file") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot write to the output directory: {error.strerror}") from None
+
+
+@contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Makes `out` if need be and holds it for this process alone.
 
     Raises:
         UsageError: if it cannot be made or written to, or another run holds it.
     """
-    try:
+    with writing(out):
         (out / "logs").mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("a+")
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{out}: expected a directory to write to, found a file") from None
-    except OSError as error:
-        raise UsageError(f"{out}: cannot write to the output directory: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

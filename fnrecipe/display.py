@@ -9,19 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import attrs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from fnrecipe.speed import Speed
+
 _LOG = logging.getLogger("fnrecipe")
-
-
-@attrs.frozen
-class Speed:
-    """How fast the last steps were."""
-
-    tokens_per_second: float
-    steps_per_second: float
 
 
 class _Lines(logging.Handler):
@@ -99,6 +92,8 @@ def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> s
     if "learning_rate" in metrics:
         facts.append(f"lr {metrics['learning_rate']:.1e}")
     facts.append(f"{speed.tokens_per_second:,.0f} tokens/s")
+    if speed.mfu is not None:
+        facts.append(f"{speed.mfu:.1%} MFU")
     if metrics["skipped"]:
         facts.append(f"{int(metrics['skipped'])} skipped as not finite")
     if total and speed.steps_per_second:

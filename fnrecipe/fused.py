@@ -7,6 +7,7 @@ value, and lets the kernel write into the buffer itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ def adamw(
             found_inf=(~where).float(),
         )
     return new[0], new[1], new[2]
+
+
+@torch.library.impl("aten::_fused_adamw_.tensor_lr", "Meta")
+def _by_shape(*args: Any, **kwargs: Any) -> None:
+    """What tracing runs in place of the kernel: torch has nothing for it, and would run it on zeros, as large as the state."""
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import attrs
 from torch import Tensor
 
+from fnrecipe.cost import TokenFlops
 from fnrecipe.data import Batch, Corpus, Place, Source, Tokenizer
 from fnrecipe.loss import Loss
 from fnrecipe.optim import Transform
@@ -30,6 +31,7 @@ class Recipe(Generic[C]):
     sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
     tokenizer config -> the tokenizer that made the tokens, for `fnrecipe data`
+    flops     config -> FLOPs of the model a position, to tell how well a device is used, or None
     rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them
     """
 
@@ -43,4 +45,5 @@ class Recipe(Generic[C]):
     sample: Callable[[C, Tree, Tensor], str] | None = None
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None
+    flops: Callable[[C], TokenFlops] | None = None
     rules: Mapping[str, int] = attrs.field(factory=dict)

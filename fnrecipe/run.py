@@ -20,10 +20,11 @@ import attrs
 import torch
 
 from fnrecipe import checkpoint, directory, host, random, record, tree
+from fnrecipe.build import batches, first_state, functions, to_device
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe, prefetch, spread
-from fnrecipe.display import Display, Speed, duration
+from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe
+from fnrecipe.display import Display, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
@@ -34,8 +35,9 @@ from fnrecipe.metrics import means
 from fnrecipe.parts import Mesh, extent, is_part
 from fnrecipe.recipe import Recipe
 from fnrecipe.signals import EXIT_STATUS, Signals
-from fnrecipe.step import Metrics, State, Step, init_state, train_step
-from fnrecipe.transforms import evaluation, jit, whole
+from fnrecipe.speed import Speed, Work, speed, timed, work_of
+from fnrecipe.step import Metrics, State, Step
+from fnrecipe.transforms import whole
 from fnrecipe.tree import Tree
 
 
@@ -64,10 +66,12 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
-        step, evaluate = _functions(recipe, config, mesh)
+        step, evaluate = functions(recipe, config, mesh)
+        work = work_of(recipe, config, device, gang.size)
         stack.enter_context(last_words(gang))
         try:
-            return _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate).go()
+            run = _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work)
+            return run.go()
         except OSError as error:  # a full disk, say; what is saved is untouched
             raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
 
@@ -79,10 +83,9 @@ class _Clock:
     step: int
     started: float = attrs.field(factory=time.monotonic)
 
-    def speed(self, rows: Sequence[Mapping[str, float]]) -> Speed:
-        seconds = time.monotonic() - self.started
-        timed = [row for row in rows if row["step"] > self.step]
-        return Speed(sum(row["targets"] for row in timed) / seconds, len(timed) / seconds)
+    def speed(self, work: Work, rows: Sequence[Mapping[str, float]], waits: Sequence[float]) -> Speed:
+        seconds, first = time.monotonic() - self.started, sum(row["step"] <= self.step for row in rows)
+        return speed(work, [row["targets"] for row in rows[first:]], waits[first:], seconds)
 
 
 @attrs.frozen
@@ -101,6 +104,7 @@ class _Run:
     display: Display
     step: Step
     evaluate: Callable[[Tree, Batch], Sums]
+    work: Work
 
     def go(self) -> int:
         """The fold, observed."""
@@ -111,7 +115,7 @@ class _Run:
         if first and _due(regime.validate_every_n_steps, first):
             self._validate(state.params, first)
         number = saved = first
-        pending: list[Metrics] = []
+        pending: list[tuple[Metrics, float]] = []
         clock = _Clock(first)
         stop: Signal | None = None
         with closing(self._stream(cursor)) as stream:
@@ -119,8 +123,8 @@ class _Run:
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
             if left != 0 and self.config.trainer.jit == "trace":
                 self.display.line("tracing the step")
-            for number, (state, metrics, (cursor, heard)) in enumerate(islice(folded, left), first + 1):
-                pending.append(metrics)
+            for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
+                pending.append((metrics, waited))
                 if number == first + 1:
                     self.display.line(f"first step after {duration(time.monotonic() - started)}")
                     clock = _Clock(number)
@@ -147,10 +151,8 @@ class _Run:
 
     def _start(self) -> tuple[State, Any, int]:
         """The state to begin with, the stream's cursor behind it, and its step."""
-        key = random.key(self.config.common.seed, self.device)
-        params = self.recipe.init(self.config, random.fold_in(key, "init"), self.mesh.cut)
-        state = init_state(params, self.recipe.update(self.config), key)
-        size = sum(extent(leaf)[0].numel() for leaf in tree.leaves(params, is_part))
+        state = first_state(self.recipe, self.config, self.mesh, self.device)
+        size = sum(extent(leaf)[0].numel() for leaf in tree.leaves(state.params, is_part))
         ranks = "" if self.gang.alone else f", {self.gang.size} ranks"
         where = f"{self.device.type} ({torch.get_num_threads()} threads{ranks})"
         self.display.line(f"{self.recipe.name}: {size:,} parameters on {where}, in {self.out}")
@@ -172,14 +174,8 @@ class _Run:
         replace(self.out / directory.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 
     def _stream(self, cursor: Any) -> Any:
-        dataset, make = self.config.dataset, partial(self.recipe.stream, self.config)
-        read: Source[Batch]
-        if dataset.num_workers:
-            read = partial(spread, make, place=self._place, workers=dataset.num_workers, size=dataset.prefetch)
-        else:
-            read = pipe(make(self._place), partial(prefetch, size=dataset.prefetch))
         agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
-        return pipe(read, agreed, self._to_device)(cursor)
+        return pipe(batches(self.recipe, self.config, self._place), timed, agreed, self._to_device)(cursor)
 
     @cached_property
     def _valid(self) -> Source[Batch]:
@@ -193,15 +189,17 @@ class _Run:
 
     @property
     def _to_device(self) -> Any:
-        return partial(each, function=partial(_to_device, device=self.device))
+        return partial(each, function=partial(to_device, device=self.device))
 
-    def _publish(self, pending: Sequence[Metrics], clock: _Clock) -> None:
+    def _publish(self, pending: Sequence[tuple[Metrics, float]], clock: _Clock) -> None:
         """Writes one line for each step since the last publication; the only place where the host waits for the device."""
-        rows = [means({name: value.item() for name, value in metrics.items()}) for metrics in pending]
-        speed = clock.speed(rows)
+        rows = [means({name: value.item() for name, value in metrics.items()}) for metrics, _ in pending]
+        speed = clock.speed(self.work, rows, [waited for _, waited in pending])
         if self.gang.leads:
             record.append(self.out / directory.TRAIN, rows)
-            record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **attrs.asdict(speed)}])
+            known = {name: value for name, value in attrs.asdict(speed).items() if value is not None}
+            memory = host.peak_memory(self.device)
+            record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **known, "peak_memory": memory}])
         self.display.step(rows[-1], speed)
         limit = self.config.trainer.max_skipped_steps
         for row in rows:
@@ -262,19 +260,5 @@ class _Run:
         self.display.line(f"sample:\n{text}")
 
 
-def _functions(recipe: Recipe[Any], config: Any, mesh: Mesh) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a mesh, traced if the config says so."""
-    loss, leaves = recipe.loss(config), config.gang.num_leaves // (mesh.replica.size * mesh.shard.size)
-    step, evaluate = train_step(loss, recipe.update(config), leaves, mesh), evaluation(loss, leaves, mesh)
-    if config.trainer.jit == "off":
-        return step, evaluate
-    return jit(step, donate=1), jit(evaluate)
-
-
 def _due(interval: int | None, number: int) -> bool:
     return interval is not None and number % interval == 0
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    tensors: Batch = tree.map(lambda array: torch.from_numpy(array).to(device), batch)
-    return tensors

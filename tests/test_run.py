@@ -71,6 +71,20 @@ def test_a_run_writes_each_step_once_and_everything_else(whole: Path) -> None:
     assert 5.0 < row["loss"] < 6.0  # log(264) = 5.6 for a model that knows nothing
 
 
+def test_the_speed_is_recorded_beside_what_it_costs(whole: Path) -> None:
+    timed = rows(whole / directory.SPEED)
+    assert [row["step"] for row in timed] == [3, 4, 6]
+    row = timed[0]
+    assert row["positions_per_second"] == pytest.approx(8 * 32 * row["steps_per_second"])
+    assert row["tokens_per_second"] <= row["positions_per_second"]
+    model = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 264 * 32
+    assert row["model_flops_per_second"] == pytest.approx((6 * model + 12 * 2 * 32 * 32) * row["positions_per_second"])
+    assert row["causal_model_flops_per_second"] < row["model_flops_per_second"]
+    assert 0 <= row["data_wait"] <= 1
+    assert 50e6 < row["peak_memory"] < 50e9
+    assert "mfu" not in row  # nobody knows the peak of a CPU
+
+
 def test_the_same_command_once_more_changes_nothing(whole: Path, texts: Path) -> None:
     before = remains(whole)
     assert train(texts, whole) == 0

@@ -11,8 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fnrecipe import optim, schedule
+from fnrecipe import optim, schedule, tree
 from fnrecipe.compute import Compute
+from fnrecipe.cost import TokenFlops, token_flops
 from fnrecipe.generate import generate
 from fnrecipe.loss import Loss, next_token_loss
 from fnrecipe.models import llama
@@ -58,6 +59,15 @@ def update(config: LMConfig) -> Transform:
     )
 
 
+def flops(config: LMConfig) -> TokenFlops:
+    model = config.model.config
+    shapes = llama.shapes(model)
+    if not model.tied_embeddings:
+        del shapes["embedding"]  # it is looked up in, and multiplied by nothing
+    weights = tree.leaves(shapes, lambda node: isinstance(node, tuple))
+    return token_flops(weights, layers=model.num_layers, width=model.model_dim, length=config.dataset.max_seq_len)
+
+
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     tokens = generate(
@@ -84,6 +94,7 @@ recipe = Recipe(
     sample=sample,
     corpora=all_corpora,
     tokenizer=make_tokenizer,
+    flops=flops,
     rules=llama.TENSOR_RULES,
 )
 

@@ -11,6 +11,8 @@ import click
 import pytest
 
 from fnrecipe.cli.dump_config import dump_config
+from fnrecipe.cli.graph import graph
+from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import train as tokenizer_train
 from fnrecipe.cli.train import train
 from fnrecipe.config import resolve
@@ -132,12 +134,13 @@ def test_wrong_usage_ends_with_status_2(tmp_path: Path, args: list[str | bytes],
 
 def test_every_command_and_option_is_in_the_help(tmp_path: Path) -> None:
     commands = ["", "train", "dump-config", "data", "data show", "data stats", "data cache", "tokenizer", "tokenizer train"]
+    commands += ["graph", "profile"]
     pages = [fnrecipe(*name.split(), ("-h", "--help")[number % 2], cwd=tmp_path) for number, name in enumerate(commands)]
     assert {(page.status, page.err) for page in pages} == {(0, "")}
     for page, names in zip(
         pages,
         [
-            ["train", "dump-config", "data", "tokenizer", "--version", "Exit status"],
+            ["train", "dump-config", "data", "tokenizer", "graph", "profile", "--version", "Exit status"],
             ["RECIPE", "--out", "--config-file", "--config", "--resume-with-changes"],
             ["RECIPE", "--config-file", "--config", "--sources"],
             ["cache", "show", "stats"],
@@ -146,20 +149,24 @@ def test_every_command_and_option_is_in_the_help(tmp_path: Path) -> None:
             ["RECIPE", "--config-file", "--config"],
             ["train"],
             ["PATH...", "--out", "--vocab-size", "--special-token", "--format", "--text-key", "--separator"],
+            ["RECIPE", "--out", "--config-file", "--config"],
+            ["RECIPE", "--out", "--steps", "--config-file", "--config"],
         ],
         strict=True,
     ):
         assert all(name in page.out for name in names)
 
 
-HELP = [line.strip() for command in (train, tokenizer_train) for line in str(command.help).splitlines()]
+ABOUT_RECIPES = {"train": train, "graph": graph, "profile": profile}
+EXPLAINED = [*ABOUT_RECIPES.values(), tokenizer_train]
+HELP = [line.strip() for command in EXPLAINED for line in str(command.help).splitlines()]
 
 
 @pytest.mark.parametrize("line", [line for line in HELP if line.startswith("fnrecipe ")])
 def test_the_examples_in_the_help_are_understood(line: str) -> None:
     name, *args = shlex.split(line)[1:]
-    if name == "train":
-        params = parse(*args)
+    if name in ABOUT_RECIPES:
+        params = parse(*args, command=ABOUT_RECIPES[name])
         resolve(config, params["files"], params["pairs"])
     else:
         assert parse(*args[1:], command=tokenizer_train)["paths"]

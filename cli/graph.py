@@ -1,0 +1,88 @@
+"""`fnrecipe graph RECIPE`: the train step as code, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fnrecipe.cli.find import find
+from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.units import si
+from fnrecipe.config import resolve
+
+if TYPE_CHECKING:
+    from fnrecipe.cost import Cost
+    from fnrecipe.recipe import Recipe
+
+_ROWS = 20
+
+
+@click.command(cls=ConfigCommand, short_help="Show the train step as code, and what it costs.")
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the step as code to DIR/step.py.")
+@config_options
+def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
+    """Trace the train step of RECIPE and count its operations, FLOPs and bytes. No parameter is made, no data is read.
+
+    \b
+    fnrecipe graph lm
+    fnrecipe graph lm --out graphs/wide --config model.config.model_dim=512
+    """
+    found = find(recipe)
+    config, _ = resolve(found.config, files, pairs)
+    from fnrecipe import host
+    from fnrecipe.cost import operation_costs
+    from fnrecipe.directory import writing
+    from fnrecipe.graph import source, trace_step
+
+    loaded, device = found.load(), host.pick_device(config.gang.device)
+    step = trace_step(loaded, config, device)
+    _show(loaded, config, host.device_name(device), operation_costs(step))
+    if out is not None:
+        path = out / "step.py"
+        with writing(out):
+            path.write_text(source(loaded, step), encoding="utf-8")
+        click.echo(f"{path}: {len(step.graph.nodes):,} lines of code")
+    return 0
+
+
+def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fnrecipe.cost import total
+
+    whole, named = total(costs.values()), list(costs.items())
+    shown, rest = named[:_ROWS], named[_ROWS:]
+    if rest:
+        shown.append((f"{len(rest)} others", total(cost for _, cost in rest)))
+    table = Table(caption="bytes: read and written, as if no cache held them; views are left out", show_footer=True)
+    columns = {
+        "operation": "all",
+        "calls": f"{whole.calls:,}",
+        "FLOPs": si(whole.flops, ""),
+        "share": "",
+        "bytes": si(whole.bytes, "B"),
+        "share ": "",
+    }
+    for number, (name, footer) in enumerate(columns.items()):
+        table.add_column(name, footer, justify="right" if number else "left")
+    for name, cost in shown:
+        flops = (si(cost.flops, ""), _share(cost.flops, whole.flops)) if cost.flops else ("", "")
+        table.add_row(name, f"{cost.calls:,}", *flops, si(cost.bytes, "B"), _share(cost.bytes, whole.bytes))
+    Console(width=None if Console().is_terminal else 140).print(table)
+    rows, length, leaves = config.dataset.batch_size, config.dataset.max_seq_len, config.gang.num_leaves
+    click.echo(f"a step of {recipe.name} on {device}: {rows:,} rows of {length:,} positions in {leaves:,} leaves")
+    click.echo(f"graph: {si(whole.flops, 'FLOP')}, {si(whole.bytes, 'B')}, {whole.flops / whole.bytes:,.1f} FLOP a byte")
+    if recipe.flops is not None:
+        model, positions = recipe.flops(config), rows * length
+        click.echo(
+            f"model: {si(positions * model.full, 'FLOP')}, {_share(positions * model.full, whole.flops)} of the graph's; "
+            f"{si(positions * model.causal, 'FLOP')} with attention halved as causal"
+        )
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else ""

@@ -1,0 +1,52 @@
+"""The train step of a recipe as a graph to look at: traced by shapes alone, without parameters and data."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from fnrecipe import tree
+from fnrecipe.build import first_state, plain_step
+from fnrecipe.data import collate
+from fnrecipe.gang import Gang
+from fnrecipe.mesh import make_mesh
+from fnrecipe.recipe import Recipe
+from fnrecipe.transforms import trace
+
+_HEADER = '''"""The train step of the recipe {name}, as it was traced: a record, which nothing reads."""
+
+import torch
+from torch import device, inf, nan
+
+
+'''
+
+
+def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphModule:
+    """The train step of one process as a run traces it, its inputs called by their paths: `state_params_embedding`.
+
+    Raises:
+        UsageError: if the config needs several processes.
+    """
+    rows, length = config.dataset.batch_size, config.dataset.max_seq_len
+    mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
+    with FakeTensorMode() as fake:
+        state = first_state(recipe, config, mesh, device)
+        batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))
+    graph, _ = trace(plain_step(recipe, config, mesh), (state, batch), donate=1)
+    paths = [*(f"state.{path}" for path in tree.paths(state)), *(f"batch.{path}" for path in tree.paths(batch))]
+    for node, path in zip(graph.graph.find_nodes(op="placeholder"), paths, strict=True):
+        node._rename(re.sub(r"\W", "_", path))
+        node.target = node.name
+    return GraphModule(graph, graph.graph, "Step")
+
+
+def source(recipe: Recipe[Any], graph: GraphModule) -> str:
+    """The graph as Python: a module class `Step` with type and shape of each value, such as "f32[264, 256]"."""
+    code = graph.print_readable(print_output=False).replace("        # No stacktrace found for following nodes\n", "")
+    one_argument_a_line = re.sub(r'(self|"), (\w+: ")', r"\1,\n            \2", code)
+    return _HEADER.format(name=recipe.name) + one_argument_a_line
