@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import attrs
 import torch
 
 from fnrecipe import random, tree
@@ -14,7 +15,7 @@ from fnrecipe.loss import Sums
 from fnrecipe.parts import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import evaluation, jit
+from fnrecipe.transforms import Backend, evaluation, interpreter, jit
 from fnrecipe.tree import Tree
 
 
@@ -27,15 +28,20 @@ def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devi
 
 def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh) -> Step:
     """The train step over a mesh, as it is before tracing."""
-    return train_step(recipe.loss(config), recipe.update(config), _leaves(config, mesh), mesh)
+    update = recipe.update(config)
+    if config.trainer.jit == "inductor":  # it makes a kernel of the update by itself, and reads the gradients once
+        update = attrs.evolve(update, apply=None)
+    return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh)
 
 
-def functions(recipe: Recipe[Any], config: Any, mesh: Mesh) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a mesh, traced if the config says so."""
+def functions(
+    recipe: Recipe[Any], config: Any, mesh: Mesh, backend: Backend = interpreter
+) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
+    """The train step and the evaluation of a recipe over a mesh, traced and run by `backend` unless the config says no."""
     step, evaluate = plain_step(recipe, config, mesh), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
     if config.trainer.jit == "off":
         return step, evaluate
-    return jit(step, donate=1), jit(evaluate)
+    return jit(step, donate=1, backend=backend), jit(evaluate, backend=backend)
 
 
 def batches(recipe: Recipe[Any], config: Any, place: Place) -> Source[Batch]:

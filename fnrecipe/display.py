@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,7 +41,7 @@ class Display:
         self._log = log.open("a", buffering=1)
         self._console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
-            TextColumn("step {task.completed:,.0f}" + (f"/{total:,}" if total else "")),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[facts]}"),
             console=self._console,
@@ -66,18 +66,30 @@ class Display:
         self._log.write(text + "\n")
         self._print(text)
 
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Shows `text` and a moving bar for as long as the context lasts; a line where the console is no terminal."""
+        self._log.write(text + "\n")
+        if not self._console.is_terminal:
+            self._print(text)
+        task = self._progress.add_task(text, total=None, facts="")
+        try:
+            yield
+        finally:
+            self._progress.remove_task(task)
+
     def step(self, metrics: Mapping[str, Any], speed: Speed) -> None:
         """Shows the metrics of the newest step."""
         number = int(metrics["step"])
         facts = step_facts(metrics, speed, self._total)
-        text = f"step {number:,}{f'/{self._total:,}' if self._total else ''}  {facts}"
-        self._log.write(text + "\n")
+        step = f"step {number:,}{f'/{self._total:,}' if self._total else ''}"
+        self._log.write(f"{step}  {facts}\n")
         if not self._console.is_terminal:
-            self._print(text)
+            self._print(f"{step}  {facts}")
         elif self._task is None:
-            self._task = self._progress.add_task("", total=self._total, completed=number, facts=facts)
+            self._task = self._progress.add_task(step, total=self._total, completed=number, facts=facts)
         else:
-            self._progress.update(self._task, completed=number, facts=facts)
+            self._progress.update(self._task, description=step, completed=number, facts=facts)
 
     def _print(self, text: str) -> None:
         if self._quiet:

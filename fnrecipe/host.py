@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,12 @@ def keep_freed_memory() -> bool:
         return False
     largest = 2**31 - 1
     return bool(mallopt(_M_MMAP_THRESHOLD, largest) and mallopt(_M_TRIM_THRESHOLD, largest))
+
+
+def keep_compiled_kernels() -> None:
+    """Has torch keep them in the user's cache, for the next start: its own choice is the folder of temporary files."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "fnrecipe" / "inductor"))
 
 
 def device_name(device: torch.device) -> str:

@@ -28,6 +28,7 @@ from fnrecipe.mesh import make_mesh, place_of
 from fnrecipe.recipe import Recipe
 from fnrecipe.speed import Speed, speed, timed, work_of
 from fnrecipe.step import Metrics
+from fnrecipe.transforms import inductor, interpreter
 
 TRACE, MEMORY = "trace.json", "memory.pickle"
 WARM_UP = 3
@@ -74,9 +75,10 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
     device = host.pick_device(config.gang.device)
     host.keep_freed_memory()
     host.set_threads(config.common.torch.num_threads)
+    host.keep_compiled_kernels()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
-    step, _ = functions(recipe, config, mesh)
+    step, _ = functions(recipe, config, mesh, inductor if config.trainer.jit == "inductor" else interpreter)
     read: Any = batches(recipe, config, place_of(mesh, config.gang.num_leaves))
     read = pipe(read, _annotated, timed, partial(each, function=partial(to_device, device=device)))
     with closing(read(None)) as stream:

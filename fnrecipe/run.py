@@ -21,6 +21,7 @@ import torch
 
 from fnrecipe import checkpoint, directory, host, random, record, tree
 from fnrecipe.build import batches, first_state, functions, to_device
+from fnrecipe.compile import backend
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe
@@ -60,13 +61,15 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
                 directory.check_config(out, unstructure(config))
         host.keep_freed_memory()
         host.set_threads(config.common.torch.num_threads)
+        host.keep_compiled_kernels()
         files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
         signals = stack.enter_context(Signals())
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
-        step, evaluate = functions(recipe, config, mesh)
+        runs = backend(config.trainer.jit, display.line, display.waiting)
+        step, evaluate = functions(recipe, config, mesh, runs)
         work = work_of(recipe, config, device, gang.size)
         stack.enter_context(last_words(gang))
         try:
@@ -121,7 +124,7 @@ class _Run:
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
-            if left != 0 and self.config.trainer.jit == "trace":
+            if left != 0 and self.config.trainer.jit != "off":
                 self.display.line("tracing the step")
             for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
                 pending.append((metrics, waited))

@@ -14,8 +14,9 @@ from fnrecipe import tree
 from fnrecipe.build import first_state, plain_step
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
+from fnrecipe.gang import Gang
 from fnrecipe.graph import source, trace_step
-from fnrecipe.parts import Mesh
+from fnrecipe.mesh import make_mesh
 from fnrecipe.recipes.lm.train import recipe
 from tests.helpers import assert_same_bits, documents, packed, pairs
 
@@ -39,9 +40,10 @@ def test_the_code_does_what_the_step_does(tmp_path: Path) -> None:
     config = configured()
     path = tmp_path / "step.py"
     path.write_text(source(recipe, trace_step(recipe, config, CPU)))
-    state = first_state(recipe, config, Mesh(), CPU)
+    mesh = make_mesh(config.gang, Gang(), CPU, recipe.rules)
+    state = first_state(recipe, config, mesh, CPU)
     batch = packed([[ids] for ids in documents(*[32, 31, 9, 32, 32, 30, 32, 32])], 32)
-    expected = plain_step(recipe, config, Mesh())(state, batch)
+    expected = plain_step(recipe, config, mesh)(state, batch)
 
     found = load(path).Step()(*tree.leaves((state, batch)))
 

@@ -1,0 +1,53 @@
+"""What runs the graphs of a run, and what its user is told while they are traced and compiled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeAlias
+
+from torch.fx import GraphModule
+
+from fnrecipe.display import duration
+from fnrecipe.transforms import Backend, inductor
+
+Tell: TypeAlias = Callable[[str], None]
+Waiting: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Shows a text for as long as the context lasts."""
+
+
+def backend(level: Literal["off", "trace", "inductor"], tell: Tell, waiting: Waiting) -> Backend:
+    """What runs a graph at a level of `trainer.jit`."""
+
+    def told(graph: GraphModule) -> Callable[..., Any]:
+        size = f"{sum(node.op == 'call_function' for node in graph.graph.nodes):,} operations"
+        tell(f"traced {size}")
+        return graph if level == "trace" else _compiled(graph, size, tell, waiting)
+
+    return told
+
+
+def _compiled(graph: GraphModule, size: str, tell: Tell, waiting: Waiting) -> Callable[..., Any]:
+    """The graph, compiled at its first call."""
+    run = inductor(graph)
+    calls = iter([True])
+
+    def call(*args: Any) -> Any:
+        if not next(calls, False):
+            return run(*args)
+        started, known = time.monotonic(), _from_cache()
+        with waiting(f"compiling {size}"):
+            results = run(*args)
+        where = ", from the cache" if _from_cache() > known else ""
+        tell(f"compiled {size} in {duration(time.monotonic() - started)}{where}")
+        return results
+
+    return call
+
+
+def _from_cache() -> int:
+    """Graphs whose kernels were found on disk so far."""
+    from torch._dynamo.utils import counters  # a second to import, for nothing where nothing is compiled
+
+    return counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
