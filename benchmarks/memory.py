@@ -9,15 +9,20 @@ import ctypes
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from benchmarks.cases import CASES, byte_batches
 from benchmarks.peers import fnrecipe, plain
 from benchmarks.report import Result
 from benchmarks.workers import status
+from fnrecipe.config import LlamaConfig
+from fnrecipe.data import Batch
 
-SYSTEMS = {
+SYSTEMS: dict[str, Callable[[LlamaConfig], Callable[[Batch], Tensor]]] = {
     "plain torch": plain.make_step,
     "plain torch, 8 micro-batches": partial(plain.make_step, num_leaves=8),
     "fnrecipe, untraced, 1 leaf": partial(fnrecipe.make_step, traced=False),

@@ -61,7 +61,7 @@ def _trainer_step(model: Any) -> Callable[[Batch], Any]:
             return _Batches(batches)
 
         def compute_loss(self, *args: Any, **options: Any) -> Any:
-            self.latest = super().compute_loss(*args, **options)
+            self.latest: Any = super().compute_loss(*args, **options)
             return self.latest
 
     class Report(transformers.TrainerCallback):
