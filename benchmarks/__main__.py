@@ -9,16 +9,21 @@ import click
 
 from benchmarks import report
 
-NAMES = ("faults", "gang", "memory", "startup", "step", "stream")
+NAMES = ("faults", "gang", "gpu", "memory", "startup", "step", "stream")
 
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Counted rounds of each system.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Also write one JSON object a line.")
-def main(name: str, rounds: int, path: Path | None) -> None:
+@click.option("--model", "models", multiple=True, help="step: only this model; may be repeated.")
+@click.option("--python", "pythons", multiple=True, help="step: PEER=PATH, the Python to run a peer with; may be repeated.")
+def main(name: str, rounds: int, path: Path | None, models: tuple[str, ...], pythons: tuple[str, ...]) -> None:
     """Measure NAME and print a table of medians and ranges."""
-    results = importlib.import_module(f"benchmarks.{name}").run(rounds)
+    options = {"models": models, "pythons": dict(python.split("=", 1) for python in pythons)}
+    if name != "step" and any(options.values()):
+        raise click.UsageError("--model and --python are options of step")
+    results = importlib.import_module(f"benchmarks.{name}").run(rounds, **(options if name == "step" else {}))
     report.show(results)
     if path is not None:
         report.write(results, path)

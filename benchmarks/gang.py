@@ -29,9 +29,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.cases import CASES, byte_batches
 from benchmarks.plain import PlainLlama
 from benchmarks.report import Result, ratios
-from benchmarks.step import CASES, make_batches
 from benchmarks.workers import status
 from fnrecipe import host, optim, random, schedule, tree
 from fnrecipe.config import GangSection, LlamaConfig
@@ -54,7 +54,7 @@ FNRECIPE: dict[str, dict[str, Any]] = {
     "fnrecipe, tensor parallel": {"tensor_parallel_size": 2},
 }
 TORCH = ("torch, DDP", "torch, FSDP2", "torch, FSDP2 and checkpointing")
-BASE, CASE, STEPS = "torch, DDP", "7M, vocabulary 8192", 2
+BASE, MODEL, STEPS = "torch, DDP", CASES["7M"].config, 2
 M_MMAP_THRESHOLD = -3
 WIDE = LlamaConfig(
     vocab_size=8192,
@@ -142,7 +142,7 @@ def _joined(rank: int, size: int, port: int, result: str, function: Callable[...
 
 def _take_turns(rank: int, size: int, systems: Sequence[str], rounds: int) -> dict[str, dict[str, list[float]]]:
     host.keep_freed_memory()
-    rows = make_batches(STEPS)
+    rows = _batches(STEPS)
     steps = {system: _make(system, rank, size) for system in systems}
     found: dict[str, dict[str, list[float]]] = {system: {} for system in systems}
     for number in range(1 + rounds):
@@ -171,8 +171,8 @@ def _loopback() -> int:
 
 def _make(system: str, rank: int, size: int) -> Callable[[Batch], Any]:
     if system in FNRECIPE:
-        return _fnrecipe(CASES[CASE], rank, size, FNRECIPE[system])[0]
-    return _torch(CASES[CASE], system, rank, size)
+        return _fnrecipe(MODEL, rank, size, FNRECIPE[system])[0]
+    return _torch(MODEL, system, rank, size)
 
 
 def _fnrecipe(
@@ -188,6 +188,10 @@ def _fnrecipe(
     step = jit(train_step(next_token_loss(partial(llama.apply, config)), update, leaves, mesh), donate=1)
     number = mesh.replica.index * mesh.shard.size + mesh.shard.index
     return lambda batch: step(state, _rows(batch, number, ranks)), state
+
+
+def _batches(number: int) -> list[Batch]:
+    return [tree.map(torch.from_numpy, batch) for batch in byte_batches(number)]
 
 
 def _rows(batch: Batch, number: int, ranks: int) -> Batch:
@@ -226,7 +230,7 @@ def _peak(rank: int, size: int, sharding: str) -> float:
     """The peak of a step of this rank, its state included, without what else the process holds; MB."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # so that what is freed is gone, and not a hole in the heap
     step, state = _fnrecipe(WIDE, rank, size, {"sharding": sharding}, leaves=2)
-    batch: Batch = tree.map(lambda leaf: leaf[:, :64].contiguous() if leaf.ndim > 1 else leaf, make_batches(1)[0])
+    batch: Batch = tree.map(lambda leaf: leaf[:, :64].contiguous() if leaf.ndim > 1 else leaf, _batches(1)[0])
     batch = tree.map(lambda leaf: leaf[: 2 * size], batch)
     step(batch)
     gc.collect()

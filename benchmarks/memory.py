@@ -9,25 +9,33 @@ import ctypes
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.report import Result
-from benchmarks.step import CASES, System, make_batches, make_step
-from benchmarks.workers import status
+from torch import Tensor
 
-SYSTEMS = {
-    "plain torch": System(),
-    "plain torch, 8 micro-batches": System(num_leaves=8),
-    "fnrecipe, untraced, 1 leaf": System(fnrecipe=True, traced=False),
-    "fnrecipe, 1 leaf": System(fnrecipe=True),
-    "fnrecipe, 8 leaves": System(fnrecipe=True, num_leaves=8),
+from benchmarks.cases import CASES, byte_batches
+from benchmarks.peers import fnrecipe, plain
+from benchmarks.report import Result
+from benchmarks.workers import status
+from fnrecipe.config import LlamaConfig
+from fnrecipe.data import Batch
+
+SYSTEMS: dict[str, Callable[[LlamaConfig], Callable[[Batch], Tensor]]] = {
+    "plain torch": plain.make_step,
+    "plain torch, 8 micro-batches": partial(plain.make_step, num_leaves=8),
+    "fnrecipe, untraced, 1 leaf": partial(fnrecipe.make_step, traced=False),
+    "fnrecipe, 1 leaf": fnrecipe.make_step,
+    "fnrecipe, 8 leaves": partial(fnrecipe.make_step, num_leaves=8),
 }
+MODELS = ("3M, bytes", "7M")
 
 
 def run(rounds: int) -> list[Result]:
     return [
         Result("memory", case, system, "peak above the start", [_in_process(system, case) for _ in range(rounds)], "MiB")
-        for case in CASES
+        for case in MODELS
         for system in SYSTEMS
     ]
 
@@ -38,8 +46,8 @@ def _in_process(system: str, case: str) -> float:
 
 
 def _peak(system: str, case: str) -> float:
-    step = make_step(CASES[case], SYSTEMS[system])
-    first, second = make_batches(2)
+    step = SYSTEMS[system](CASES[case].config)
+    first, second = byte_batches(2)
     step(first)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -19,7 +19,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.model_dim, self.groups * width, bias=False)
         self.output = nn.Linear(config.model_dim, config.model_dim, bias=False)
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None) -> Tensor:
         rows, length, _ = x.shape
 
         def split(y: Tensor, number: int) -> Tensor:
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         query, key = rotate(split(self.query(x), self.heads)), rotate(split(self.key(x), self.groups))
         key = key.repeat_interleave(self.heads // self.groups, 1)
         value = split(self.value(x), self.groups).repeat_interleave(self.heads // self.groups, 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return self.output(mixed.transpose(1, 2).reshape(rows, length, -1))
 
 
@@ -46,7 +46,7 @@ class Block(nn.Module):
         self.up = nn.Linear(config.model_dim, config.ffn_inner_dim, bias=False)
         self.down = nn.Linear(config.ffn_inner_dim, config.model_dim, bias=False)
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cosines, sines, mask)
         y = self.ffn_norm(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
@@ -70,11 +70,15 @@ class PlainLlama(nn.Module):
         self.register_buffer("cosines", torch.cat([angles, angles], -1).cos())
         self.register_buffer("sines", torch.cat([angles, angles], -1).sin())
 
-    def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Logits; without `segments` each row is one document, and torch's causal kernel does without a mask."""
         length = tokens.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        mask = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
-        cosines, sines = self.cosines[positions][:, None], self.sines[positions][:, None]
+        mask = None
+        if segments is not None:
+            causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+            mask = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
+        places = torch.arange(length, device=tokens.device)[None] if positions is None else positions
+        cosines, sines = self.cosines[places][:, None], self.sines[places][:, None]
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, cosines, sines, mask)

@@ -14,7 +14,10 @@ from rich.table import Table
 
 @attrs.frozen
 class Result:
-    """One figure: the median of `values` is quoted, their range says how noisy the machine was."""
+    """One figure: the median of `values` is quoted, their range says how noisy the machine was.
+
+    Without values it says of a system that it was not measured; `metric` then tells why.
+    """
 
     benchmark: str
     case: str
@@ -24,8 +27,8 @@ class Result:
     unit: str
 
     @property
-    def value(self) -> float:
-        return statistics.median(self.values)
+    def value(self) -> float | None:
+        return statistics.median(self.values) if self.values else None
 
 
 def ratios(results: Sequence[Result], metric: str, base: str) -> list[Result]:
@@ -35,14 +38,14 @@ def ratios(results: Sequence[Result], metric: str, base: str) -> list[Result]:
     return [
         Result(r.benchmark, r.case, r.system, f"{metric}, ratio to {base}", _over(r.values, bases[r.case].values), "x")
         for r in picked
-        if r.system != base
+        if r.system != base and r.case in bases
     ]
 
 
 def show(results: Sequence[Result]) -> None:
     table = Table("case", "system", "metric", "median", "min", "max", "unit")
     for r in results:
-        figures = (_digits(value) for value in (r.value, min(r.values), max(r.values)))
+        figures = [_digits(f(r.values)) for f in (statistics.median, min, max)] if r.values else [""] * 3
         table.add_row(r.case, r.system, r.metric, *figures, r.unit)
     Console(width=150).print(table)
 

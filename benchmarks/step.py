@@ -1,128 +1,143 @@
-"""The train step: tokens per CPU second and per second, against a plain `nn.Module` and `torch.optim.AdamW(fused=True)`.
+"""The train step: a Llama of each size in fnrecipe, in plain torch and in other frameworks.
 
-Every system trains the same model on the same packed rows with the same document mask: 8 rows of 256, fp32, clipping by
-global norm, as one batch or as 8 micro-batches whose gradients are summed (fnrecipe's default: a fixed tree of 8 leaves).
-fnrecipe's step also takes sums, checks that all is finite and can skip. It runs as `fnrecipe train` runs it, in a process
-that keeps freed memory; `keeping memory` is the plain loop in such a process.
+All train on the same packed rows with the same document mask (but litgpt, which has none): fp32, AdamW, clipping by global
+norm, as one batch or as 8 micro-batches whose gradients are summed (fnrecipe's default: a fixed tree of 8 leaves). Each round
+of each system is a fresh process: a first step, then those that are timed. fnrecipe runs as `fnrecipe train` runs it, in a
+process that keeps freed memory; `keeping memory` is another system in such a process. The losses of the last step show that
+all do the same work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
-import torch.nn.functional as F
 
-from benchmarks.plain import PlainLlama
+from benchmarks import cases
 from benchmarks.report import Result, ratios
-from benchmarks.workers import take_turns
-from fnrecipe import host, optim, random, schedule, tree
-from fnrecipe.config import LlamaConfig
-from fnrecipe.data import Batch, Place
-from fnrecipe.loss import next_token_loss
-from fnrecipe.models import llama
-from fnrecipe.recipes.lm.config import config as defaults
-from fnrecipe.recipes.lm.data import train_stream
-from fnrecipe.step import init_state, train_step
-from fnrecipe.transforms import jit
+from benchmarks.workers import status
+
+ROOT = Path(__file__).parent.parent
 
 
 @attrs.frozen
 class System:
-    fnrecipe: bool = False
-    num_leaves: int = 1
+    """The module of `benchmarks.peers` and the arguments of its `make_step`, and the packages that it needs."""
+
+    peer: str
+    packages: tuple[str, ...] = ("torch",)
+    arguments: Mapping[str, Any] = {}
+    eager: bool = False
     keep_memory: bool = False
-    compiled: bool = False
-    traced: bool = True
+
+    @property
+    def num_leaves(self) -> int:
+        return int(self.arguments.get("num_leaves", 1))
 
 
-STEPS = 4
-BASES = {1: "plain torch", 8: "plain torch, 8 micro-batches"}
+HUGGING_FACE = ("torch", "transformers", "accelerate")
+COMPILED = "plain torch, compiled"
 SYSTEMS = {
-    "plain torch": System(),
-    "plain torch, keeping memory": System(keep_memory=True),
-    "plain torch, compiled": System(compiled=True),
-    "plain torch, 8 micro-batches": System(num_leaves=8),
-    "plain torch, 8 micro-batches, keeping memory": System(num_leaves=8, keep_memory=True),
-    "fnrecipe, 1 leaf": System(fnrecipe=True, keep_memory=True),
-    "fnrecipe, 8 leaves": System(fnrecipe=True, num_leaves=8, keep_memory=True),
+    "plain torch": System("plain", eager=True),
+    "plain torch, keeping memory": System("plain", eager=True, keep_memory=True),
+    COMPILED: System("plain", arguments={"compiled": True}),
+    "plain torch, compiled, keeping memory": System("plain", arguments={"compiled": True}, keep_memory=True),
+    "transformers, own loop": System("transformers", HUGGING_FACE, eager=True),
+    "transformers, Trainer": System("transformers", HUGGING_FACE, {"trainer": True}, eager=True),
+    "litgpt, own loop": System("litgpt", ("torch", "litgpt"), eager=True),
+    "jax and optax": System("jax", ("jax", "optax")),
+    "fnrecipe, 1 leaf": System("fnrecipe", keep_memory=True),
+    "plain torch, 8 micro-batches": System("plain", arguments={"num_leaves": 8}, eager=True),
+    "plain torch, 8 micro-batches, keeping memory": System("plain", arguments={"num_leaves": 8}, eager=True, keep_memory=True),
+    "fnrecipe, 8 leaves": System("fnrecipe", arguments={"num_leaves": 8}, keep_memory=True),
 }
-CASES = {
-    "3M, bytes": defaults.model.config,
-    "7M, vocabulary 8192": attrs.evolve(defaults.model.config, vocab_size=8192, tied_embeddings=False, num_key_value_heads=4),
+SPEEDS = ("per CPU second", "per second")
+UNITS = {
+    **dict.fromkeys(SPEEDS, "tokens"),
+    "peak memory of the process": "MiB",
+    "from the start to the first step": "s",
+    "loss of the last step": "nats",
 }
 
 
-def run(rounds: int) -> list[Result]:
-    results: list[Result] = []
-    ratios_to_base: list[Result] = []
-    for case in CASES:
-        measured = take_turns("step", list(SYSTEMS), case, rounds)
-        for system, turns in measured.items():
-            make = partial(Result, "step", case, system)
-            results.append(make("per CPU second", [t.amount / t.cpu for t in turns], "tokens"))
-            results.append(make("per second", [t.amount / t.wall for t in turns], "tokens"))
-            results.append(make("peak memory of the process", [turns[-1].peak], "MiB"))
-    for num_leaves, base in BASES.items():
-        equal_work = [result for result in results if SYSTEMS[result.system].num_leaves == num_leaves]
-        for metric in ("per CPU second", "per second"):
-            ratios_to_base += ratios(equal_work, metric, base)
-    return results + ratios_to_base
+def run(rounds: int, models: Sequence[str] = (), pythons: Mapping[str, str] | None = None) -> list[Result]:
+    """`models` are names of cases, all by default; `pythons` names the Python of peers that need one of their own."""
+    runs = {name: (pythons or {}).get(system.peer, sys.executable) for name, system in SYSTEMS.items()}
+    found = {name: python for name, python in runs.items() if _has(python, SYSTEMS[name].packages)}
+    with tempfile.TemporaryDirectory() as folder:
+        cases.write(Path(folder))
+        results = [result for case in models or cases.CASES for result in _measured(case, found, folder, rounds)]
+    missing = [Result("step", "all", name, "not installed", [], "") for name in SYSTEMS if name not in found]
+    return [*results, *missing]
 
 
-def setup(system: str, case: str) -> Callable[[], float]:
-    options, config = SYSTEMS[system], CASES[case]
-    if options.keep_memory:
-        host.keep_freed_memory()
-    step, batches = make_step(config, options), make_batches(STEPS)
-
-    def work() -> float:
-        for batch in batches:
-            step(batch)
-        return float(sum(batch.mask.sum() for batch in batches))
-
-    return work
-
-
-def make_step(config: LlamaConfig, system: System) -> Callable[[Batch], Any]:
-    return (_fnrecipe_step if system.fnrecipe else _plain_step)(config, system)
+def _measured(case: str, pythons: Mapping[str, str], folder: str, rounds: int) -> list[Result]:
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
+    for _ in range(rounds):
+        for name, python in pythons.items():
+            figures[name].append(_in_process(python, name, case, folder))
+    results = [
+        Result("step", case, name, metric, [figure[metric] for figure in turns], unit)
+        for name, turns in figures.items()
+        for metric, unit in UNITS.items()
+    ]
+    return results + [ratio for num_leaves in (1, 8) for ratio in _ratios(results, num_leaves)]
 
 
-def make_batches(number: int) -> list[Batch]:
-    stream = train_stream(defaults, Place())(None)
-    return [tree.map(torch.from_numpy, next(stream)[0]) for _ in range(number)]
+def _ratios(results: Sequence[Result], num_leaves: int) -> list[Result]:
+    """To the fastest eager system and to the compiled one, among those with as many micro-batches."""
+    equal = [r for r in results if SYSTEMS[r.system].num_leaves == num_leaves]
+    found = []
+    for metric in SPEEDS:
+        eager = [r for r in equal if r.metric == metric and SYSTEMS[r.system].eager]
+        fastest = max(eager, key=lambda r: r.value or 0).system
+        for base in (fastest, COMPILED):
+            found += ratios(equal, metric, base)
+    return found
 
 
-def _fnrecipe_step(config: LlamaConfig, system: System) -> Callable[[Batch], Any]:
-    learning_rate = schedule.cosine_annealing(3e-4, num_warmup_steps=10, num_steps=1000, final_scale=0.1)
-    update = optim.adamw(learning_rate, max_norm=1.0)
-    key = random.key(0)
-    state = init_state(llama.init(config, key), update, key)
-    step = train_step(next_token_loss(partial(llama.apply, config)), update, system.num_leaves)
-    step = jit(step, donate=1) if system.traced else step
-    return lambda batch: step(state, batch)
+def _has(python: str, packages: Sequence[str]) -> bool:
+    program = "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))"
+    return subprocess.run([python, "-c", program, *packages], check=False, cwd=tempfile.gettempdir()).returncode == 0
 
 
-def _plain_step(config: LlamaConfig, system: System) -> Callable[[Batch], Any]:
-    torch.manual_seed(0)
-    model = PlainLlama(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    forward = torch.compile(model) if system.compiled else model
+def _in_process(python: str, name: str, case: str, folder: str) -> dict[str, float]:
+    command = [python, "-m", "benchmarks.step", name, case, folder]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+    figures: dict[str, float] = json.loads(output.splitlines()[-1])
+    return figures
 
-    def step(batch: Batch) -> None:
-        optimizer.zero_grad()
-        targets = torch.where(batch.mask, batch.targets, -100)
-        parts = zip(
-            *(x.chunk(system.num_leaves) for x in (batch.tokens, batch.segments, batch.positions, targets)), strict=True
-        )
-        for tokens, segments, positions, wanted in parts:
-            logits = forward(tokens, segments, positions)
-            loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
-            (loss / batch.mask.sum()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
 
-    return step
+def _measure(name: str, case: str, folder: str) -> dict[str, float]:
+    system = SYSTEMS[name]
+    if system.keep_memory:
+        importlib.import_module("fnrecipe.host").keep_freed_memory()
+    peer = importlib.import_module(f"benchmarks.peers.{system.peer}")
+    step = peer.make_step(cases.CASES[case].config, **system.arguments)
+    first, *batches = cases.read(cases.CASES[case], Path(folder))
+    float(step(first))
+    start = _age()
+    cpu, wall = time.process_time(), time.perf_counter()
+    losses = [float(step(batch)) for batch in batches]
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    tokens = float(sum(batch.mask.sum() for batch in batches))
+    return dict(zip(UNITS, (tokens / cpu, tokens / wall, status("VmHWM"), start, losses[-1]), strict=True))
+
+
+def _age() -> float:
+    """Seconds since this process was started, as Linux tells it."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(*sys.argv[1:])))

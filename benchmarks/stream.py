@@ -21,14 +21,13 @@ from typing import Any
 import attrs
 import tokenizers
 
+from benchmarks.cases import VOCABULARY, write_text
 from benchmarks.report import Result, ratios
 from benchmarks.stream_peers import CHUNK, PEERS
 from benchmarks.workers import take_turns
 from fnrecipe.config import DataSource
-from fnrecipe.data import Batch, Place, Source, byte_tokenizer, open_corpus, pipe, prefetch, spread
-from fnrecipe.data.corpus import texts_of
+from fnrecipe.data import Batch, Place, Source, pipe, prefetch, spread
 from fnrecipe.data.survey import fill
-from fnrecipe.data.tokenizer import END_OF_TEXT, train_bpe
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
 from fnrecipe.recipes.lm.data import train_stream
@@ -36,13 +35,13 @@ from fnrecipe.recipes.lm.data import train_stream
 BARE, FAST = "tokenizers.encode_batch", "tokenizers.encode_batch_fast"
 OURS = ("fnrecipe", "fnrecipe, token cache")
 WORKERS = {"fnrecipe, a thread": 0, "fnrecipe, 1 process": 1, "fnrecipe, 2 processes": 2}
-VOCABULARY, LENGTH, MAX_LENGTH = 8192, 1024, 20_000
+LENGTH = 1024
 
 
 def run(rounds: int) -> list[Result]:
     peers = [name for name, (module, _) in PEERS.items() if importlib.util.find_spec(module)]
     with tempfile.TemporaryDirectory() as folder:
-        _write_case(Path(folder))
+        write_text(Path(folder))
         speed = _speed(folder, [BARE, FAST, *OURS, *peers], rounds)
         resume = _cpu(take_turns("stream", [f"{name}@90" for name in (*OURS, *peers)], folder, rounds), "resume at 90 %")
         workers = [
@@ -167,13 +166,3 @@ def _config(folder: Path, *, cache: str | None = None, window: int = 512, epochs
     tokenizer = attrs.evolve(defaults.tokenizer, family="hf", path=str(folder / "tokenizer.json"))
     regime = attrs.evolve(defaults.regime, num_data_epochs=epochs)
     return attrs.evolve(defaults, dataset=dataset, model=model, tokenizer=tokenizer, regime=regime)
-
-
-def _write_case(folder: Path) -> None:
-    stdlib = open_corpus("stdlib:", byte_tokenizer())
-    pieces = [piece for text in texts_of(stdlib) for piece in text.split("\n\n\n")]
-    texts = [piece for piece in pieces if 0 < len(piece.strip()) < MAX_LENGTH][::2]
-    with (folder / "text.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    trained = train_bpe(iter(texts), VOCABULARY, [END_OF_TEXT], show_progress=False)
-    trained.save(str(folder / "tokenizer.json"))

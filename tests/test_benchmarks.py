@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.report import Result, ratios
+from benchmarks import cases, gpu, step
+from benchmarks.report import Result, ratios, show, write
+from fnrecipe.config import LlamaConfig
+
+TINY = LlamaConfig(
+    vocab_size=264,
+    max_seq_len=256,
+    model_dim=32,
+    num_layers=1,
+    num_attn_heads=2,
+    num_key_value_heads=1,
+    ffn_inner_dim=64,
+    tied_embeddings=True,
+)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -20,9 +37,42 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert (ratio.system, list(ratio.values), ratio.value) == ("other", [2, 1, 0.5], 1)
 
 
+def test_what_was_not_measured_is_listed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Result("step", "all", "jax", "not installed", [], "")]
+
+    show(rows)
+    write(rows, tmp_path / "figures.jsonl")
+
+    assert "not installed" in capsys.readouterr().out
+    assert json.loads((tmp_path / "figures.jsonl").read_text())["value"] is None
+
+
+@pytest.mark.parametrize("system", ["plain torch, 8 micro-batches", "transformers, own loop", "fnrecipe, 1 leaf"])
+def test_systems_of_the_step_make_the_same_losses(system: str) -> None:
+    batches = cases.byte_batches(3)
+
+    losses, expected = ([float(make(batch)) for batch in batches] for make in (_step(system), _step("plain torch")))
+
+    assert losses == pytest.approx(expected, rel=0.01)
+
+
+def _step(name: str) -> Callable[[Any], Any]:
+    system = step.SYSTEMS[name]
+    made: Callable[[Any], Any] = import_module(f"benchmarks.peers.{system.peer}").make_step(TINY, **system.arguments)
+    return made
+
+
+@pytest.mark.parametrize("system", ["plain torch, eager", "fnrecipe, traced"])
+def test_the_gpu_benchmark_runs_on_the_cpu(system: str) -> None:
+    rows = {metric: values for metric, values, _ in gpu.measure(system, gpu.CASES["tiny"], rounds=2)}
+
+    assert len(rows["per second"]) == 2
+    assert rows["loss of the last step"] == pytest.approx([math.log(264)], rel=0.05)
+
+
 @pytest.mark.slow
-def test_a_benchmark_writes_its_figures(tmp_path: Path) -> None:
-    name = "stream"
+@pytest.mark.parametrize("name", ["gpu", "stream"])
+def test_a_benchmark_writes_its_figures(tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-m", "benchmarks", name, "--rounds", "1", "--json", tmp_path / "figures.jsonl"]
     subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
 

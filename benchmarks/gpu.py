@@ -1,0 +1,160 @@
+"""A train step on one GPU, in bf16: fnrecipe against a plain `nn.Module`, compiled and eager. Without CUDA: tiny, on the CPU.
+
+The plain loop is one document a row with torch's causal attention, fused AdamW, bf16 by autocast (the largest model keeps
+parameters and moments in bf16 as well, for 16 bytes a parameter would not fit). fnrecipe computes in float32, on TF32 units,
+until its models take a dtype. A token costs 6 FLOPs per parameter in a matrix product and 12 * layers * width * length in
+attention, as if it were not causal; utilisation is of the dense bf16 peak. Tokens are random; the loss is that of the last
+step on one batch. Each system is a process of its own; all in all they get `LIMIT` seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from benchmarks.peers import fnrecipe, plain
+from benchmarks.plain import PlainLlama
+from benchmarks.report import Result, ratios
+from benchmarks.step import ROOT
+from benchmarks.workers import status
+from fnrecipe.config import LlamaConfig
+from fnrecipe.data import Batch
+
+LIMIT, WARMUP, STEPS = 570.0, 3, 3
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+COMPILED = "plain torch, compiled"
+Step = Callable[[Batch], Tensor]
+
+
+@attrs.frozen
+class Case:
+    config: LlamaConfig
+    rows: int
+    systems: Sequence[str]
+    parameters: torch.dtype = torch.float32
+    cuda: bool = True
+
+
+def _config(vocab_size: int, length: int, dim: int, layers: int, heads: int, groups: int, inner: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        max_seq_len=length,
+        model_dim=dim,
+        num_layers=layers,
+        num_attn_heads=heads,
+        num_key_value_heads=groups,
+        ffn_inner_dim=inner,
+        tied_embeddings=dim < 2048,
+    )
+
+
+def _plain(case: Case, device: torch.device, compiled: bool) -> Step:
+    torch.manual_seed(0)
+    with device:
+        model = PlainLlama(case.config).to(case.parameters)
+
+    def forward(tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits: Tensor = model(tokens)
+            return logits
+
+    return plain.loop(model, forward, compiled=compiled)
+
+
+SYSTEMS: dict[str, Callable[[Case, torch.device], Step]] = {
+    "plain torch, eager": lambda case, device: _plain(case, device, compiled=False),
+    COMPILED: lambda case, device: _plain(case, device, compiled=True),
+    "fnrecipe, traced": lambda case, device: fnrecipe.make_step(case.config, device=device),
+}
+LARGE = (COMPILED, "fnrecipe, traced")
+CASES = {
+    "124M": Case(_config(50_304, 1024, 768, 12, 12, 12, 2048), 16, tuple(SYSTEMS)),
+    "1.1B": Case(_config(32_000, 2048, 2048, 22, 32, 4, 5632), 4, LARGE),
+    "6.7B": Case(_config(32_000, 2048, 4096, 32, 32, 32, 11_008), 1, LARGE, torch.bfloat16),
+    "tiny": Case(_config(264, 32, 32, 2, 4, 2, 64), 2, tuple(SYSTEMS), cuda=False),
+}
+"""GPT-2's size with Llama's layers; TinyLlama; Llama 2 7B."""
+
+
+def run(rounds: int) -> list[Result]:
+    deadline = time.monotonic() + LIMIT
+    results: list[Result] = []
+    for name, case in CASES.items():
+        if case.cuda == torch.cuda.is_available():
+            for system in case.systems:
+                results += _in_process(system, name, rounds, deadline - time.monotonic())
+    return results + ratios(results, "per second", COMPILED)
+
+
+def _in_process(system: str, case: str, rounds: int, seconds: float) -> list[Result]:
+    command = [sys.executable, "-m", "benchmarks.gpu", system, case, str(rounds)]
+    try:
+        output = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=max(seconds, 0.1)
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return [Result("gpu", case, system, "no time left", [], "")]
+    rows = json.loads(output.splitlines()[-1])
+    return [Result("gpu", case, system, metric, values, unit) for metric, values, unit in rows]
+
+
+def measure(system: str, case: Case, rounds: int) -> list[tuple[str, list[float], str]]:
+    """Metric, a value a round (or one in all, or none where it does not fit), and unit."""
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if case.cuda else "cpu")
+    try:
+        speeds, loss = _speeds(SYSTEMS[system](case, device), batch_of(case, device), rounds)
+    except torch.OutOfMemoryError:
+        return [("out of memory", [], "")]
+    peak = torch.cuda.max_memory_allocated() / 2**20 if case.cuda else status("VmHWM")
+    rows = [("per second", speeds, "tokens"), ("peak memory", [peak], "MiB"), ("loss of the last step", [loss], "nats")]
+    if case.cuda:
+        units = [value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()]
+        rows += [
+            ("of the dense bf16 peak", [100 * speed * flops(case.config) / unit for speed in speeds], "%") for unit in units
+        ]
+    return rows
+
+
+def _speeds(step: Step, batch: Batch, rounds: int) -> tuple[list[float], float]:
+    """Tokens a second of each round of `STEPS` steps, and the last loss. Reading a loss waits for the device."""
+    for _ in range(WARMUP):
+        loss = step(batch)
+    speeds, last = [], float(loss)
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            loss = step(batch)
+        last = float(loss)
+        speeds.append(STEPS * batch.tokens.numel() / (time.perf_counter() - start))
+    return speeds, last
+
+
+def batch_of(case: Case, device: torch.device) -> Batch:
+    length = case.config.max_seq_len
+    rows: Any = torch.randint(case.config.vocab_size, (case.rows, length + 1), generator=torch.Generator().manual_seed(0))
+    tokens, targets = (x.contiguous().to(device) for x in (rows[:, :-1], rows[:, 1:]))
+    zeros = torch.zeros_like(tokens)
+    positions = torch.arange(length, device=device).expand_as(tokens).contiguous()
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    return Batch(tokens, targets, zeros, positions, zeros, mask, num_bytes=mask.sum(1))
+
+
+def flops(config: LlamaConfig) -> float:
+    """Of a token, forward and backward."""
+    groups = config.num_key_value_heads / config.num_attn_heads
+    layer = (2 + 2 * groups) * config.model_dim**2 + 3 * config.model_dim * config.ffn_inner_dim
+    products = config.num_layers * layer + config.vocab_size * config.model_dim
+    return 6 * products + 12 * config.num_layers * config.model_dim * config.max_seq_len
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], CASES[sys.argv[2]], int(sys.argv[3]))))
