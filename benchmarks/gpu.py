@@ -1,10 +1,10 @@
 """A train step on one GPU, in bf16: fnrecipe against a plain `nn.Module`, compiled and eager. Without CUDA: tiny, on the CPU.
 
 The plain loop is one document a row with torch's causal attention, fused AdamW, bf16 by autocast (the largest model keeps
-parameters and moments in bf16 as well, for 16 bytes a parameter would not fit). fnrecipe computes in float32, on TF32 units,
-until its models take a dtype. A token costs 6 FLOPs per parameter in a matrix product and 12 * layers * width * length in
-attention, as if it were not causal; utilisation is of the dense bf16 peak. Tokens are random; the loss is that of the last
-step on one batch. Each system is a process of its own; all in all they get `LIMIT` seconds.
+parameters and moments in bf16 as well, for 16 bytes a parameter would not fit); fnrecipe keeps both in float32. A token costs 6
+FLOPs per parameter in a matrix product and 12 * layers * width * length in attention, as if it were not causal; utilisation is
+of the dense bf16 peak. Tokens are random; the loss is that of the last step on one batch. Each system is a process of its own;
+all in all they get `LIMIT` seconds.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from benchmarks.plain import PlainLlama
 from benchmarks.report import Result, ratios
 from benchmarks.step import ROOT
 from benchmarks.workers import status
+from fnrecipe import cost, tree
+from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models import llama
 
 LIMIT, WARMUP, STEPS = 570.0, 3, 3
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+HOW = Compute(torch.bfloat16, logits_at_once=4096)
 COMPILED = "plain torch, compiled"
 Step = Callable[[Batch], Tensor]
 
@@ -72,9 +75,10 @@ def _plain(case: Case, device: torch.device, compiled: bool) -> Step:
 SYSTEMS: dict[str, Callable[[Case, torch.device], Step]] = {
     "plain torch, eager": lambda case, device: _plain(case, device, compiled=False),
     COMPILED: lambda case, device: _plain(case, device, compiled=True),
-    "fnrecipe, traced": lambda case, device: fnrecipe.make_step(case.config, device=device),
+    "fnrecipe, traced": lambda case, device: fnrecipe.make_step(case.config, how=HOW, device=device),
+    "fnrecipe, inductor": lambda case, device: fnrecipe.make_step(case.config, level="inductor", how=HOW, device=device),
 }
-LARGE = (COMPILED, "fnrecipe, traced")
+LARGE = (COMPILED, "fnrecipe, traced", "fnrecipe, inductor")
 CASES = {
     "124M": Case(_config(50_304, 1024, 768, 12, 12, 12, 2048), 16, tuple(SYSTEMS)),
     "1.1B": Case(_config(32_000, 2048, 2048, 22, 32, 4, 5632), 4, LARGE),
@@ -117,10 +121,9 @@ def measure(system: str, case: Case, rounds: int) -> list[tuple[str, list[float]
     peak = torch.cuda.max_memory_allocated() / 2**20 if case.cuda else status("VmHWM")
     rows = [("per second", speeds, "tokens"), ("peak memory", [peak], "MiB"), ("loss of the last step", [loss], "nats")]
     if case.cuda:
-        units = [value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()]
-        rows += [
-            ("of the dense bf16 peak", [100 * speed * flops(case.config) / unit for speed in speeds], "%") for unit in units
-        ]
+        peak_flops = cost.peak_flops(torch.cuda.get_device_name())
+        used = [100 * speed * flops(case.config) / peak_flops for speed in speeds] if peak_flops else []
+        rows.append(("of the dense bf16 peak", used, "%"))
     return rows
 
 
@@ -150,10 +153,9 @@ def batch_of(case: Case, device: torch.device) -> Batch:
 
 def flops(config: LlamaConfig) -> float:
     """Of a token, forward and backward."""
-    groups = config.num_key_value_heads / config.num_attn_heads
-    layer = (2 + 2 * groups) * config.model_dim**2 + 3 * config.model_dim * config.ffn_inner_dim
-    products = config.num_layers * layer + config.vocab_size * config.model_dim
-    return 6 * products + 12 * config.num_layers * config.model_dim * config.max_seq_len
+    shapes = {**llama.shapes(config), "embedding": ()}
+    weights = tree.leaves({"head": (config.vocab_size, config.model_dim), **shapes}, lambda node: isinstance(node, tuple))
+    return cost.token_flops(weights, layers=config.num_layers, width=config.model_dim, length=config.max_seq_len).full
 
 
 if __name__ == "__main__":

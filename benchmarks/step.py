@@ -56,6 +56,7 @@ SYSTEMS = {
     "litgpt, own loop": System("litgpt", ("torch", "litgpt"), eager=True),
     "jax and optax": System("jax", ("jax", "optax")),
     "fnrecipe, 1 leaf": System("fnrecipe", keep_memory=True),
+    "fnrecipe, 1 leaf, inductor": System("fnrecipe", arguments={"level": "inductor"}, keep_memory=True),
     "plain torch, 8 micro-batches": System("plain", arguments={"num_leaves": 8}, eager=True),
     "plain torch, 8 micro-batches, keeping memory": System("plain", arguments={"num_leaves": 8}, eager=True, keep_memory=True),
     "fnrecipe, 8 leaves": System("fnrecipe", arguments={"num_leaves": 8}, keep_memory=True),
