@@ -1,7 +1,7 @@
-"""torch's fused AdamW kernel as a pure function: moments, decay and update in one pass over memory.
+"""torch's fused AdamW kernel as a pure function: division, moments, decay and update in one pass over memory.
 
 The kernel writes into its arguments, so it gets copies. `jit` sees a copy of a donated buffer that becomes the buffer's new
-value, and lets the kernel write into the buffer itself.
+value, or of a gradient that nobody reads any more, and lets the kernel write into the original.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def adamw(
     means: Sequence[Tensor],
     squares: Sequence[Tensor],
     *,
+    divisor: Tensor,
     count: Tensor,
     rate: Tensor,
     betas: tuple[float, float],
@@ -28,15 +29,16 @@ def adamw(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Parameters, means and squares after update number `count` (int64 []) at learning rate `rate` (float64 []).
 
-    `decays` has the weight decay of each parameter. Everything is as it was if `where` (bool []) does not hold.
+    `gradients` are divided by `divisor` ([]) first. `decays` has the weight decay of each parameter. Everything is as it was if
+    `where` (bool []) does not hold.
     """
     new = [[_copy(tensor) for tensor in tensors] for tensors in (params, means, squares)]
-    gradients = [gradient.contiguous() for gradient in gradients]
+    divided = [_copy(gradient) for gradient in gradients]
     for decay in sorted(set(decays)):
         chosen = [i for i, other in enumerate(decays) if other == decay]
         torch._fused_adamw_(
             [new[0][i] for i in chosen],
-            [gradients[i] for i in chosen],
+            [divided[i] for i in chosen],
             [new[1][i] for i in chosen],
             [new[2][i] for i in chosen],
             [],
@@ -48,6 +50,7 @@ def adamw(
             eps=eps,
             amsgrad=False,
             maximize=False,
+            grad_scale=divisor.float(),
             found_inf=(~where).float(),
         )
     return new[0], new[1], new[2]

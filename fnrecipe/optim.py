@@ -26,22 +26,39 @@ from fnrecipe.tree import Tree
 Report: TypeAlias = dict[str, Tensor]
 
 
+@attrs.frozen(eq=False)
+class Mean:
+    """The gradients `total / count`, not divided yet: each pass over them that is not made is time.
+
+    count, norm  0-d; `norm` is the global norm of the quotient
+    """
+
+    total: Tree
+    count: Tensor
+    norm: Tensor
+
+
 @attrs.frozen
 class Transform:
     """`init` and `update` as above; `apply`, if there is one, is what `apply` below would do, in fewer passes."""
 
     init: Callable[[Tree], Any]
     update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
-    apply: Callable[[Tree, Any, Tree, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
+    apply: Callable[[Mean, Any, Tree, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
+
+
+def mean(total: Tree, count: Tensor) -> Mean:
+    return Mean(total, count, global_norm(total) / count)
 
 
 def apply(
-    transform: Transform, gradients: Tree, state: Any, params: Tree, step: Tensor, where: Tensor
+    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor
 ) -> tuple[Tree, Any, Report]:
     """The parameters and the state after `transform`'s update if the 0-d bool `where` holds, else as they were."""
     if transform.apply is not None:
         return transform.apply(gradients, state, params, step, where)
-    updates, after, report = transform.update(gradients, state, params, step)
+    divided = tree.map(lambda g: g / gradients.count, gradients.total)
+    updates, after, report = transform.update(divided, state, params, step)
     return (*tree.select(where, (apply_updates(params, updates), after), (params, state)), report)
 
 
@@ -76,10 +93,14 @@ def clip_by_global_norm(max_norm: float) -> Transform:
     """Scales all gradients by the same factor so that their global norm is at most `max_norm`, as torch's clipping does."""
 
     def clip(gradients: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
-        factor = torch.clamp(max_norm / (global_norm(gradients) + 1e-6), max=1.0)
+        factor = _clip_factor(global_norm(gradients), max_norm)
         return tree.map(lambda g: g * factor, gradients), {}
 
     return stateless(clip)
+
+
+def _clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transform:
@@ -140,15 +161,15 @@ def adamw(
     decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
     whole = chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
 
-    def apply_fused(gradients: Tree, state: Any, params: Tree, step: Tensor, where: Tensor) -> tuple[Tree, Any, Report]:
-        for transform in clip:
-            gradients, _, _ = transform.update(gradients, (), params, step)
+    def apply_fused(gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor) -> tuple[Tree, Any, Report]:
+        divisor = gradients.count if max_norm is None else gradients.count / _clip_factor(gradients.norm, max_norm)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
         rate, count = schedule(step), moments["count"] + 1
         new_params, mean, square = (
             tree.like(params, leaves)
             for leaves in fused.adamw(
-                *map(tree.leaves, (params, gradients, moments["mean"], moments["square"])),
+                *map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"])),
+                divisor=divisor,
                 count=count,
                 rate=rate,
                 betas=betas,

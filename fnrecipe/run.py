@@ -130,6 +130,7 @@ class _Run:
                 pending.append((metrics, waited))
                 if number == first + 1:
                     self.display.line(f"first step after {duration(time.monotonic() - started)}")
+                    host.freeze_objects()
                     clock = _Clock(number)
                 stop = self.signals.received if self.gang.alone else Signal(heard) if heard else None
                 save = stop is not None or _due(regime.checkpoint_every_n_steps, number)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fnrecipe import optim, tree
 from fnrecipe.loss import Loss
-from fnrecipe.norm import global_norm
 from fnrecipe.optim import Transform
 from fnrecipe.parts import Mesh
 from fnrecipe.transforms import gradients
@@ -61,13 +60,12 @@ def train_step(loss: Loss, update: Transform, num_leaves: int = 1, mesh: Mesh = 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         totals, sums = gradients_and_sums(state.params, batch)
         count = torch.clamp(sums["targets"], min=1)
-        mean = tree.map(lambda g: g / count, totals)
-        norm = global_norm(mean)
+        mean = optim.mean(totals, count)
         number = state.step + 1
-        finite = torch.isfinite(norm) & torch.isfinite(sums["loss"])
+        finite = torch.isfinite(mean.norm) & torch.isfinite(sums["loss"])
         params, optimizer, report = optim.apply(update, mean, state.optimizer, state.params, number, finite)
         skipped = torch.where(finite, 0, state.skipped + 1)
-        metrics = {"step": number, **sums, "gradient_norm": norm, "skipped": skipped, **report}
+        metrics = {"step": number, **sums, "gradient_norm": mean.norm, "skipped": skipped, **report}
         return State(params, optimizer, number, skipped, state.key), metrics
 
     return step

@@ -1,4 +1,4 @@
-"""The main job as a stranger runs it: no option but a place to write to, and half of the steps."""
+"""The main job as a stranger runs it: no option but a place to write to, and a third of the steps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from fnrecipe.data.corpus import STDLIB, texts_of
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import valid_stream
 
-
-HALF = ("--config", "regime.num_steps=300")
+THIRD = ("--config", "regime.num_steps=200")
 
 
 @pytest.mark.slow
 def test_the_default_run_learns_python(tmp_path: Path) -> None:
     out = tmp_path / "first"
     patient = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # other tests run beside it: waiting threads must not spin
-    subprocess.run([sys.executable, "-m", "fnrecipe.cli", "train", "lm", "--out", out, *HALF], check=True, env=patient)
+    subprocess.run([sys.executable, "-m", "fnrecipe.cli", "train", "lm", "--out", out, *THIRD], check=True, env=patient)
 
     steps = [json.loads(line)["step"] for line in (out / "metrics/train.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 301))
+    assert steps == list(range(1, 201))
     model = json.loads((out / "metrics/valid.jsonl").read_text().splitlines()[-1])["bits_per_byte"]
     bigram = bigram_bits_per_byte()
     print(f"validation bits per byte: model {model:.3f}, bigram {bigram:.3f}")

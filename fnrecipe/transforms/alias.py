@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,16 +22,25 @@ def mutates(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
+def is_new(node: Any) -> bool:
+    """Whether the value of `node` lies in memory of its own that no result of the graph looks into."""
+    return isinstance(node, Node) and isinstance(node.target, OpOverload) and not _looks(node) and not _is_result(node)
+
+
 def readers(node: Node) -> Iterator[Node]:
     """The operations that look at the value of `node`, also those that do so through a view of it."""
     for user in node.users:
         if user.op == "call_function":
             yield user
-            if _aliases(user):
+            if _looks(user):
                 yield from readers(user)
 
 
-def _aliases(node: Node) -> list[Any]:
-    """What a node's results share with its arguments; nothing if they are new."""
+def _is_result(node: Node) -> bool:
+    return any(user.op == "output" or (_looks(user) and _is_result(user)) for user in node.users)
+
+
+def _looks(node: Node) -> bool:
+    """Whether what the operation gives shares memory with its arguments."""
     returns = node.target._schema.returns if isinstance(node.target, OpOverload) else []
-    return [result.alias_info for result in returns if result.alias_info is not None]
+    return node.target is operator.getitem or any(result.alias_info is not None for result in returns)

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fnrecipe import tree
-from fnrecipe.transforms.alias import readers, written
+from fnrecipe.transforms.alias import is_new, readers, written
 from fnrecipe.transforms.overlap import overlap
 
 aten = torch.ops.aten
@@ -91,24 +91,32 @@ def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tenso
 
 
 def _write_in_place(module: GraphModule) -> None:
-    """Drops the copies around an operation that writes into a copy of a buffer which is then the buffer's new value.
+    """Drops copies that are only there to be written into.
 
-    That is: `copy = clone(buffer); write(copy); buffer.copy_(copy)` becomes `write(buffer)`, if nothing reads the old value
-    of the buffer once `write` has begun.
+    `copy = clone(buffer); write(copy); buffer.copy_(copy)` becomes `write(buffer)`, and `copy = clone(value); write(copy)`
+    becomes `write(value)`, if nothing reads the old value once `write` has begun.
     """
     order = {node: number for number, node in enumerate(module.graph.nodes)}
+
+    def written_last(copy: Node, *others: Node) -> bool:
+        (source,) = copy.all_input_nodes
+        writes = [order[user] for user in copy.users if user not in others and user.op == "call_function"]
+        reads = [order[user] for user in readers(source) if user not in (copy, *others)]
+        same = copy.meta["val"].stride() == source.meta["val"].stride()
+        return same and bool(writes) and max(reads, default=-1) < min(writes)
+
     for end in list(module.graph.find_nodes(op="call_function", target=aten.copy_.default)):
         buffer, copy = (written(arg) for arg in end.args)
-        if buffer.op != "placeholder" or copy.target != aten.clone.default or copy.args[0] is not buffer:
-            continue
-        if copy.meta["val"].stride() != buffer.meta["val"].stride():
-            continue
-        writes = [order[user] for user in copy.users if user is not end and user.op == "call_function"]
-        reads = [order[user] for user in readers(buffer) if user not in (end, copy)]
-        if writes and max(reads, default=-1) < min(writes):
+        cloned = copy.target == aten.clone.default and copy.args[0] is buffer
+        if buffer.op == "placeholder" and cloned and written_last(copy, end):
             for node in (end, copy):
                 node.replace_all_uses_with(buffer)
                 module.graph.erase_node(node)
+    for copy in list(module.graph.find_nodes(op="call_function", target=aten.clone.default)):
+        (source,) = copy.all_input_nodes
+        if is_new(source) and written_last(copy):
+            copy.replace_all_uses_with(source)
+            module.graph.erase_node(copy)
     module.recompile()
 
 

@@ -124,6 +124,21 @@ def test_a_copy_that_becomes_the_new_value_of_its_buffer_is_not_made() -> None:
     assert copies(lambda s: ((s[0].clone().add_(1),), s[0] * 2)) == 2
 
 
+def test_a_copy_of_what_nobody_reads_any_more_is_not_made() -> None:
+    def copies(function: Callable[[Tensor], Any]) -> int:
+        x = torch.arange(4.0)
+        assert_same_bits(jit(function)(x), function(x))
+        graph, _ = trace(function, (x,))
+        return sum(node.target == torch.ops.aten.clone.default for node in graph.graph.nodes)
+
+    assert copies(lambda x: (x * 2).clone().add_(1)) == 0
+    assert copies(lambda x: (lambda y: (y.sum(), y.clone().add_(1)))(x * 2)) == 0
+    assert copies(lambda x: (lambda y: (y.clone().add_(1), y.sum()))(x * 2)) == 1  # read afterwards
+    assert copies(lambda x: (lambda y: (y.clone().add_(1), y.split(2)[0].sum()))(x * 2)) == 1  # through a view
+    assert copies(lambda x: (lambda y: (y.clone().add_(1), y[1:]))(x * 2)) == 1  # a view of it is given
+    assert copies(lambda x: x.clone().add_(1)) == 1  # not ours
+
+
 @pytest.mark.parametrize("function", ALIASING.values(), ids=ALIASING.keys())
 def test_donation_is_right_where_results_alias_arguments(function: Callable[[State2, Tensor], tuple[State2, Any]]) -> None:
     traced = jit(function, donate=1)
