@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from torch._ops import OpOverload
@@ -22,22 +22,34 @@ def mutates(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
-def is_new(node: Any) -> bool:
-    """Whether the value of `node` lies in memory of its own that no result of the graph looks into."""
-    return isinstance(node, Node) and isinstance(node.target, OpOverload) and not _looks(node) and not _is_result(node)
+def home(node: Node) -> tuple[Node, set[Node]]:
+    """The operation that made the memory that the value of `node` lies in, and those of its pieces that do not overlap it."""
+    apart = set[Node]()
+    while _looks(node):
+        (parent, *_) = node.all_input_nodes
+        if node.target is operator.getitem:
+            apart |= {piece for piece in parent.users if piece.target is operator.getitem and piece.args[1] != node.args[1]}
+        node = parent
+    return node, apart
 
 
-def readers(node: Node) -> Iterator[Node]:
-    """The operations that look at the value of `node`, also those that do so through a view of it."""
+def is_new(node: Node, apart: Container[Node] = ()) -> bool:
+    """Whether the operation makes memory that no result of the graph looks into, but for what looks through `apart`."""
+    return node.op == "call_function" and not _is_result(node, apart)
+
+
+def readers(node: Node, apart: Container[Node] = ()) -> Iterator[Node]:
+    """The operations that look at the value of `node`, also those that do so through a view of it, but not through `apart`."""
     for user in node.users:
-        if user.op == "call_function":
+        if user.op == "call_function" and user not in apart:
             yield user
             if _looks(user):
-                yield from readers(user)
+                yield from readers(user, apart)
 
 
-def _is_result(node: Node) -> bool:
-    return any(user.op == "output" or (_looks(user) and _is_result(user)) for user in node.users)
+def _is_result(node: Node, apart: Container[Node]) -> bool:
+    users = (user for user in node.users if user not in apart)
+    return any(user.op == "output" or (_looks(user) and _is_result(user, apart)) for user in users)
 
 
 def _looks(node: Node) -> bool:

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fnrecipe import tree
-from fnrecipe.transforms.alias import is_new, readers, written
+from fnrecipe.transforms.alias import home, is_new, readers, written
 from fnrecipe.transforms.overlap import overlap
 
 aten = torch.ops.aten
@@ -101,7 +101,7 @@ def _write_in_place(module: GraphModule) -> None:
     def written_last(copy: Node, *others: Node) -> bool:
         (source,) = copy.all_input_nodes
         writes = [order[user] for user in copy.users if user not in others and user.op == "call_function"]
-        reads = [order[user] for user in readers(source) if user not in (copy, *others)]
+        reads = [order[user] for user in readers(*home(source)) if user not in (copy, *others)]
         same = copy.meta["val"].stride() == source.meta["val"].stride()
         return same and bool(writes) and max(reads, default=-1) < min(writes)
 
@@ -114,7 +114,7 @@ def _write_in_place(module: GraphModule) -> None:
                 module.graph.erase_node(node)
     for copy in list(module.graph.find_nodes(op="call_function", target=aten.clone.default)):
         (source,) = copy.all_input_nodes
-        if is_new(source) and written_last(copy):
+        if is_new(*home(source)) and written_last(copy):
             copy.replace_all_uses_with(source)
             module.graph.erase_node(copy)
     module.recompile()

@@ -137,6 +137,8 @@ def test_a_copy_of_what_nobody_reads_any_more_is_not_made() -> None:
     assert copies(lambda x: (lambda y: (y.clone().add_(1), y.split(2)[0].sum()))(x * 2)) == 1  # through a view
     assert copies(lambda x: (lambda y: (y.clone().add_(1), y[1:]))(x * 2)) == 1  # a view of it is given
     assert copies(lambda x: x.clone().add_(1)) == 1  # not ours
+    assert copies(lambda x: [piece.clone().add_(1) for piece in (x * 2).split(2)]) == 0  # pieces lie apart
+    assert copies(lambda x: (lambda y: [y.split(2)[0].clone().add_(1), y[:3].clone().add_(1)])(x * 2)) == 1
 
 
 @pytest.mark.parametrize("function", ALIASING.values(), ids=ALIASING.keys())
