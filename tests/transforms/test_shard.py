@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, random, tree
+from fnrecipe.compute import Compute
 from fnrecipe.data import Batch
 from fnrecipe.loss import Sums, next_token_loss
 from fnrecipe.mesh import place_of
@@ -53,9 +54,9 @@ TENSOR: dict[str, dict[str, Any]] = {
 }
 
 
-def loss(params: Tree, batch: Batch) -> tuple[Tensor, Sums]:
+def loss(params: Tree, batch: Batch, how: Compute = Compute()) -> tuple[Tensor, Sums]:
     """The loss, which is not finite for a leaf with a POISON in it."""
-    total, sums = next_token_loss(partial(llama.apply, CONFIG))(params, batch)
+    total, sums = next_token_loss(partial(llama.apply, CONFIG, how=how))(params, batch)
     bad = torch.where((batch.tokens == POISON).any(), torch.nan, 1.0)
     return total * bad, {**sums, "loss": sums["loss"] * bad}
 
@@ -69,10 +70,11 @@ def batch(number: int) -> Batch:
     return rows
 
 
-def train(mesh: Mesh, update: Transform, traced: bool) -> tuple[State, list[Any]]:
+def train(mesh: Mesh, update: Transform, traced: bool, how: Compute = Compute()) -> tuple[State, list[Any]]:
     """The state after five steps, and the metrics of all steps and of an evaluation."""
     share = LEAVES // (mesh.replica.size * mesh.shard.size)
-    step, evaluate = train_step(loss, update, share, mesh), evaluation(loss, share, mesh)
+    function = partial(loss, how=how)
+    step, evaluate = train_step(function, update, share, mesh), evaluation(function, share, mesh)
     if traced:
         step, evaluate = jit(step, donate=1), jit(evaluate)
     state, rows, found = init_state(llama.init(CONFIG, KEY, mesh.cut), update, KEY), place_of(mesh, LEAVES).lanes(8), []
@@ -109,6 +111,19 @@ def test_two_ranks_eagerly() -> None:
 
 def test_two_ranks_traced() -> None:
     on_ranks(2, check, MODES | {"tensor": TENSOR["tensor"]}, ["fused"], [True])
+
+
+def check_computed(rank: int, size: int) -> None:
+    how = Compute(torch.bfloat16, "selective", logits_at_once=7)
+    alone, metrics = train(mesh_of(0, 1), FUSED, traced=False, how=how)
+    state, found = train(mesh_of(rank, size, sharding="fsdp"), FUSED, traced=True, how=how)
+    assert_same_bits(assembled(size, state), tree.paths(alone))
+    assert_same_bits(found, metrics)
+
+
+@pytest.mark.slow
+def test_ranks_that_gather_pieces_of_layers_have_the_bits_of_one_process_in_half_precision_too() -> None:
+    on_ranks(2, check_computed)
 
 
 @pytest.mark.slow
