@@ -77,7 +77,15 @@ def _wait_for_step(launcher: subprocess.Popen[bytes], out: Path, before: set[int
 
 def _ranks(launcher: subprocess.Popen[bytes]) -> list[int]:
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return [int(child) for child in children if b"fnrecipe.cli" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in children if b"fnrecipe.cli" in _command(child)]
+
+
+def _command(process: str) -> bytes:
+    """Its command line; nothing if it has just ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _lines(out: Path) -> int:

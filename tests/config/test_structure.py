@@ -93,7 +93,10 @@ def test_a_wrong_value_is_one_line(pair: str, expected: str, found: str) -> None
 @pytest.mark.parametrize(
     ("pair", "line"),
     [
-        ("trainer.jit=trac", "trainer.jit: expected off or trace or inductor, found 'trac' (command line); did you mean trace?"),
+        (
+            "trainer.jit=trac",
+            "trainer.jit: expected off or trace or inductor, found 'trac' (command line); did you mean trace?",
+        ),
         ("gang.device=gpu", "gang.device: expected auto or cpu or cuda, found 'gpu' (command line); did you mean cpu?"),
         (
             "dataset.sources=[{path: a}, b]",
