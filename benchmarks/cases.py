@@ -28,24 +28,26 @@ class Case:
     num_steps: int
 
 
-def _llama(vocab_size: int, dim: int, layers: int, heads: int, inner: int) -> LlamaConfig:
-    """Untied, with as many key-value heads as heads."""
+def llama_config(
+    vocab_size: int, length: int, dim: int, layers: int, heads: int, groups: int, inner: int, *, tied: bool = False
+) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocab_size,
-        max_seq_len=256,
+        max_seq_len=length,
         model_dim=dim,
         num_layers=layers,
         num_attn_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=groups,
         ffn_inner_dim=inner,
+        tied_embeddings=tied,
     )
 
 
 CASES = {
     "3M, bytes": Case(defaults.model.config, "bytes", 8),
-    "7M": Case(_llama(VOCABULARY, 256, 4, 4, 688), "bpe", 8),
-    "34M": Case(_llama(VOCABULARY, 512, 8, 8, 1376), "bpe", 4),
-    "134M": Case(_llama(32_000, 768, 12, 12, 2048), "bpe", 2),
+    "7M": Case(llama_config(VOCABULARY, 256, 256, 4, 4, 4, 688), "bpe", 8),
+    "34M": Case(llama_config(VOCABULARY, 256, 512, 8, 8, 8, 1376), "bpe", 4),
+    "134M": Case(llama_config(32_000, 256, 768, 12, 12, 12, 2048), "bpe", 2),
 }
 
 

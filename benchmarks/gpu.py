@@ -20,12 +20,13 @@ import attrs
 import torch
 from torch import Tensor
 
+from benchmarks.cases import llama_config
 from benchmarks.peers import fnrecipe, plain
 from benchmarks.plain import PlainLlama
 from benchmarks.report import Result, ratios
 from benchmarks.step import ROOT
 from benchmarks.workers import status
-from fnrecipe import cost, tree
+from fnrecipe import cost
 from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
@@ -44,19 +45,6 @@ class Case:
     systems: Sequence[str]
     parameters: torch.dtype = torch.float32
     cuda: bool = True
-
-
-def _config(vocab_size: int, length: int, dim: int, layers: int, heads: int, groups: int, inner: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        max_seq_len=length,
-        model_dim=dim,
-        num_layers=layers,
-        num_attn_heads=heads,
-        num_key_value_heads=groups,
-        ffn_inner_dim=inner,
-        tied_embeddings=dim < 2048,
-    )
 
 
 def _plain(case: Case, device: torch.device, compiled: bool) -> Step:
@@ -80,10 +68,10 @@ SYSTEMS: dict[str, Callable[[Case, torch.device], Step]] = {
 }
 LARGE = (COMPILED, "fnrecipe, traced", "fnrecipe, inductor")
 CASES = {
-    "124M": Case(_config(50_304, 1024, 768, 12, 12, 12, 2048), 16, tuple(SYSTEMS)),
-    "1.1B": Case(_config(32_000, 2048, 2048, 22, 32, 4, 5632), 4, LARGE),
-    "6.7B": Case(_config(32_000, 2048, 4096, 32, 32, 32, 11_008), 1, LARGE, torch.bfloat16),
-    "tiny": Case(_config(264, 32, 32, 2, 4, 2, 64), 2, tuple(SYSTEMS), cuda=False),
+    "124M": Case(llama_config(50_304, 1024, 768, 12, 12, 12, 2048, tied=True), 16, tuple(SYSTEMS)),
+    "1.1B": Case(llama_config(32_000, 2048, 2048, 22, 32, 4, 5632), 4, LARGE),
+    "6.7B": Case(llama_config(32_000, 2048, 4096, 32, 32, 32, 11_008), 1, LARGE, torch.bfloat16),
+    "tiny": Case(llama_config(264, 32, 32, 2, 4, 2, 64, tied=True), 2, tuple(SYSTEMS), cuda=False),
 }
 """GPT-2's size with Llama's layers; TinyLlama; Llama 2 7B."""
 
@@ -122,7 +110,8 @@ def measure(system: str, case: Case, rounds: int) -> list[tuple[str, list[float]
     rows = [("per second", speeds, "tokens"), ("peak memory", [peak], "MiB"), ("loss of the last step", [loss], "nats")]
     if case.cuda:
         peak_flops = cost.peak_flops(torch.cuda.get_device_name())
-        used = [100 * speed * flops(case.config) / peak_flops for speed in speeds] if peak_flops else []
+        flops = llama.flops(case.config, case.config.max_seq_len).full
+        used = [100 * speed * flops / peak_flops for speed in speeds] if peak_flops else []
         rows.append(("of the dense bf16 peak", used, "%"))
     return rows
 
@@ -149,13 +138,6 @@ def batch_of(case: Case, device: torch.device) -> Batch:
     positions = torch.arange(length, device=device).expand_as(tokens).contiguous()
     mask = torch.ones_like(tokens, dtype=torch.bool)
     return Batch(tokens, targets, zeros, positions, zeros, mask, num_bytes=mask.sum(1))
-
-
-def flops(config: LlamaConfig) -> float:
-    """Of a token, forward and backward."""
-    shapes = {**llama.shapes(config), "embedding": ()}
-    weights = tree.leaves({"head": (config.vocab_size, config.model_dim), **shapes}, lambda node: isinstance(node, tuple))
-    return cost.token_flops(weights, layers=config.num_layers, width=config.model_dim, length=config.max_seq_len).full
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
 from fnrecipe.errors import DataError, UsageError
@@ -63,7 +64,6 @@ def stats(
 ) -> int:
     """Count the documents of each source of RECIPE, and measure padding and speed of its rows."""
     import numpy as np
-    from rich.console import Console
     from rich.table import Table
 
     from fnrecipe.data.survey import fill, survey
@@ -90,7 +90,7 @@ def stats(
             f"{longer:.1%}",
         )
         warnings += counted.bad[:10]
-    Console(width=None if Console().is_terminal else 140).print(table)
+    print_table(table)
     for warning in warnings:
         click.echo(f"bad record: {warning}", err=True)
     logging.getLogger("fnrecipe").addHandler(logging.NullHandler())  # the stream would tell the same records, epoch after epoch

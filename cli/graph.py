@@ -9,6 +9,7 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
 
@@ -49,7 +50,6 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
 
 
 def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from fnrecipe.cost import total
@@ -72,7 +72,7 @@ def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost])
     for name, cost in shown:
         flops = (si(cost.flops, ""), _share(cost.flops, whole.flops)) if cost.flops else ("", "")
         table.add_row(name, f"{cost.calls:,}", *flops, si(cost.bytes, "B"), _share(cost.bytes, whole.bytes))
-    Console(width=None if Console().is_terminal else 140).print(table)
+    print_table(table)
     rows, length, leaves = config.dataset.batch_size, config.dataset.max_seq_len, config.gang.num_leaves
     click.echo(f"a step of {recipe.name} on {device}: {rows:,} rows of {length:,} positions in {leaves:,} leaves")
     click.echo(f"graph: {si(whole.flops, 'FLOP')}, {si(whole.bytes, 'B')}, {whole.flops / whole.bytes:,.1f} FLOP a byte")

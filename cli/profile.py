@@ -9,6 +9,7 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
 
@@ -46,7 +47,6 @@ def profile(recipe: str, out: Path, steps: int, files: tuple[Path, ...], pairs: 
 
 
 def _show(found: Profile) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("operation", caption="of a step under the profiler; in an operation itself, not in those that it calls")
@@ -58,7 +58,7 @@ def _show(found: Profile) -> None:
         rows.append((f"{len(rest)} others", sum(o.calls for o in rest), sum(o.seconds for o in rest)))
     for name, calls, seconds in rows:
         table.add_row(name, f"{calls:,.0f}", duration(seconds), f"{seconds / found.seconds:.1%}")
-    Console(width=None if Console().is_terminal else 140).print(table)
+    print_table(table)
     for name, fact in _facts(found).items():
         click.echo(f"{name:<13}{fact}")
 

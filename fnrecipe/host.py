@@ -33,6 +33,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
+def prepare(num_threads: int | None) -> None:
+    """What every process that trains sets before it does."""
+    keep_freed_memory()
+    set_threads(num_threads)
+    keep_compiled_kernels()
+
+
 def set_threads(number: int | None) -> None:
     if number is not None:
         torch.set_num_threads(number)

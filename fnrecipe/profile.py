@@ -73,9 +73,7 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
         for name in (TRACE, MEMORY):
             (out / name).unlink(missing_ok=True)
     device = host.pick_device(config.gang.device)
-    host.keep_freed_memory()
-    host.set_threads(config.common.torch.num_threads)
-    host.keep_compiled_kernels()
+    host.prepare(config.common.torch.num_threads)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
     step, _ = functions(recipe, config, mesh, inductor if config.trainer.jit == "inductor" else interpreter)

@@ -59,9 +59,7 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
             stack.enter_context(directory.claimed(out))
             if not with_changes:
                 directory.check_config(out, unstructure(config))
-        host.keep_freed_memory()
-        host.set_threads(config.common.torch.num_threads)
-        host.keep_compiled_kernels()
+        host.prepare(config.common.torch.num_threads)
         files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
         signals = stack.enter_context(Signals())

@@ -15,18 +15,8 @@ import pytest
 
 from benchmarks import cases, gpu, step
 from benchmarks.report import Result, ratios, show, write
-from fnrecipe.config import LlamaConfig
 
-TINY = LlamaConfig(
-    vocab_size=264,
-    max_seq_len=256,
-    model_dim=32,
-    num_layers=1,
-    num_attn_heads=2,
-    num_key_value_heads=1,
-    ffn_inner_dim=64,
-    tied_embeddings=True,
-)
+TINY = cases.llama_config(264, 256, 32, 1, 2, 1, 64, tied=True)
 
 
 def test_ratios_are_taken_round_by_round() -> None:

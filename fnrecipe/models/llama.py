@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnrecipe import nn, random
+from fnrecipe import nn, random, tree
 from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
+from fnrecipe.cost import TokenFlops, token_flops
 from fnrecipe.parts import Keep, keep_all
 from fnrecipe.transforms import layer, whole
 from fnrecipe.tree import Tree
@@ -49,6 +50,15 @@ def shapes(config: LlamaConfig) -> Tree:
     head = {} if config.tied_embeddings else {"head": vocabulary}
     layers = {str(i): dict(layer) for i in range(config.num_layers)}
     return {"embedding": vocabulary, "layers": layers, "norm": (model,), **head}
+
+
+def flops(config: LlamaConfig, length: int) -> TokenFlops:
+    """FLOPs of training on one position of rows of `length`."""
+    weights = shapes(config)
+    if not config.tied_embeddings:
+        del weights["embedding"]  # it is looked up in, and multiplied by nothing
+    multiplied = tree.leaves(weights, lambda node: isinstance(node, tuple))
+    return token_flops(multiplied, layers=config.num_layers, width=config.model_dim, length=length)
 
 
 def init(config: LlamaConfig, key: Tensor, keep: Keep = keep_all) -> Tree:

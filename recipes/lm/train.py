@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fnrecipe import optim, schedule, tree
+from fnrecipe import optim, schedule
 from fnrecipe.compute import Compute
-from fnrecipe.cost import TokenFlops, token_flops
+from fnrecipe.cost import TokenFlops
 from fnrecipe.generate import generate
 from fnrecipe.loss import Loss, next_token_loss
 from fnrecipe.models import llama
@@ -60,12 +60,7 @@ def update(config: LMConfig) -> Transform:
 
 
 def flops(config: LMConfig) -> TokenFlops:
-    model = config.model.config
-    shapes = llama.shapes(model)
-    if not model.tied_embeddings:
-        del shapes["embedding"]  # it is looked up in, and multiplied by nothing
-    weights = tree.leaves(shapes, lambda node: isinstance(node, tuple))
-    return token_flops(weights, layers=model.num_layers, width=model.model_dim, length=config.dataset.max_seq_len)
+    return llama.flops(config.model.config, config.dataset.max_seq_len)
 
 
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
