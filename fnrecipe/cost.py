@@ -22,10 +22,12 @@ from torch.fx.node import map_arg
 from torch.utils.flop_counter import flop_registry
 
 from fnrecipe import tree
+from fnrecipe.transforms.products import mm
 
 aten = torch.ops.aten
 
 _COUNTED_AS = {
+    mm: aten.mm,
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
 }

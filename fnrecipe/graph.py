@@ -22,6 +22,8 @@ _HEADER = '''"""The train step of the recipe {name}, as it was traced: a record,
 import torch
 from torch import device, inf, nan
 
+import fnrecipe.transforms  # torch.ops.fnrecipe
+
 
 '''
 

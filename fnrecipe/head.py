@@ -6,12 +6,16 @@ chunk, so that nothing is computed twice; `remat` of each chunk would multiply b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_LARGEST_SUM = math.log(2**15)
+"""Of a vocabulary's powers, as a logarithm: it is a number of float16."""
 
 
 @attrs.frozen(eq=False)
@@ -69,8 +73,15 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats [N], and the gradients of their masked sum for x [N, D] and weight [V, D] (float32)."""
-    logs = F.linear(x, weight).float().log_softmax(-1)
-    nats = -logs.gather(-1, targets[:, None])[:, 0]
-    slopes = logs.exp().scatter_add(-1, targets[:, None], -torch.ones_like(nats)[:, None]).to(x.dtype)
-    return nats, (slopes @ weight) * mask[:, None], (slopes.t() @ (x * mask[:, None])).float()
+    """Nats [N], and the gradients of their masked sum for x [N, D] and weight [V, D] (float32).
+
+    Powers are not divided by their sum: that is left to the gradients, which are smaller.
+    """
+    logits = F.linear(x, weight).float()
+    chosen, highest = logits.gather(-1, targets[:, None]), logits.amax(-1, keepdim=True)
+    highest = highest + max(0.0, math.log(len(weight)) - _LARGEST_SUM)
+    powers = (logits - highest).exp()
+    total = powers.sum(-1, keepdim=True)
+    nats = (highest + total.log() - chosen)[:, 0]
+    slopes, scale = powers.scatter_add(-1, targets[:, None], -total).to(x.dtype), mask[:, None] / total
+    return nats, ((slopes @ weight) * scale).to(x.dtype), (slopes.t() @ (x * scale).to(x.dtype)).float()

@@ -9,6 +9,7 @@ weights cut along their second; H, G, F and V are those of the part.
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import torch
@@ -86,7 +87,8 @@ def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]
     The first half of the sines is negative, as `rotate` needs it.
     """
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
-    angles = positions[:, None, :, None].float() * theta**-exponents
+    # Inductor keeps what an `exp` is in, and would compute cosines of powers anew for each head.
+    angles = positions[:, None, :, None].float() * torch.exp(exponents * -math.log(theta))
     cosines, sines = angles.cos(), angles.sin()
     return torch.cat([cosines, cosines], -1), torch.cat([-sines, sines], -1)
 

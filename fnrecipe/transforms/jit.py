@@ -21,6 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fnrecipe import tree
 from fnrecipe.transforms.alias import home, is_new, readers, written
 from fnrecipe.transforms.overlap import overlap
+from fnrecipe.transforms.products import products
 
 aten = torch.ops.aten
 
@@ -76,6 +77,7 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
     graph.graph.eliminate_dead_code()
     overlap(graph)
     _write_in_place(graph)
+    products(graph)
     return graph, results[0]
 
 
