@@ -1,12 +1,15 @@
-"""Inductor as what runs a traced graph: the only place that gives anything to `torch.compile`."""
+"""Inductor as what runs a traced graph: the only place that gives anything to torch's compiler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 def inductor(graph: GraphModule) -> Callable[..., Any]:
@@ -20,5 +23,21 @@ def inductor(graph: GraphModule) -> Callable[..., Any]:
     """
     if not isinstance(graph, GraphModule):
         raise TypeError(f"inductor: expected a traced graph, found {type(graph).__name__}")
-    compiled: Callable[..., Any] = torch.compile(graph, fullgraph=True, dynamic=False)
-    return compiled
+    compiled: list[Callable[..., Any]] = []
+
+    def call(*args: Any) -> Any:
+        with torch.no_grad():
+            if not compiled:
+                compiled.append(_compiled(graph, args))
+            return compiled[0](*args)
+
+    return call
+
+
+def _compiled(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
+    from torch._inductor import compile  # a second to import, for nothing where nothing is compiled
+
+    shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without these torch would not look into its cache
+    with tracing(TracingContext(shapes)):
+        run: Callable[..., Any] = compile(graph, list(args))
+    return run

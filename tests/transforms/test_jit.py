@@ -22,6 +22,7 @@ from fnrecipe.models import llama
 from fnrecipe.schedule import cosine_annealing
 from fnrecipe.step import State, Step, init_state, train_step
 from fnrecipe.transforms import evaluation, inductor, jit, trace
+from fnrecipe.transforms.region import all_nodes
 from tests.helpers import TINY, assert_same_bits, documents, packed
 
 LOSS = next_token_loss(partial(llama.apply, TINY))
@@ -62,7 +63,7 @@ def test_the_traced_evaluation_has_the_bits_of_the_eager_one() -> None:
 def test_the_graph_of_the_step_never_waits_for_the_device() -> None:
     step = train_step(LOSS, UPDATE, 2)
     graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(fresh_state(), batch(0))
-    names = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+    names = {str(node.target) for node in all_nodes(graph) if node.op == "call_function"}
     assert not [name for name in names if "_local_scalar_dense" in name or "aten.item" in name or "nonzero" in name]
     assert "aten.mm.default" in names
     assert {node.op for node in graph.graph.nodes} <= {"placeholder", "call_function", "get_attr", "output"}
