@@ -6,16 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import attrs
 import torch
 
 from fnrecipe import random, tree
 from fnrecipe.data import Batch, Place, Source, pipe, prefetch, spread
+from fnrecipe.level import BACKENDS, Level, fitting
 from fnrecipe.loss import Sums
 from fnrecipe.parts import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import Backend, evaluation, interpreter, jit
+from fnrecipe.transforms import Backend, evaluation, jit
 from fnrecipe.tree import Tree
 
 
@@ -26,21 +26,20 @@ def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devi
     return init_state(params, recipe.update(config), key)
 
 
-def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh) -> Step:
-    """The train step over a mesh, as it is before tracing."""
-    update = recipe.update(config)
-    if config.trainer.jit == "inductor":  # it makes a kernel of the update by itself, and reads the gradients once
-        update = attrs.evolve(update, apply=None)
+def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, level: Level) -> Step:
+    """The train step over a mesh, as it is before it is traced for a level."""
+    update = fitting(recipe.update(config), level)
     return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh)
 
 
 def functions(
-    recipe: Recipe[Any], config: Any, mesh: Mesh, backend: Backend = interpreter
+    recipe: Recipe[Any], config: Any, mesh: Mesh, level: Level, told: Callable[[Backend], Backend] = lambda backend: backend
 ) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a mesh, traced and run by `backend` unless the config says no."""
-    step, evaluate = plain_step(recipe, config, mesh), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
-    if config.trainer.jit == "off":
+    """The train step and the evaluation of a recipe over a mesh, at a level; `told` may wrap what runs their graphs."""
+    step, evaluate = plain_step(recipe, config, mesh, level), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
+    if level == "off":
         return step, evaluate
+    backend = told(BACKENDS[level])
     return jit(step, donate=1, backend=backend), jit(evaluate, backend=backend)
 
 

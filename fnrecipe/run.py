@@ -21,7 +21,7 @@ import torch
 
 from fnrecipe import checkpoint, directory, host, random, record, tree
 from fnrecipe.build import batches, first_state, functions, to_device
-from fnrecipe.compile import backend
+from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe
@@ -30,6 +30,7 @@ from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
 from fnrecipe.gang import Gang, check_same, gather, joined, last_words, together, world_size
+from fnrecipe.level import level
 from fnrecipe.loss import Sums
 from fnrecipe.mesh import check_size, make_mesh, place_of, sizes
 from fnrecipe.metrics import means
@@ -66,8 +67,8 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
-        runs = backend(config.trainer.jit, display.line, display.waiting)
-        step, evaluate = functions(recipe, config, mesh, runs)
+        telling = partial(told, tell=display.line, waiting=display.waiting)
+        step, evaluate = functions(recipe, config, mesh, level(config.trainer.jit, device), telling)
         work = work_of(recipe, config, device, gang.size)
         stack.enter_context(last_words(gang))
         try:
@@ -122,7 +123,7 @@ class _Run:
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
-            if left != 0 and self.config.trainer.jit != "off":
+            if left != 0 and level(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
             for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
                 pending.append((metrics, waited))

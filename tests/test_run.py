@@ -66,6 +66,7 @@ def test_a_run_writes_each_step_once_and_everything_else(whole: Path) -> None:
     assert steps(whole, "valid") == [6]
     assert checkpoints(whole) == [4, 6]
     assert {path.name for path in whole.iterdir()} >= {"config.yaml", "run.json", "sample.txt", "metrics", "logs"}
+    assert "\n  jit: auto\n" in (whole / "config.yaml").read_text()  # what it stands for is up to the device
     row = rows(whole / "metrics/train.jsonl")[0]
     assert row.keys() == {"step", "loss", "targets", "bytes", "gradient_norm", "skipped", "learning_rate", "bits_per_byte"}
     assert 5.0 < row["loss"] < 6.0  # log(264) = 5.6 for a model that knows nothing

@@ -175,7 +175,7 @@ class ActivationCheckpointingSection:
 class TrainerSection:
     """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops."""
 
-    jit: Literal["off", "trace", "inductor"] = "trace"
+    jit: Literal["auto", "off", "trace", "inductor"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
     logits_at_once: Count | None = 1024

@@ -81,8 +81,8 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer.config=null", "a section with the keys lr, betas, eps, weight_decay", "null"),
         ("optimizer=adamw", "a section with the keys name, config", "'adamw'"),
         ("optimizer=[1]", "a section with the keys name, config", "[1]"),
-        ("trainer.jit=false", "off or trace or inductor", "false"),
-        ("trainer.jit=null", "off or trace or inductor", "null"),
+        ("trainer.jit=false", "auto or off or trace or inductor", "false"),
+        ("trainer.jit=null", "auto or off or trace or inductor", "null"),
         ("dataset.packing=[1]", "best_fit or concat", "[1]"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_wrong_value_is_one_line(pair: str, expected: str, found: str) -> None
     [
         (
             "trainer.jit=trac",
-            "trainer.jit: expected off or trace or inductor, found 'trac' (command line); did you mean trace?",
+            "trainer.jit: expected auto or off or trace or inductor, found 'trac' (command line); did you mean trace?",
         ),
         ("gang.device=gpu", "gang.device: expected auto or cpu or cuda, found 'gpu' (command line); did you mean cpu?"),
         (

@@ -340,7 +340,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
             draw(positives),
         ),
         trainer=c.TrainerSection(
-            draw(st.sampled_from(["off", "trace", "inductor"])),
+            draw(st.sampled_from(["auto", "off", "trace", "inductor"])),
             draw(st.sampled_from(["float32", "bfloat16"])),
             draw(st.builds(c.ActivationCheckpointingSection, st.just("layerwise"), counts)),
             draw(st.none() | counts),
