@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fnrecipe import random, tree
-from fnrecipe.data import Batch, Place, Source, pipe, prefetch, spread
+from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread
 from fnrecipe.level import BACKENDS, Level, fitting
 from fnrecipe.loss import Sums
 from fnrecipe.parts import Mesh
@@ -43,16 +43,24 @@ def functions(
     return jit(step, donate=1, backend=backend), jit(evaluate, backend=backend)
 
 
-def batches(recipe: Recipe[Any], config: Any, place: Place) -> Source[Batch]:
-    """The training batches, read ahead in processes or a thread as the config says."""
+def batches(recipe: Recipe[Any], config: Any, place: Place, device: torch.device) -> Source[Batch]:
+    """The training batches as tensors of the host, read ahead in processes or a thread as the config says."""
     dataset, make = config.dataset, partial(recipe.stream, config)
+    on_host = partial(each, function=partial(to_host, device=device))
     if dataset.num_workers:
-        return partial(spread, make, place=place, workers=dataset.num_workers, size=dataset.prefetch)
-    return pipe(make(place), partial(prefetch, size=dataset.prefetch))
+        return pipe(partial(spread, make, place=place, workers=dataset.num_workers, size=dataset.prefetch), on_host)
+    return pipe(make(place), on_host, partial(prefetch, size=dataset.prefetch))
+
+
+def to_host(batch: Batch, device: torch.device) -> Batch:
+    """A batch of arrays as tensors of the host; for CUDA in pinned memory, from which they are copied without waiting."""
+    tensors: Batch = tree.map(torch.from_numpy, batch)
+    return tree.map(torch.Tensor.pin_memory, tensors) if device.type == "cuda" else tensors
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    tensors: Batch = tree.map(lambda array: torch.from_numpy(array).to(device), batch)
+    """A batch of tensors on a device, whose work behind this call sees them: the host does not wait for the copy."""
+    tensors: Batch = tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
     return tensors
 
 

@@ -29,6 +29,8 @@ EFFECTS = {
     "directory",
     "display",
     "host",
+    "moment",
+    "fetch",
     "speed",
     "graph",
     "profile",
