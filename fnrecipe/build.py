@@ -10,12 +10,13 @@ import torch
 
 from fnrecipe import random, tree
 from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread
-from fnrecipe.level import BACKENDS, Level, fitting
+from fnrecipe.errors import UsageError
+from fnrecipe.level import BACKENDS, fitting, level
 from fnrecipe.loss import Sums
 from fnrecipe.parts import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import Backend, evaluation, jit
+from fnrecipe.transforms import Backend, cuda_graph, evaluation, jit
 from fnrecipe.tree import Tree
 
 
@@ -26,21 +27,34 @@ def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devi
     return init_state(params, recipe.update(config), key)
 
 
-def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, level: Level) -> Step:
-    """The train step over a mesh, as it is before it is traced for a level."""
-    update = fitting(recipe.update(config), level)
+def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> Step:
+    """The train step over a mesh, as it is before it is traced for a device."""
+    update = fitting(recipe.update(config), level(config.trainer.jit, device))
     return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh)
 
 
 def functions(
-    recipe: Recipe[Any], config: Any, mesh: Mesh, level: Level, told: Callable[[Backend], Backend] = lambda backend: backend
+    recipe: Recipe[Any],
+    config: Any,
+    mesh: Mesh,
+    device: torch.device,
+    told: Callable[[Backend], Backend] = lambda backend: backend,
 ) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a mesh, at a level; `told` may wrap what runs their graphs."""
-    step, evaluate = plain_step(recipe, config, mesh, level), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
-    if level == "off":
+    """The train step and the evaluation of a recipe over a mesh; `told` may wrap what runs their graphs.
+
+    Raises:
+        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
+    """
+    how, ranks = level(config.trainer.jit, device), mesh.replica.size * mesh.shard.size * mesh.tensor.size
+    if config.trainer.cuda_graph and (device.type != "cuda" or ranks > 1):
+        where = f"several ranks ({ranks})" if ranks > 1 else f"the device {device.type}"
+        raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
+    step, evaluate = plain_step(recipe, config, mesh, device), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
+    if how == "off":
         return step, evaluate
-    backend = told(BACKENDS[level])
-    return jit(step, donate=1, backend=backend), jit(evaluate, backend=backend)
+    backend = told(BACKENDS[how])
+    of_step = cuda_graph(backend) if config.trainer.cuda_graph else backend
+    return jit(step, donate=1, backend=of_step), jit(evaluate, backend=backend)
 
 
 def batches(recipe: Recipe[Any], config: Any, place: Place, device: torch.device) -> Source[Batch]:

@@ -13,7 +13,6 @@ from fnrecipe import tree
 from fnrecipe.build import first_state, plain_step
 from fnrecipe.data import collate
 from fnrecipe.gang import Gang
-from fnrecipe.level import level
 from fnrecipe.mesh import make_mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.transforms import trace
@@ -38,7 +37,7 @@ def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphM
     with FakeTensorMode() as fake:
         state = first_state(recipe, config, mesh, device)
         batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))
-    graph, _ = trace(plain_step(recipe, config, mesh, level(config.trainer.jit, device)), (state, batch), donate=1)
+    graph, _ = trace(plain_step(recipe, config, mesh, device), (state, batch), donate=1)
     paths = [*(f"state.{path}" for path in tree.paths(state)), *(f"batch.{path}" for path in tree.paths(batch))]
     for node, path in zip(graph.graph.find_nodes(op="placeholder"), paths, strict=True):
         node._rename(re.sub(r"\W", "_", path))

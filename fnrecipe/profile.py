@@ -23,7 +23,6 @@ from fnrecipe.directory import writing
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
 from fnrecipe.gang import Gang
-from fnrecipe.level import level
 from fnrecipe.mesh import make_mesh, place_of
 from fnrecipe.moment import moment
 from fnrecipe.recipe import Recipe
@@ -76,7 +75,7 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
     host.prepare(config.common.torch.num_threads)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
-    step, _ = functions(recipe, config, mesh, level(config.trainer.jit, device))
+    step, _ = functions(recipe, config, mesh, device)
     read: Any = batches(recipe, config, place_of(mesh, config.gang.num_leaves), device)
     read = pipe(read, _annotated, timed, partial(each, function=partial(to_device, device=device)))
     with closing(read(None)) as stream:

@@ -72,7 +72,7 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
         telling = partial(told, tell=display.line, waiting=display.waiting)
-        step, evaluate = functions(recipe, config, mesh, level(config.trainer.jit, device), telling)
+        step, evaluate = functions(recipe, config, mesh, device, telling)
         work = work_of(recipe, config, device, gang.size)
         stack.enter_context(last_words(gang))
         try:

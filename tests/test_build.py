@@ -1,4 +1,4 @@
-"""How batches come to the device."""
+"""How batches come to the device, and when its work is captured."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from fnrecipe import tree
-from fnrecipe.build import batches, to_device
+from fnrecipe import build, tree
+from fnrecipe.build import batches, first_state, functions, to_device
 from fnrecipe.config import resolve
 from fnrecipe.data import Place
+from fnrecipe.errors import UsageError
+from fnrecipe.parts import Axis, Mesh
 from fnrecipe.recipes.lm.train import recipe
-from tests.helpers import pairs
+from fnrecipe.transforms import cuda_graph
+from tests.helpers import assert_same_bits, pairs
+from tests.transforms.test_cuda_graph import Recorder
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -53,3 +57,38 @@ def test_on_the_cpu_nothing_is_pinned_and_nothing_copied(texts: Path, pinned_in:
             leaf.data_ptr() for leaf in tree.leaves(batch)
         ]
     assert pinned_in == []
+
+
+@pytest.mark.parametrize("how", ["auto", "trace", "inductor"])
+@pytest.mark.parametrize(
+    ("device", "mesh", "where"),
+    [(CPU, Mesh(), "the device cpu"), (CUDA, Mesh(shard=Axis("shard", 2)), r"several ranks \(2\)")],
+)
+def test_a_cuda_graph_is_refused_where_there_can_be_none(
+    texts: Path, device: torch.device, mesh: Mesh, where: str, how: str
+) -> None:
+    config, _ = resolve(recipe.config, (), pairs(texts, trainer__cuda_graph="true", trainer__jit=how))
+    with pytest.raises(UsageError, match=f"^trainer.cuda_graph: expected false for {where}, found true$"):
+        functions(recipe, config, mesh, device)
+
+
+def test_the_step_is_captured_if_the_config_says_so_and_the_evaluation_never(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = first_batches(texts, "cpu", 4)
+
+    def train(**changes: Any) -> tuple[Any, Any, Any]:
+        config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit="trace", gang__num_leaves=1, **changes))
+        step, evaluate = functions(recipe, config, Mesh(), CUDA)
+        state = first_state(recipe, config, Mesh(), CPU)
+        recorders.append(Recorder(tree.leaves(state)))
+        metrics = []
+        for batch in given:
+            state, of_step = step(state, batch)
+            metrics.append(of_step)
+        return state, metrics, [evaluate(state.params, batch) for batch in given]
+
+    recorders: list[Recorder] = []
+    monkeypatch.setattr(build, "cuda_graph", lambda backend: cuda_graph(backend, lambda function: recorders[-1](function)))
+    assert_same_bits(train(trainer__cuda_graph="true"), train())
+    assert [(len(recorder.recorded), len(recorder.replayed)) for recorder in recorders] == [(1, 3), (0, 0)]

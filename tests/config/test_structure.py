@@ -186,6 +186,10 @@ def test_a_long_value_is_shown_in_part() -> None:
             ["regime.num_steps=null", "regime.num_data_epochs=1"],
             "lr_scheduler.config.cycle_len: expected a number where regime.num_steps is null, found null (default)",
         ),
+        (
+            ["trainer.jit=off", "trainer.cuda_graph=true"],
+            "trainer.cuda_graph: expected false for trainer.jit=off, found true (command line)",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: str) -> None:
@@ -203,6 +207,8 @@ def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: 
         ["regime.num_steps=null", "regime.num_data_epochs=1", "lr_scheduler.config.cycle_len=100"],
         ["optimizer.config.lr=0", "optimizer.config.weight_decay=0", "optimizer.config.betas=[0, 0]"],
         ["lr_scheduler.config.final_lr_scale=1", "dataset.prefetch=0", "regime.num_sample_tokens=0"],
+        ["trainer.jit=trace", "trainer.cuda_graph=true"],
+        ["trainer.jit=off", "trainer.cuda_graph=false"],
     ],
 )
 def test_values_at_their_bounds_are_taken(pairs: list[str]) -> None:
