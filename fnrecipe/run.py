@@ -75,6 +75,7 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         step, evaluate = functions(recipe, config, mesh, device, telling)
         work = work_of(recipe, config, device, gang.size)
         stack.enter_context(last_words(gang))
+        stack.callback(host.unfreeze_objects)
         try:
             run = _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work)
             return run.go()

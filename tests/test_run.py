@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,21 @@ def test_an_error_in_the_middle_loses_nothing_but_the_steps_since_the_last_check
     assert checkpoints(tmp_path) == [4]
     assert train(texts, tmp_path) == 0
     assert remains(tmp_path) == remains(whole)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_collector_sees_all_objects_again_after_a_run(texts: Path, tmp_path: Path, fails: bool) -> None:
+    frozen: list[int] = []
+
+    def look() -> None:
+        frozen.append(gc.get_freeze_count())
+        if fails:
+            raise DataError("a.jsonl:3: bad")
+
+    with suppress(DataError):
+        train(texts, tmp_path, before_batch(3, look), trainer__jit="off", regime__num_steps=4)
+    assert frozen[0] > 0
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_validation_that_dies_is_made_up_for(texts: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fnrecipe.level import BACKENDS, Level, fitting
 from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
 from fnrecipe.step import init_state, train_step
-from fnrecipe.transforms import jit
+from fnrecipe.transforms import cuda_graph, jit
 
 DEFAULT = Compute(logits_at_once=1024)
 
@@ -28,14 +28,17 @@ def make_step(
     level: Level = "trace",
     how: Compute = DEFAULT,
     device: torch.device | None = None,
+    captured: bool = False,
 ) -> Callable[[Batch], Tensor]:
+    """`captured`: as a CUDA graph."""
     constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
     update = fitting(optim.adamw(constant, max_norm=1.0), level)
     key = random.key(0, device)
     state = init_state(llama.init(config, key), update, key)
     function = train_step(next_token_loss(partial(llama.apply, config, how=how)), update, num_leaves)
     if level != "off":
-        function = jit(function, donate=1, backend=BACKENDS[level])
+        backend = BACKENDS[level]
+        function = jit(function, donate=1, backend=cuda_graph(backend) if captured else backend)
 
     def step(batch: Batch) -> Tensor:
         _, metrics = function(state, tree.map(torch.as_tensor, batch))

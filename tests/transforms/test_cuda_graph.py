@@ -10,10 +10,12 @@ import attrs
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fnrecipe import tree
+from fnrecipe.level import fitting
 from fnrecipe.step import train_step
-from fnrecipe.transforms import cuda_graph, interpreter, jit
+from fnrecipe.transforms import cuda_graph, interpreter, jit, trace
 from tests.helpers import assert_same_bits
 from tests.transforms.test_jit import ALIASING, LOSS, UPDATE, State2, batch, fresh_state, run
 
@@ -96,6 +98,17 @@ def test_replays_are_right_where_results_alias_arguments(function: Callable[[Sta
         expected.append(tree.map(torch.clone, of_eager))
     for found, other in zip(kept, expected, strict=True):
         assert_same_bits(found, other)
+
+
+def test_nothing_in_the_step_comes_from_the_host() -> None:
+    """What copies from the host cannot be captured; the `meta` device stands for a GPU."""
+    with FakeTensorMode():
+        args = tree.map(lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"), (fresh_state(), batch(0)))
+    for update in (UPDATE, fitting(UPDATE, "inductor")):
+        graph, _ = trace(train_step(LOSS, update, 2), args, donate=1)
+        values = [leaf for node in graph.graph.nodes for leaf in tree.leaves(node.meta.get("val"))]
+        assert {leaf.device.type for leaf in values if isinstance(leaf, Tensor)} == {"meta"}
+        assert graph.meta["donated"] == len(tree.leaves(args[0]))
 
 
 def test_a_state_at_other_addresses_is_refused_before_anything_is_done() -> None:
