@@ -42,7 +42,7 @@ def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphM
     with FakeTensorMode() as fake:
         state = first_state(recipe, config, mesh, device)
         batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))
-    graph, _ = trace(plain_step(recipe, config, mesh), (state, batch), donate=1)
+    graph, _ = trace(plain_step(recipe, config, mesh, device), (state, batch), donate=1)
     paths = [*(f"state.{path}" for path in tree.paths(state)), *(f"batch.{path}" for path in tree.paths(batch))]
     _name_inputs(graph, [re.sub(r"\W", "_", path) for path in paths])
     return GraphModule(graph, graph.graph, "Step")

@@ -61,7 +61,8 @@ def _signature(leaf: Any) -> Any:
 def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
     """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
 
-    The args may be fake tensors; each node's result is one in its `meta["val"]`.
+    The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is how many
+    of its first inputs are donated.
     """
     inputs, spec = pytree.tree_flatten(args)
     given = len(tree.leaves(args[:donate]))
@@ -77,6 +78,7 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
     overlap(graph)
     _write_in_place(graph)
     products(graph)
+    graph.meta["donated"] = given
     return graph, results[0]
 
 
