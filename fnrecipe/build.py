@@ -12,6 +12,7 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.data import Batch, Place, Source, pipe, prefetch, spread
 from fnrecipe.loss import Sums
+from fnrecipe.loss_scale import LossScaling
 from fnrecipe.parts import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
@@ -23,7 +24,7 @@ def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devi
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
-    return init_state(params, recipe.update(config), key)
+    return init_state(params, recipe.update(config), key, _scaling(config))
 
 
 def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh) -> Step:
@@ -31,7 +32,7 @@ def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh) -> Step:
     update = recipe.update(config)
     if config.trainer.jit == "inductor":  # it makes a kernel of the update by itself, and reads the gradients once
         update = attrs.evolve(update, apply=None)
-    return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh)
+    return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh, _scaling(config))
 
 
 def functions(
@@ -55,6 +56,10 @@ def batches(recipe: Recipe[Any], config: Any, place: Place) -> Source[Batch]:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     tensors: Batch = tree.map(lambda array: torch.from_numpy(array).to(device), batch)
     return tensors
+
+
+def _scaling(config: Any) -> LossScaling | None:
+    return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
 
 
 def _leaves(config: Any, mesh: Mesh) -> int:

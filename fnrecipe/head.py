@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LIFT = 2.0**10
+"""Probabilities of a large vocabulary are less than float16's normal numbers; a product with the head is much less than its
+largest. Sums over positions are not lifted, for they grow with their number."""
+
 
 @attrs.frozen(eq=False)
 class Head:
@@ -57,6 +61,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _, _, of_x, of_weight = output
+        ctx.dtype = inputs[0].dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(of_x, of_weight)
 
@@ -65,12 +70,18 @@ class _CrossEntropy(torch.autograd.Function):
         if any(other is not None for other in others):
             raise NotImplementedError("the cross entropy of a Head has no second derivative; take it of whole logits")
         of_x, of_weight = ctx.saved_tensors
-        return of_x * gradient, of_weight * gradient, None, None, None
+        return (of_x * gradient).to(ctx.dtype), of_weight * gradient, None, None, None
 
 
 def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats [N], and the gradients of their masked sum for x [N, D] and weight [V, D] (float32)."""
+    """Nats [N], and the gradients of their masked sum for x [N, D] and weight [V, D] (float32).
+
+    Where x is float16, that for x is float32: it may need a loss scale before it is rounded.
+    """
     logs = F.linear(x, weight).float().log_softmax(-1)
     nats = -logs.gather(-1, targets[:, None])[:, 0]
-    slopes = logs.exp().scatter_add(-1, targets[:, None], -torch.ones_like(nats)[:, None]).to(x.dtype)
-    return nats, (slopes @ weight) * mask[:, None], (slopes.t() @ (x * mask[:, None])).float()
+    slopes = logs.exp().scatter_add(-1, targets[:, None], -torch.ones_like(nats)[:, None])
+    if x.dtype == torch.float16:
+        slopes, mask = slopes * _LIFT, mask / _LIFT
+    slopes = slopes.to(x.dtype)
+    return nats, (slopes @ weight) * mask[:, None], (slopes.t() @ (x * mask[:, None]).to(x.dtype)).float()

@@ -173,14 +173,27 @@ class ActivationCheckpointingSection:
 
 @frozen
 class TrainerSection:
-    """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops."""
+    """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops.
+
+    `fp16_loss_scale`: initial and minimum.
+    """
 
     jit: Literal["off", "trace", "inductor"] = "trace"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    fp16_loss_scale: tuple[Positive, Positive] = (128.0, 1e-4)
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
     logits_at_once: Count | None = 1024
     max_grad_norm: Positive | None = 1.0
     max_skipped_steps: Count = 5
+
+    def contradictions(self) -> Iterator[Problem]:
+        initial, minimum = self.fp16_loss_scale
+        if initial < minimum:
+            yield Problem("fp16_loss_scale", "an initial scale of at least the minimum", f"{initial:g}, {minimum:g}")
+        default = TrainerSection().fp16_loss_scale
+        if self.dtype != "float16" and self.fp16_loss_scale != default:
+            expected = f"{list(default)} for trainer.dtype={self.dtype}, which needs no loss scale"
+            yield Problem("fp16_loss_scale", expected, str(list(self.fp16_loss_scale)))
 
 
 @frozen
