@@ -72,7 +72,7 @@ def train_step(
         mean = optim.mean(totals, count if scaling is None else count * scale.value)
         number = state.step + 1
         finite = torch.isfinite(mean.norm) & torch.isfinite(sums["loss"])
-        params, optimizer, report = optim.apply(update, mean, state.optimizer, state.params, number, finite)
+        params, optimizer, report = optim.apply(update, mean, state.optimizer, state.params, number, finite, state.key)
         spared = finite
         if scaling is not None:
             report = {**report, "loss_scale": scale.value}

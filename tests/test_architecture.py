@@ -17,7 +17,19 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "recipes": "fnrecipe.recipes"}
 PURE = {
     *("tree", "random", "schedule", "optim", "fused", "norm", "nn", "models", "loss", "metrics"),
-    *("parts", "collectives", "tensor_parallel", "loss_scale", "step", "transforms", "fold", "generate", "cost", "build"),
+    *(
+        "parts",
+        "collectives",
+        "tensor_parallel",
+        "loss_scale",
+        "rounding",
+        "step",
+        "transforms",
+        "fold",
+        "generate",
+        "cost",
+        "build",
+    ),
 }
 EFFECTS = {
     "checkpoint",

@@ -171,6 +171,25 @@ FLOAT16 = {
 }
 
 
+def test_a_run_whose_state_is_in_half_precision_goes_on_bit_for_bit(texts: Path, tmp_path: Path) -> None:
+    def stop() -> None:
+        raise DataError("stop")
+
+    pure = {"model__dtype": "bfloat16", "trainer__dtype": "bfloat16", "trainer__jit": "off"}
+    stopped, alone = tmp_path / "stopped", tmp_path / "alone"
+    assert train(texts, alone, **pure) == 0
+    with pytest.raises(DataError):
+        train(texts, stopped, before_batch(6, stop), **pure)
+    assert train(texts, stopped, **pure) == 0
+    assert remains(stopped) == remains(alone)
+    found = checkpoint.newest(alone / directory.CHECKPOINTS, lambda text: None)
+    assert found is not None
+    kinds = {path.rpartition("layers")[0]: saved.dtype for path, saved in found.tensors.items() if ".layers." in path}
+    assert kinds == dict.fromkeys(["params.", "optimizer.1.mean.", "optimizer.1.square."], "bfloat16")
+    with pytest.raises(CheckpointError, match=r"params.norm: expected float32 \[32\], found bfloat16 \[32\]"):
+        train(texts, alone, with_changes=True, **pure | {"model__dtype": "float32"})
+
+
 def test_a_run_in_half_precision_looks_for_its_loss_scale_and_goes_on_with_it(texts: Path, tmp_path: Path) -> None:
     def stop() -> None:
         raise DataError("stop")

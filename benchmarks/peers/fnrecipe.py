@@ -28,13 +28,14 @@ def make_step(
     num_leaves: int = 1,
     level: Literal["off", "trace", "inductor"] = "trace",
     how: Compute = DEFAULT,
+    dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Callable[[Batch], Tensor]:
-    """`level` is that of `trainer.jit`."""
+    """`level` is that of `trainer.jit`, `dtype` that of the parameters."""
     constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
     update = optim.adamw(constant, max_norm=1.0)
     key = random.key(0, device)
-    state = init_state(llama.init(config, key), update, key)
+    state = init_state(llama.init(config, key, lambda path, leaf: leaf.to(dtype)), update, key)
     if level == "inductor":
         update = attrs.evolve(update, apply=None)
     function = train_step(next_token_loss(partial(llama.apply, config, how=how)), update, num_leaves)

@@ -51,7 +51,10 @@ class LlamaConfig:
 
 @frozen
 class ModelSection:
+    """`dtype`: of the parameters and of what the optimizer keeps for them."""
+
     family: Literal["llama"] = "llama"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     config: LlamaConfig = field(factory=LlamaConfig)
 
 

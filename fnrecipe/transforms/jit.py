@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fnrecipe import tree
 from fnrecipe.transforms.alias import home, is_new, readers, written
+from fnrecipe.transforms.casts import drop_round_trips
 from fnrecipe.transforms.overlap import overlap
 
 aten = torch.ops.aten
@@ -73,6 +74,7 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
         return _donated(leaves[:given], outputs)
 
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    drop_round_trips(graph)
     graph.graph.eliminate_dead_code()
     overlap(graph)
     _write_in_place(graph)

@@ -122,9 +122,15 @@ def test_values_that_contradict_each_other_are_one_line(pair: str, line: str) ->
     assert refusal(pair) == [line]
 
 
+def test_activations_in_float16_need_wider_parameters() -> None:
+    line = "trainer.dtype: expected float32 or bfloat16 for model.dtype=bfloat16, found 'float16' (command line)"
+    assert refusal("model.dtype=bfloat16", "trainer.dtype=float16") == [line]
+
+
 @pytest.mark.parametrize(
     "pair",
     [
+        "model.dtype=bfloat16",
         "dataset={sources: [{path: a}], valid_sources: [{path: b}], valid_fraction: 0}",
         "dataset.sources=[{path: a, name: b}, {path: a}]",
         "dataset.sources=[{path: a}, {path: b, weight: 0, weight_schedule: [[1, 0], [2, 0.5]]}]",

@@ -328,7 +328,9 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         sample_prompt=texts,
     )
     return LMConfig(
-        model=c.ModelSection(config=model),
+        model=c.ModelSection(
+            dtype="float32" if dtype == "float16" else draw(st.sampled_from(["float32", "bfloat16"])), config=model
+        ),
         dataset=dataset,
         tokenizer=draw(tokenizers),
         gang=c.GangSection(
