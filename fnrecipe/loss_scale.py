@@ -44,8 +44,10 @@ def first(scaling: LossScaling, device: torch.device) -> LossScale:
     )
 
 
-def scaled(loss: Loss, scale: LossScale) -> Loss:
-    """`loss`, whose first result is multiplied; its sums are as they were."""
+def scaled(loss: Loss, scale: LossScale | tuple[()]) -> Loss:
+    """`loss`, whose first result is multiplied if there is a scale; its sums are as they were."""
+    if not isinstance(scale, LossScale):
+        return loss
 
     def times(params: Tree, batch: Any) -> tuple[Tensor, Sums]:
         total, sums = loss(params, batch)

@@ -63,11 +63,11 @@ def train_step(
 
     `scaling` is given for a state that was made with it. A step that halves the loss scale does not count as skipped.
     """
+    gradients_and_sums = gradients(loss, num_leaves, mesh)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         scale = state.loss_scale
-        differentiated = loss if scaling is None else loss_scale.scaled(loss, scale)
-        totals, sums = gradients(differentiated, num_leaves, mesh)(state.params, batch)
+        totals, sums = gradients_and_sums(state.params, batch, scale)
         count = torch.clamp(sums["targets"], min=1)
         mean = optim.mean(totals, count if scaling is None else count * scale.value)
         number = state.step + 1

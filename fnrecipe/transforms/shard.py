@@ -25,6 +25,7 @@ from torch.func import grad
 from fnrecipe import rounding, tree
 from fnrecipe.collectives import Linear, buckets, gather, scatter_sum, tree_sum, with_transpose
 from fnrecipe.loss import Loss, Sums
+from fnrecipe.loss_scale import scaled
 from fnrecipe.parts import Mesh, Part
 from fnrecipe.transforms.accumulate import accumulate
 from fnrecipe.transforms.region import region
@@ -32,17 +33,21 @@ from fnrecipe.transforms.remat import remat
 from fnrecipe.tree import Tree
 
 
-def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], tuple[Tree, Sums]]:
-    """`(params, batch) -> (gradient, sums)` over the leaves of all ranks, `num_leaves` of each.
+def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any, Any], tuple[Tree, Sums]]:
+    """`(params, batch, scale) -> (gradient, sums)` over the leaves of all ranks, `num_leaves` of each.
 
-    The gradient is cut like `params`, in float32 at least. `loss` gets whole parameters; only under `fsdp` does it get parts,
-    and leaves it to `layer` and `whole` to gather them.
+    The gradient is that of the loss times `scale` (`fnrecipe.loss_scale`), cut like `params`, in float32 at least. `loss` gets
+    whole parameters; only under `fsdp` does it get parts, and leaves it to `layer` and `whole` to gather them.
     """
-
     of_leaf = _of_leaf(num_leaves, mesh)
 
-    def after_leaves(params: Tree, batch: Any) -> tuple[Tree, Sums]:
-        gradient, sums = accumulate(of_leaf(grad(loss, has_aux=True)), num_leaves)(whole(params), batch)
+    def slope(given: tuple[Tree, Any], batch: Any) -> tuple[Tree, Sums]:
+        params, scale = given
+        found: tuple[Tree, Sums] = grad(scaled(loss, scale), has_aux=True)(_wide(params), batch)
+        return found
+
+    def after_leaves(params: Tree, batch: Any, scale: Any) -> tuple[Tree, Sums]:
+        gradient, sums = accumulate(of_leaf(slope), num_leaves)((whole(params), scale), batch)
         return _cut_sum(gradient, params), tree_sum(sums, mesh.shard)
 
     def in_leaves(loss: Loss, params: Tree, batch: Any) -> tuple[Tree, Sums]:
@@ -53,18 +58,19 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
         found: tuple[Tree, Sums] = accumulate(leaf, num_leaves)(params, batch)
         return found
 
-    def of_replica(params: Tree, batch: Any) -> tuple[Tree, Sums]:
+    def of_replica(params: Tree, batch: Any, scale: Any) -> tuple[Tree, Sums]:
+        times = scaled(loss, scale)
         match mesh.sharding:
             case "fsdp":
-                return in_leaves(loss, params, batch)
+                return in_leaves(times, _wide(params), batch)
             case "zero2":
-                gathered = whole(params)
-                return in_leaves(lambda params, batch: loss(_lent(gathered, params), batch), params, batch)
+                gathered = whole(_wide(params))
+                return in_leaves(lambda params, batch: times(_lent(gathered, params), batch), _wide(params), batch)
             case _:
-                return after_leaves(params, batch)
+                return after_leaves(params, batch, scale)
 
-    def of_all(params: Tree, batch: Any) -> tuple[Tree, Sums]:
-        gradient, sums = tree_sum(of_replica(_wide(params), batch), mesh.replica)
+    def of_all(params: Tree, batch: Any, scale: Any = ()) -> tuple[Tree, Sums]:
+        gradient, sums = tree_sum(of_replica(params, batch, scale), mesh.replica)
         return tree.like(params, tree.leaves(gradient)), sums
 
     return of_all
