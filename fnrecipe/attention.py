@@ -1,4 +1,4 @@
-"""Causal attention in packed rows: who sees whom is worked out once, for all layers, in the form that the device's kernel takes.
+"""Causal attention in packed rows. Who sees whom is worked out once for all layers, in the form that the device's kernel takes.
 
 `visible` chooses by device and by what a position sees, `attention` does what it is given. B rows, T positions, H heads, G
 key-value heads, E head width.
@@ -131,6 +131,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Any, _: Any) -> Any:
+        if gradient is None:  # of a second derivative, all of which `_Gradient` has given
+            return (None,) * (4 + ctx.spec.num_leaves)
         found = _Gradient.apply(ctx.spec, gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return None, *found, *[None] * ctx.spec.num_leaves
 
