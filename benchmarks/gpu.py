@@ -1,10 +1,11 @@
 """A train step on one GPU, in bf16: fnrecipe against a plain `nn.Module`, compiled and eager. Without CUDA: tiny, on the CPU.
 
 The plain loop is one document a row with torch's causal attention, fused AdamW, bf16 by autocast (the largest model keeps
-parameters and moments in bf16 as well, for 16 bytes a parameter would not fit); fnrecipe keeps both in float32. A token costs 6
-FLOPs per parameter in a matrix product and 12 * layers * width * length in attention, as if it were not causal; utilisation is
-of the dense bf16 peak. Tokens are random; the loss is that of the last step on one batch. Each system is a process of its own;
-all in all they get `LIMIT` seconds.
+parameters and moments in bf16 as well, for 16 bytes a parameter would not fit); fnrecipe keeps both in float32, and runs at the
+level that `trainer.jit=auto` chooses, Inductor on CUDA, if no other is named. A token costs 6 FLOPs per parameter in a matrix
+product and 12 * layers * width * length in attention, as if it were not causal; utilisation is of the dense bf16 peak. Tokens
+are random; the loss is that of the last step on one batch. Each system is a process of its own; all in all they get `LIMIT`
+seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -30,6 +32,7 @@ from fnrecipe import cost
 from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.level import level
 from fnrecipe.models import llama
 
 LIMIT, WARMUP, STEPS = 570.0, 3, 3
@@ -60,18 +63,25 @@ def _plain(case: Case, device: torch.device, compiled: bool) -> Step:
     return plain.loop(model, forward, compiled=compiled)
 
 
+def _fnrecipe(case: Case, device: torch.device, jit: Literal["auto", "trace"] = "auto", captured: bool = False) -> Step:
+    return fnrecipe.make_step(case.config, level=level(jit, device), how=HOW, device=device, captured=captured)
+
+
 SYSTEMS: dict[str, Callable[[Case, torch.device], Step]] = {
     "plain torch, eager": lambda case, device: _plain(case, device, compiled=False),
     COMPILED: lambda case, device: _plain(case, device, compiled=True),
-    "fnrecipe, traced": lambda case, device: fnrecipe.make_step(case.config, how=HOW, device=device),
-    "fnrecipe, inductor": lambda case, device: fnrecipe.make_step(case.config, level="inductor", how=HOW, device=device),
+    "fnrecipe, traced": partial(_fnrecipe, jit="trace"),
+    "fnrecipe, traced, CUDA graph": partial(_fnrecipe, jit="trace", captured=True),
+    "fnrecipe": _fnrecipe,
+    "fnrecipe, CUDA graph": partial(_fnrecipe, captured=True),
 }
-LARGE = (COMPILED, "fnrecipe, traced", "fnrecipe, inductor")
+LARGE = (COMPILED, "fnrecipe, traced", "fnrecipe", "fnrecipe, CUDA graph")
+TINY = ("plain torch, eager", COMPILED, "fnrecipe")
 CASES = {
     "124M": Case(llama_config(50_304, 1024, 768, 12, 12, 12, 2048, tied=True), 16, tuple(SYSTEMS)),
     "1.1B": Case(llama_config(32_000, 2048, 2048, 22, 32, 4, 5632), 4, LARGE),
     "6.7B": Case(llama_config(32_000, 2048, 4096, 32, 32, 32, 11_008), 1, LARGE, torch.bfloat16),
-    "tiny": Case(llama_config(264, 32, 32, 2, 4, 2, 64, tied=True), 2, tuple(SYSTEMS), cuda=False),
+    "tiny": Case(llama_config(264, 32, 32, 2, 4, 2, 64, tied=True), 2, TINY, cuda=False),
 }
 """GPT-2's size with Llama's layers; TinyLlama; Llama 2 7B."""
 

@@ -9,15 +9,13 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options
-from fnrecipe.cli.tables import print_table
+from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
 
 if TYPE_CHECKING:
     from fnrecipe.cost import Cost
     from fnrecipe.recipe import Recipe
-
-_ROWS = 20
 
 
 @click.command(cls=ConfigCommand, short_help="Show the train step as code, and what it costs.")
@@ -54,10 +52,7 @@ def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost])
 
     from fnrecipe.cost import total
 
-    whole, named = total(costs.values()), list(costs.items())
-    shown, rest = named[:_ROWS], named[_ROWS:]
-    if rest:
-        shown.append((f"{len(rest)} others", total(cost for _, cost in rest)))
+    whole = total(costs.values())
     table = Table(caption="bytes: read and written, as if no cache held them; views are left out", show_footer=True)
     columns = {
         "operation": "all",
@@ -69,7 +64,7 @@ def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost])
     }
     for number, (name, footer) in enumerate(columns.items()):
         table.add_column(name, footer, justify="right" if number else "left")
-    for name, cost in shown:
+    for name, cost in shortened(list(costs.items()), total):
         flops = (si(cost.flops, ""), _share(cost.flops, whole.flops)) if cost.flops else ("", "")
         table.add_row(name, f"{cost.calls:,}", *flops, si(cost.bytes, "B"), _share(cost.bytes, whole.bytes))
     print_table(table)

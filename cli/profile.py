@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,12 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options
-from fnrecipe.cli.tables import print_table
+from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
 
 if TYPE_CHECKING:
     from fnrecipe.profile import Profile
-
-_ROWS = 20
 
 
 @click.command(cls=ConfigCommand, short_help="Measure where the time of a step goes.")
@@ -52,15 +51,17 @@ def _show(found: Profile) -> None:
     table = Table("operation", caption="of a step under the profiler; in an operation itself, not in those that it calls")
     for name in ("calls", "time", "share"):
         table.add_column(name, justify="right")
-    rest = found.operations[_ROWS:]
-    rows: list[tuple[str, float, float]] = [(o.name, o.calls, o.seconds) for o in found.operations[:_ROWS]]
-    if rest:
-        rows.append((f"{len(rest)} others", sum(o.calls for o in rest), sum(o.seconds for o in rest)))
-    for name, calls, seconds in rows:
+    rows = [(operation.name, (operation.calls, operation.seconds)) for operation in found.operations]
+    for name, (calls, seconds) in shortened(rows, _sums):
         table.add_row(name, f"{calls:,.0f}", duration(seconds), f"{seconds / found.seconds:.1%}")
     print_table(table)
     for name, fact in _facts(found).items():
         click.echo(f"{name:<13}{fact}")
+
+
+def _sums(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    first, second = zip(*pairs, strict=True)
+    return sum(first), sum(second)
 
 
 def _facts(found: Profile) -> dict[str, Any]:

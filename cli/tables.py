@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+T = TypeVar("T")
+
+
+def shortened(rows: Sequence[tuple[str, T]], total: Callable[[Sequence[T]], T], limit: int = 20) -> list[tuple[str, T]]:
+    """The first `limit` named rows, and one for all others, if there are any: `3 others` with the total of theirs."""
+    others = [value for _, value in rows[limit:]]
+    return [*rows[:limit], *([(f"{len(others)} others", total(others))] if others else [])]
 
 
 def print_table(table: Table) -> None:

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import attrs
 import torch
 
 from fnrecipe import random, tree
-from fnrecipe.data import Batch, Place, Source, pipe, prefetch, spread
+from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread
+from fnrecipe.errors import UsageError
+from fnrecipe.level import BACKENDS, fitting, level
 from fnrecipe.loss import Sums
 from fnrecipe.parts import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import Backend, evaluation, interpreter, jit
+from fnrecipe.transforms import Backend, cuda_graph, evaluation, jit
 from fnrecipe.tree import Tree
 
 
@@ -26,34 +27,54 @@ def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devi
     return init_state(params, recipe.update(config), key)
 
 
-def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh) -> Step:
-    """The train step over a mesh, as it is before tracing."""
-    update = recipe.update(config)
-    if config.trainer.jit == "inductor":  # it makes a kernel of the update by itself, and reads the gradients once
-        update = attrs.evolve(update, apply=None)
+def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> Step:
+    """The train step over a mesh, as it is before it is traced for a device."""
+    update = fitting(recipe.update(config), level(config.trainer.jit, device))
     return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh)
 
 
 def functions(
-    recipe: Recipe[Any], config: Any, mesh: Mesh, backend: Backend = interpreter
+    recipe: Recipe[Any],
+    config: Any,
+    mesh: Mesh,
+    device: torch.device,
+    told: Callable[[Backend], Backend] = lambda backend: backend,
 ) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a mesh, traced and run by `backend` unless the config says no."""
-    step, evaluate = plain_step(recipe, config, mesh), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
-    if config.trainer.jit == "off":
+    """The train step and the evaluation of a recipe over a mesh; `told` may wrap what runs their graphs.
+
+    Raises:
+        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
+    """
+    how, ranks = level(config.trainer.jit, device), mesh.replica.size * mesh.shard.size * mesh.tensor.size
+    if config.trainer.cuda_graph and (device.type != "cuda" or ranks > 1):
+        where = f"several ranks ({ranks})" if ranks > 1 else f"the device {device.type}"
+        raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
+    step, evaluate = plain_step(recipe, config, mesh, device), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
+    if how == "off":
         return step, evaluate
-    return jit(step, donate=1, backend=backend), jit(evaluate, backend=backend)
+    backend = told(BACKENDS[how])
+    of_step = cuda_graph(backend) if config.trainer.cuda_graph else backend
+    return jit(step, donate=1, backend=of_step), jit(evaluate, backend=backend)
 
 
-def batches(recipe: Recipe[Any], config: Any, place: Place) -> Source[Batch]:
-    """The training batches, read ahead in processes or a thread as the config says."""
+def batches(recipe: Recipe[Any], config: Any, place: Place, device: torch.device) -> Source[Batch]:
+    """The training batches as tensors of the host, read ahead in processes or a thread as the config says."""
     dataset, make = config.dataset, partial(recipe.stream, config)
+    on_host = partial(each, function=partial(to_host, device=device))
     if dataset.num_workers:
-        return partial(spread, make, place=place, workers=dataset.num_workers, size=dataset.prefetch)
-    return pipe(make(place), partial(prefetch, size=dataset.prefetch))
+        return pipe(partial(spread, make, place=place, workers=dataset.num_workers, size=dataset.prefetch), on_host)
+    return pipe(make(place), on_host, partial(prefetch, size=dataset.prefetch))
+
+
+def to_host(batch: Batch, device: torch.device) -> Batch:
+    """A batch of arrays as tensors of the host; for CUDA in pinned memory, from which they are copied without waiting."""
+    tensors: Batch = tree.map(torch.from_numpy, batch)
+    return tree.map(torch.Tensor.pin_memory, tensors) if device.type == "cuda" else tensors
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    tensors: Batch = tree.map(lambda array: torch.from_numpy(array).to(device), batch)
+    """A batch of tensors on a device, whose work behind this call sees them: the host does not wait for the copy."""
+    tensors: Batch = tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
     return tensors
 
 

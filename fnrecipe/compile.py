@@ -5,32 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from torch.fx import GraphModule
 
 from fnrecipe.display import duration
-from fnrecipe.transforms import Backend, inductor
+from fnrecipe.transforms import Backend
 
 Tell: TypeAlias = Callable[[str], None]
 Waiting: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Shows a text for as long as the context lasts."""
 
 
-def backend(level: Literal["off", "trace", "inductor"], tell: Tell, waiting: Waiting) -> Backend:
-    """What runs a graph at a level of `trainer.jit`."""
+def told(backend: Backend, tell: Tell, waiting: Waiting) -> Backend:
+    """`backend`, telling what it was given, and how long it compiled that if it does."""
 
-    def told(graph: GraphModule) -> Callable[..., Any]:
-        size = f"{sum(node.op == 'call_function' for node in graph.graph.nodes):,} operations"
+    def telling(graph: GraphModule) -> Callable[..., Any]:
+        graphs = [module for module in graph.modules() if isinstance(module, GraphModule)]  # regions count once
+        size = f"{sum(node.op == 'call_function' for part in graphs for node in part.graph.nodes):,} operations"
         tell(f"traced {size}")
-        return graph if level == "trace" else _compiled(graph, size, tell, waiting)
+        run = backend(graph)
+        return run if run is graph else _compiled(run, size, tell, waiting)
 
-    return told
+    return telling
 
 
-def _compiled(graph: GraphModule, size: str, tell: Tell, waiting: Waiting) -> Callable[..., Any]:
-    """The graph, compiled at its first call."""
-    run = inductor(graph)
+def _compiled(run: Callable[..., Any], size: str, tell: Tell, waiting: Waiting) -> Callable[..., Any]:
+    """What runs a graph, which it compiles at its first call."""
     calls = iter([True])
 
     def call(*args: Any) -> Any:

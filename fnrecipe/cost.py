@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fnrecipe import tree
 from fnrecipe.transforms.products import mm
+from fnrecipe.transforms.region import all_nodes
 
 aten = torch.ops.aten
 
@@ -40,6 +41,10 @@ _PEAKS = {
     "H100": 989e12,
     "H200 NVL": 835e12,
     "H200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "L4": 121e12,
+    "L40S": 362e12,
 }
 
 
@@ -78,8 +83,8 @@ def node_cost(node: Node) -> Cost:
 
 
 def operation_costs(graph: GraphModule) -> dict[str, Cost]:
-    """The cost of each kind of operation in a traced graph by its name, what has most FLOPs, then bytes, first."""
-    costs = sorted(((_name(node), node_cost(node)) for node in graph.graph.nodes), key=lambda entry: entry[0])
+    """The cost of each kind of operation in a traced graph and its regions, what has most FLOPs, then bytes, first."""
+    costs = sorted(((_name(node), node_cost(node)) for node in all_nodes(graph)), key=lambda entry: entry[0])
     sums = {name: total(cost for _, cost in group) for name, group in groupby(costs, key=lambda entry: entry[0])}
     called = [(name, cost) for name, cost in sums.items() if cost.calls]
     return dict(sorted(called, key=lambda entry: (-entry[1].flops, -entry[1].bytes)))

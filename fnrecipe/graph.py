@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from fnrecipe.gang import Gang
 from fnrecipe.mesh import make_mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.transforms import trace
+from fnrecipe.transforms.alias import home
+from fnrecipe.transforms.region import graph_of
 
 _HEADER = '''"""The train step of the recipe {name}, as it was traced: a record, which nothing reads."""
 
@@ -39,16 +42,30 @@ def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphM
     with FakeTensorMode() as fake:
         state = first_state(recipe, config, mesh, device)
         batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))
-    graph, _ = trace(plain_step(recipe, config, mesh), (state, batch), donate=1)
+    graph, _ = trace(plain_step(recipe, config, mesh, device), (state, batch), donate=1)
     paths = [*(f"state.{path}" for path in tree.paths(state)), *(f"batch.{path}" for path in tree.paths(batch))]
-    for node, path in zip(graph.graph.find_nodes(op="placeholder"), paths, strict=True):
-        node._rename(re.sub(r"\W", "_", path))
-        node.target = node.name
+    _name_inputs(graph, [re.sub(r"\W", "_", path) for path in paths])
     return GraphModule(graph, graph.graph, "Step")
 
 
+def _name_inputs(graph: GraphModule, names: Sequence[str]) -> None:
+    """Calls the inputs so; those of regions like the input of the graph that they are, or that they look into."""
+    for node, name in zip(graph.graph.find_nodes(op="placeholder"), names, strict=True):
+        node._rename(name)
+        node.target = node.name
+    for node in graph.graph.nodes:
+        region = graph_of(graph, node)
+        if region is not None:
+            _name_inputs(region, [home(operand)[0].name for operand in node.args[2:]])
+            region.recompile()
+
+
 def source(recipe: Recipe[Any], graph: GraphModule) -> str:
-    """The graph as Python: a module class `Step` with type and shape of each value, such as "f32[264, 256]"."""
-    code = graph.print_readable(print_output=False).replace("        # No stacktrace found for following nodes\n", "")
-    one_argument_a_line = re.sub(r'(self|"), (\w+: ")', r"\1,\n            \2", code)
-    return _HEADER.format(name=recipe.name) + one_argument_a_line
+    """The graph as Python: a module class `Step` with type and shape of each value, such as "f32[264, 256]".
+
+    Each region is a module class within it.
+    """
+    code = re.sub(r" *# No stacktrace found for following nodes\n", "", graph.print_readable(print_output=False))
+    code = re.sub(r'(self|"), (\w+: ")', r"\1,\n            \2", code)  # an argument a line
+    code = re.sub(r"(\w+) = self\.(leaf\d+)", r"\1 = self.\2()", code)
+    return _HEADER.format(name=recipe.name) + code

@@ -64,6 +64,10 @@ def freeze_objects() -> None:
     gc.freeze()
 
 
+def unfreeze_objects() -> None:
+    gc.unfreeze()
+
+
 def keep_compiled_kernels() -> None:
     """Has torch keep them in the user's cache, for the next start: its own choice is the folder of temporary files."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

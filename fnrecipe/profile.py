@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -25,10 +24,10 @@ from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
 from fnrecipe.gang import Gang
 from fnrecipe.mesh import make_mesh, place_of
+from fnrecipe.moment import moment
 from fnrecipe.recipe import Recipe
 from fnrecipe.speed import Speed, speed, timed, work_of
 from fnrecipe.step import Metrics
-from fnrecipe.transforms import inductor, interpreter
 
 TRACE, MEMORY = "trace.json", "memory.pickle"
 WARM_UP = 3
@@ -76,8 +75,8 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
     host.prepare(config.common.torch.num_threads)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
-    step, _ = functions(recipe, config, mesh, inductor if config.trainer.jit == "inductor" else interpreter)
-    read: Any = batches(recipe, config, place_of(mesh, config.gang.num_leaves))
+    step, _ = functions(recipe, config, mesh, device)
+    read: Any = batches(recipe, config, place_of(mesh, config.gang.num_leaves), device)
     read = pipe(read, _annotated, timed, partial(each, function=partial(to_device, device=device)))
     with closing(read(None)) as stream:
         folded = fold(_named("step", step), first_state(recipe, config, mesh, device), stream)
@@ -108,19 +107,13 @@ def _run(
     folded: Iterator[tuple[Metrics, float]], steps: int, *, device: torch.device
 ) -> tuple[list[float], list[float], float]:
     """So many steps: seconds that each waited for data, its targets, and seconds of all of them."""
-    _wait_for(device)
-    began = time.perf_counter()
+    began = moment(device)
+    began.wait()
     done = list(islice(folded, steps))
-    _wait_for(device)
-    seconds = time.perf_counter() - began
+    seconds = moment(device).since(began)
     if len(done) < steps:
         raise UsageError("dataset: expected a batch for each step of the profile, found fewer; take less --steps or more data")
     return [waited for _, waited in done], [metrics["targets"].item() for metrics, _ in done], seconds
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _activities(device: torch.device) -> list[ProfilerActivity]:

@@ -1,13 +1,15 @@
 """The shell around the fold: files, signals and the screen. `train` runs a recipe in a directory, or goes on with it there.
 
-At a boundary the order is: publish metrics, save, validate. What is saved is never ahead of what is recorded, and a
-validation that dies loses nothing: it is made up for when the run goes on.
+At a boundary the order is: publish metrics, save, validate. On CUDA metrics are written one publication late, so that the
+device always has work; where it is waited for anyway, before a save, a validation and the end, all of them are. So what is
+saved is never ahead of what is recorded. A validation that dies loses nothing: it is made up for when the run goes on.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import cached_property, partial
@@ -20,23 +22,26 @@ import attrs
 import torch
 
 from fnrecipe import checkpoint, directory, host, random, record, tree
-from fnrecipe.build import batches, first_state, functions, to_device
-from fnrecipe.compile import backend
+from fnrecipe.build import batches, first_state, functions, to_device, to_host
+from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe
 from fnrecipe.display import Display, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
+from fnrecipe.fetch import Fetched, fetch, lag
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
 from fnrecipe.gang import Gang, check_same, gather, joined, last_words, together, world_size
+from fnrecipe.level import level
 from fnrecipe.loss import Sums
 from fnrecipe.mesh import check_size, make_mesh, place_of, sizes
 from fnrecipe.metrics import means
+from fnrecipe.moment import moment
 from fnrecipe.parts import Mesh, extent, is_part
 from fnrecipe.recipe import Recipe
 from fnrecipe.signals import EXIT_STATUS, Signals
-from fnrecipe.speed import Speed, Work, speed, timed, work_of
+from fnrecipe.speed import Clock, Work, timed, work_of
 from fnrecipe.step import Metrics, State, Step
 from fnrecipe.transforms import whole
 from fnrecipe.tree import Tree
@@ -66,10 +71,11 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
-        runs = backend(config.trainer.jit, display.line, display.waiting)
-        step, evaluate = functions(recipe, config, mesh, runs)
+        telling = partial(told, tell=display.line, waiting=display.waiting)
+        step, evaluate = functions(recipe, config, mesh, device, telling)
         work = work_of(recipe, config, device, gang.size)
         stack.enter_context(last_words(gang))
+        stack.callback(host.unfreeze_objects)
         try:
             run = _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work)
             return run.go()
@@ -78,15 +84,12 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
 
 
 @attrs.frozen
-class _Clock:
-    """Started after a step, to tell the speed of the steps that follow: without tracing, saving and validating."""
+class _Publication:
+    """Some steps: their metrics, on their way; seconds that each waited for data; and the clock that ran during them."""
 
-    step: int
-    started: float = attrs.field(factory=time.monotonic)
-
-    def speed(self, work: Work, rows: Sequence[Mapping[str, float]], waits: Sequence[float]) -> Speed:
-        seconds, first = time.monotonic() - self.started, sum(row["step"] <= self.step for row in rows)
-        return speed(work, [row["targets"] for row in rows[first:]], waits[first:], seconds)
+    metrics: Fetched
+    waits: Sequence[float]
+    clock: Clock
 
 
 @attrs.frozen
@@ -117,34 +120,38 @@ class _Run:
             self._validate(state.params, first)
         number = saved = first
         pending: list[tuple[Metrics, float]] = []
-        clock = _Clock(first)
+        late: deque[_Publication] = deque()
+        clock = Clock(first, moment(self.device))
         stop: Signal | None = None
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
-            if left != 0 and self.config.trainer.jit != "off":
+            if left != 0 and level(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
             for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
                 pending.append((metrics, waited))
                 if number == first + 1:
                     self.display.line(f"first step after {duration(time.monotonic() - started)}")
                     host.freeze_objects()
-                    clock = _Clock(number)
+                    clock = Clock(number, moment(self.device))
                 stop = self.signals.received if self.gang.alone else Signal(heard) if heard else None
                 save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
+                validate = _due(regime.validate_every_n_steps, number)
                 if save or _due(regime.publish_metrics_every_n_steps, number):
-                    self._publish(pending, clock)
+                    late.append(self._publication(pending, clock))
                     pending = []
+                self._record(late, keep=0 if save or validate else lag(self.device))
                 if save:
                     saved = self._save(state, number, cursor)
                 if stop is not None:
                     break
-                if _due(regime.validate_every_n_steps, number):
+                if validate:
                     self._validate(state.params, number)
                 if not pending:
-                    clock = _Clock(number)
+                    clock = Clock(number, moment(self.device))
         if pending:
-            self._publish(pending, clock)
+            late.append(self._publication(pending, clock))
+        self._record(late, keep=0)
         if number == 0:
             raise UsageError("dataset: expected at least one row of training data, found none")
         if number > saved:
@@ -177,26 +184,34 @@ class _Run:
 
     def _stream(self, cursor: Any) -> Any:
         agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
-        return pipe(batches(self.recipe, self.config, self._place), timed, agreed, self._to_device)(cursor)
+        return pipe(batches(self.recipe, self.config, self._place, self.device), timed, agreed, self._each(to_device))(cursor)
 
     @cached_property
     def _valid(self) -> Source[Batch]:
         """Made once: it finds files and reads the tokenizer."""
         assert self.recipe.validate is not None
-        return pipe(self.recipe.validate(self.config, self._place), self._to_device)
+        return pipe(self.recipe.validate(self.config, self._place), self._each(to_host), self._each(to_device))
 
     @property
     def _place(self) -> Place:
         return place_of(self.mesh, self.config.gang.num_leaves)
 
-    @property
-    def _to_device(self) -> Any:
-        return partial(each, function=partial(to_device, device=self.device))
+    def _each(self, function: Callable[..., Batch]) -> Any:
+        return partial(each, function=partial(function, device=self.device))
 
-    def _publish(self, pending: Sequence[tuple[Metrics, float]], clock: _Clock) -> None:
-        """Writes one line for each step since the last publication; the only place where the host waits for the device."""
-        rows = [means({name: value.item() for name, value in metrics.items()}) for metrics, _ in pending]
-        speed = clock.speed(self.work, rows, [waited for _, waited in pending])
+    def _publication(self, pending: Sequence[tuple[Metrics, float]], clock: Clock) -> _Publication:
+        metrics, waits = zip(*pending, strict=True)
+        return _Publication(fetch(metrics, self.device), waits, clock)
+
+    def _record(self, late: deque[_Publication], *, keep: int) -> None:
+        """Takes publications out of `late` and writes them, oldest first, but for the newest `keep`."""
+        while len(late) > keep:
+            self._write(late.popleft())
+
+    def _write(self, publication: _Publication) -> None:
+        """Writes one line for each step. But for saving and validating, only here does the host wait for the device."""
+        rows = [means(row) for row in publication.metrics.rows()]
+        speed = publication.clock.speed(self.work, rows, publication.waits, publication.metrics.there)
         if self.gang.leads:
             record.append(self.out / directory.TRAIN, rows)
             known = {name: value for name, value in attrs.asdict(speed).items() if value is not None}
@@ -226,12 +241,13 @@ class _Run:
         done = gather(self.gang, self.gang.leads and record.last_step(path) >= number)[0]
         if self.recipe.validate is None or done:
             return
-        total: dict[str, float] = {}
+        sums: list[Sums] = []
         for batch, _ in islice(self._valid(None), self.config.regime.num_validation_batches):
-            sums = {name: value.item() for name, value in self.evaluate(params, batch).items()}
-            total = {name: total.get(name, 0) + value for name, value in sums.items()}
+            sums.append(self.evaluate(params, batch))
             if self.signals.received and self.gang.alone:
                 return
+        rows = fetch(sums, self.device).rows()
+        total = {name: sum(row[name] for row in rows) for name in (rows[0] if rows else ())}
         if total.get("targets"):
             row = means({"step": number, **total})
             if self.gang.leads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ from fnrecipe import host
 from fnrecipe.cost import TokenFlops, peak_flops
 from fnrecipe.data import Cursor, Source, Stream
 from fnrecipe.data.stream import T
+from fnrecipe.moment import Moment
 from fnrecipe.recipe import Recipe
 
 
@@ -61,6 +62,18 @@ def speed(work: Work, targets: Sequence[float], waits: Sequence[float], seconds:
     full, causal = (work.flops.full * positions, work.flops.causal * positions) if work.flops else (None, None)
     shares = [flops / work.peak if flops is not None and work.peak else None for flops in (full, causal)]
     return Speed(tokens, positions, steps, sum(waits) / seconds, full, causal, *shares)
+
+
+@attrs.frozen
+class Clock:
+    """Started after a step, to tell the speed of the steps that follow: without tracing, saving and validating."""
+
+    step: int
+    started: Moment
+
+    def speed(self, work: Work, rows: Sequence[Mapping[str, float]], waits: Sequence[float], ended: Moment) -> Speed:
+        first = sum(row["step"] <= self.step for row in rows)
+        return speed(work, [row["targets"] for row in rows[first:]], waits[first:], ended.since(self.started))
 
 
 def timed(source: Source[T], cursor: Cursor = None) -> Stream[T]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "recipes": "fnrecipe.recipes"}
 PURE = {
     *("tree", "random", "schedule", "optim", "fused", "norm", "nn", "models", "loss", "metrics"),
-    *("parts", "collectives", "tensor_parallel", "step", "transforms", "fold", "generate", "cost", "build"),
+    *("parts", "collectives", "tensor_parallel", "step", "transforms", "level", "fold", "generate", "cost", "build"),
 }
 EFFECTS = {
     "checkpoint",
@@ -29,6 +29,8 @@ EFFECTS = {
     "directory",
     "display",
     "host",
+    "moment",
+    "fetch",
     "speed",
     "graph",
     "profile",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def _step(name: str) -> Callable[[Any], Any]:
     return made
 
 
-@pytest.mark.parametrize("system", ["plain torch, eager", "fnrecipe, traced"])
+@pytest.mark.parametrize("system", ["plain torch, eager", "fnrecipe"])
 def test_the_gpu_benchmark_runs_on_the_cpu(system: str) -> None:
     rows = {metric: values for metric, values, _ in gpu.measure(system, gpu.CASES["tiny"], rounds=2)}
 
@@ -64,7 +65,8 @@ def test_the_gpu_benchmark_runs_on_the_cpu(system: str) -> None:
 def test_a_benchmark_writes_its_figures(tmp_path: Path) -> None:
     name = "gpu"
     command = [sys.executable, "-m", "benchmarks", name, "--rounds", "1", "--json", tmp_path / "figures.jsonl"]
-    subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
+    uncompiled = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}  # a minute less; that Inductor works is not the question here
+    subprocess.run(command, check=True, cwd=Path(__file__).parent.parent, env=uncompiled)
 
     rows = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
     assert rows

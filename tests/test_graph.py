@@ -43,7 +43,7 @@ def test_the_code_does_what_the_step_does(tmp_path: Path) -> None:
     mesh = make_mesh(config.gang, Gang(), CPU, recipe.rules)
     state = first_state(recipe, config, mesh, CPU)
     batch = packed([[ids] for ids in documents(*[32, 31, 9, 32, 32, 30, 32, 32])], 32)
-    expected = plain_step(recipe, config, mesh)(state, batch)
+    expected = plain_step(recipe, config, mesh, CPU)(state, batch)
 
     found = load(path).Step()(*tree.leaves((state, batch)))
 

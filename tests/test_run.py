@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ def test_a_run_writes_each_step_once_and_everything_else(whole: Path) -> None:
     assert steps(whole, "valid") == [6]
     assert checkpoints(whole) == [4, 6]
     assert {path.name for path in whole.iterdir()} >= {"config.yaml", "run.json", "sample.txt", "metrics", "logs"}
+    assert "\n  jit: auto\n" in (whole / "config.yaml").read_text()  # what it stands for is up to the device
     row = rows(whole / "metrics/train.jsonl")[0]
     assert row.keys() == {"step", "loss", "targets", "bytes", "gradient_norm", "skipped", "learning_rate", "bits_per_byte"}
     assert 5.0 < row["loss"] < 6.0  # log(264) = 5.6 for a model that knows nothing
@@ -122,6 +125,21 @@ def test_an_error_in_the_middle_loses_nothing_but_the_steps_since_the_last_check
     assert checkpoints(tmp_path) == [4]
     assert train(texts, tmp_path) == 0
     assert remains(tmp_path) == remains(whole)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_collector_sees_all_objects_again_after_a_run(texts: Path, tmp_path: Path, fails: bool) -> None:
+    frozen: list[int] = []
+
+    def look() -> None:
+        frozen.append(gc.get_freeze_count())
+        if fails:
+            raise DataError("a.jsonl:3: bad")
+
+    with suppress(DataError):
+        train(texts, tmp_path, before_batch(3, look), trainer__jit="off", regime__num_steps=4)
+    assert frozen[0] > 0
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_validation_that_dies_is_made_up_for(texts: Path, tmp_path: Path) -> None:

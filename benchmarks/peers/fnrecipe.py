@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -14,10 +12,11 @@ from fnrecipe import optim, random, schedule, tree
 from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.level import BACKENDS, Level, fitting
 from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
 from fnrecipe.step import init_state, train_step
-from fnrecipe.transforms import inductor, interpreter, jit
+from fnrecipe.transforms import cuda_graph, jit
 
 DEFAULT = Compute(logits_at_once=1024)
 
@@ -26,20 +25,20 @@ def make_step(
     config: LlamaConfig,
     *,
     num_leaves: int = 1,
-    level: Literal["off", "trace", "inductor"] = "trace",
+    level: Level = "trace",
     how: Compute = DEFAULT,
     device: torch.device | None = None,
+    captured: bool = False,
 ) -> Callable[[Batch], Tensor]:
-    """`level` is that of `trainer.jit`."""
+    """`captured`: as a CUDA graph."""
     constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
-    update = optim.adamw(constant, max_norm=1.0)
+    update = fitting(optim.adamw(constant, max_norm=1.0), level)
     key = random.key(0, device)
     state = init_state(llama.init(config, key), update, key)
-    if level == "inductor":
-        update = attrs.evolve(update, apply=None)
     function = train_step(next_token_loss(partial(llama.apply, config, how=how)), update, num_leaves)
     if level != "off":
-        function = jit(function, donate=1, backend=inductor if level == "inductor" else interpreter)
+        backend = BACKENDS[level]
+        function = jit(function, donate=1, backend=cuda_graph(backend) if captured else backend)
 
     def step(batch: Batch) -> Tensor:
         _, metrics = function(state, tree.map(torch.as_tensor, batch))

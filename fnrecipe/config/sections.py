@@ -176,12 +176,17 @@ class ActivationCheckpointingSection:
 class TrainerSection:
     """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops."""
 
-    jit: Literal["off", "trace", "inductor"] = "trace"
+    jit: Literal["auto", "off", "trace", "inductor"] = "auto"
+    cuda_graph: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
     logits_at_once: Count | None = 1024
     max_grad_norm: Positive | None = 1.0
     max_skipped_steps: Count = 5
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.cuda_graph and self.jit == "off":
+            yield Problem("cuda_graph", "false for trainer.jit=off", "true")
 
 
 @frozen

@@ -6,8 +6,15 @@ import operator
 from collections.abc import Container, Iterator
 from typing import Any
 
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+def storage(tensor: Tensor) -> StorageWeakRef:
+    """What tensors that share memory have in common."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def written(node: Any) -> Node:

@@ -16,10 +16,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from fnrecipe import tree
-from fnrecipe.transforms.alias import home, is_new, readers, written
+from fnrecipe.transforms.alias import home, is_new, readers, storage, written
 from fnrecipe.transforms.overlap import overlap
 from fnrecipe.transforms.products import products
 
@@ -62,7 +61,8 @@ def _signature(leaf: Any) -> Any:
 def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
     """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
 
-    The args may be fake tensors; each node's result is one in its `meta["val"]`.
+    The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is how many
+    of its first inputs are donated.
     """
     inputs, spec = pytree.tree_flatten(args)
     given = len(tree.leaves(args[:donate]))
@@ -78,13 +78,14 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
     overlap(graph)
     _write_in_place(graph)
     products(graph)
+    graph.meta["donated"] = given
     return graph, results[0]
 
 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs, the first of them written into the buffers; what still looks into a buffer is copied out before."""
-    storages = {_storage(buffer) for buffer in buffers}
-    outputs = [output.clone() if _storage(output) in storages else output for output in outputs]
+    storages = {storage(buffer) for buffer in buffers}
+    outputs = [output.clone() if storage(output) in storages else output for output in outputs]
     for buffer, output in zip(buffers, outputs, strict=False):
         if (buffer.dtype, buffer.shape) != (output.dtype, output.shape):
             raise TypeError(f"donate: expected a result like its argument, {_kind(buffer)}, found {_kind(output)}")
@@ -120,10 +121,6 @@ def _write_in_place(module: GraphModule) -> None:
             copy.replace_all_uses_with(source)
             module.graph.erase_node(copy)
     module.recompile()
-
-
-def _storage(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _kind(tensor: Tensor) -> str:

@@ -14,6 +14,7 @@ leaves are chosen for it (`fnrecipe.data.Place`): what is summed over ranks firs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -25,6 +26,7 @@ from fnrecipe.collectives import Linear, buckets, gather, scatter_sum, tree_sum,
 from fnrecipe.loss import Loss, Sums
 from fnrecipe.parts import Mesh, Part
 from fnrecipe.transforms.accumulate import accumulate
+from fnrecipe.transforms.region import region
 from fnrecipe.transforms.remat import remat
 from fnrecipe.tree import Tree
 
@@ -36,8 +38,10 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
     `layer` and `whole` to gather them.
     """
 
+    of_leaf = _of_leaf(num_leaves, mesh)
+
     def after_leaves(params: Tree, batch: Any) -> tuple[Tree, Sums]:
-        gradient, sums = accumulate(grad(loss, has_aux=True), num_leaves)(whole(params), batch)
+        gradient, sums = accumulate(of_leaf(grad(loss, has_aux=True)), num_leaves)(whole(params), batch)
         return _cut_sum(gradient, params), tree_sum(sums, mesh.shard)
 
     def in_leaves(loss: Loss, params: Tree, batch: Any) -> tuple[Tree, Sums]:
@@ -64,15 +68,24 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
 def evaluation(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], Sums]:
     """`(params, batch) -> sums` over the leaves of all ranks, without gradients."""
 
+    of_leaf = _of_leaf(num_leaves, mesh)
+
     def leaf(params: Tree, batch: Any) -> Sums:
         sums = loss(params, batch)[1]
         return tree_sum(sums, mesh.shard) if mesh.in_turns else sums
 
     def of_replica(params: Tree, batch: Any) -> Sums:
-        sums: Sums = accumulate(leaf, num_leaves)(params if mesh.sharding == "fsdp" else whole(params), batch)
+        given = params if mesh.sharding == "fsdp" else whole(params)
+        sums: Sums = accumulate(of_leaf(leaf), num_leaves)(given, batch)
         return sums if mesh.in_turns else dict(tree_sum(sums, mesh.shard))
 
     return lambda params, batch: tree_sum(of_replica(params, batch), mesh.replica)
+
+
+def _of_leaf(num_leaves: int, mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How functions of a leaf are traced: as a region if there are several leaves, but not among ranks, where they overlap."""
+    alone = all(axis.size == 1 for axis in mesh.axes)
+    return partial(region, name="leaf") if alone and num_leaves > 1 else lambda function: function
 
 
 def layer(function: Callable[..., Any], *, again: bool = False) -> Callable[..., Any]:

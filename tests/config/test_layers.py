@@ -106,7 +106,7 @@ def test_a_value_and_a_section_of_one_name_take_each_others_place() -> None:
         ("model.config.seed=1", "did you mean common.seed?"),
         (
             "trainer.zzz=1",
-            "valid names: activation_checkpointing, dtype, jit, logits_at_once, max_grad_norm, max_skipped_steps",
+            "valid names: activation_checkpointing, cuda_graph, dtype, jit, logits_at_once, max_grad_norm, max_skipped_steps",
         ),
         ("regime.zzz={}", "valid names: "),
     ],
@@ -142,7 +142,7 @@ def test_all_problems_come_at_once_one_line_each_with_their_sources(tmp_path: Pa
         f"optimizer.config.betas: expected a list of 2 values, found [0.9] ({path}:6)",
         f"regime.num_steps: expected an integer or null, found 2.7 ({path}:2)",
         f"regime.seed: expected a known key, found 'seed' ({path}:3); did you mean common.seed?",
-        "trainer.jit: expected off or trace or inductor, found 'trac' (command line); did you mean trace?",
+        "trainer.jit: expected auto or off or trace or inductor, found 'trac' (command line); did you mean trace?",
     ]
 
 

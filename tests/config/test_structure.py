@@ -81,8 +81,8 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer.config=null", "a section with the keys lr, betas, eps, weight_decay", "null"),
         ("optimizer=adamw", "a section with the keys name, config", "'adamw'"),
         ("optimizer=[1]", "a section with the keys name, config", "[1]"),
-        ("trainer.jit=false", "off or trace or inductor", "false"),
-        ("trainer.jit=null", "off or trace or inductor", "null"),
+        ("trainer.jit=false", "auto or off or trace or inductor", "false"),
+        ("trainer.jit=null", "auto or off or trace or inductor", "null"),
         ("dataset.packing=[1]", "best_fit or concat", "[1]"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_wrong_value_is_one_line(pair: str, expected: str, found: str) -> None
     [
         (
             "trainer.jit=trac",
-            "trainer.jit: expected off or trace or inductor, found 'trac' (command line); did you mean trace?",
+            "trainer.jit: expected auto or off or trace or inductor, found 'trac' (command line); did you mean trace?",
         ),
         ("gang.device=gpu", "gang.device: expected auto or cpu or cuda, found 'gpu' (command line); did you mean cpu?"),
         (
@@ -186,6 +186,10 @@ def test_a_long_value_is_shown_in_part() -> None:
             ["regime.num_steps=null", "regime.num_data_epochs=1"],
             "lr_scheduler.config.cycle_len: expected a number where regime.num_steps is null, found null (default)",
         ),
+        (
+            ["trainer.jit=off", "trainer.cuda_graph=true"],
+            "trainer.cuda_graph: expected false for trainer.jit=off, found true (command line)",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: str) -> None:
@@ -203,6 +207,8 @@ def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: 
         ["regime.num_steps=null", "regime.num_data_epochs=1", "lr_scheduler.config.cycle_len=100"],
         ["optimizer.config.lr=0", "optimizer.config.weight_decay=0", "optimizer.config.betas=[0, 0]"],
         ["lr_scheduler.config.final_lr_scale=1", "dataset.prefetch=0", "regime.num_sample_tokens=0"],
+        ["trainer.jit=trace", "trainer.cuda_graph=true"],
+        ["trainer.jit=off", "trainer.cuda_graph=false"],
     ],
 )
 def test_values_at_their_bounds_are_taken(pairs: list[str]) -> None:

@@ -341,7 +341,8 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
             draw(positives),
         ),
         trainer=c.TrainerSection(
-            draw(st.sampled_from(["off", "trace", "inductor"])),
+            jit := draw(st.sampled_from(["auto", "off", "trace", "inductor"])),
+            False if jit == "off" else draw(st.booleans()),
             draw(st.sampled_from(["float32", "bfloat16"])),
             draw(st.builds(c.ActivationCheckpointingSection, st.just("layerwise"), counts)),
             draw(st.none() | counts),

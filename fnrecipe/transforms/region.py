@@ -1,0 +1,80 @@
+"""`region`: a function as a graph of its own in the traced graph that calls it: traced and compiled once for all calls.
+
+It is what `jax.jit` within `jax.jit` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor_tree
+
+from fnrecipe.transforms.alias import storage
+from fnrecipe.transforms.jit import trace
+
+
+def region(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`function`, a pure function of trees of tensors that gets the same shapes at each call; its graph is called `name`.
+
+    Outside of a trace, and under another transform, it is `function` itself.
+    """
+    traced: list[tuple[GraphModule, pytree.TreeSpec]] = []
+
+    def call(*args: Any) -> Any:
+        mode: Any = get_proxy_mode()
+        if mode is None or peek_interpreter_stack() is not None:
+            return function(*args)
+        with disable_proxy_modes_tracing():
+            if not traced:
+                traced.append(trace(_apart(function), args))
+                mode.tracer.root.register_module(mode.tracer.get_fresh_qualname(name), traced[0][0])
+            ((graph, spec),) = traced
+            returned: Any = graph.graph.output_node().args[0]
+            results = [torch.empty_like(result.meta["val"]) for result in returned]
+        operands = [mode.tracer.unwrap_proxy(leaf) for leaf in pytree.tree_leaves(args)]
+        node = mode.tracer.create_proxy("call_function", invoke_subgraph, (graph, name, *operands), {})
+        return pytree.tree_unflatten(track_tensor_tree(results, node, constant=None, tracer=mode.tracer), spec)
+
+    return call
+
+
+def graph_of(module: GraphModule, node: Node) -> GraphModule | None:
+    """The graph of the region that `node` of the graph `module` calls, if it calls one."""
+    called: Any = node.args[0] if node.target is invoke_subgraph else None
+    return getattr(module, called.target) if called else None
+
+
+def all_nodes(module: GraphModule) -> Iterator[Node]:
+    """The nodes of a graph, and in place of each call of a region those of its graph."""
+    for node in module.graph.nodes:
+        graph = graph_of(module, node)
+        if graph is None:
+            yield node
+        else:
+            yield from all_nodes(graph)
+
+
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, each of whose results has memory of its own, as the results of an operation have."""
+
+    def call(*args: Any) -> Any:
+        results, spec = pytree.tree_flatten(function(*args))
+        return pytree.tree_unflatten(list(_copied(results, pytree.tree_leaves(args))), spec)
+
+    return call
+
+
+def _copied(values: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[Tensor]:
+    taken = {storage(other) for other in others}
+    for value in values:
+        if storage(value) in taken:
+            value = value.clone()
+        taken.add(storage(value))
+        yield value

@@ -1,0 +1,94 @@
+"""How batches come to the device, and when its work is captured."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fnrecipe import build, tree
+from fnrecipe.build import batches, first_state, functions, to_device
+from fnrecipe.config import resolve
+from fnrecipe.data import Place
+from fnrecipe.errors import UsageError
+from fnrecipe.parts import Axis, Mesh
+from fnrecipe.recipes.lm.train import recipe
+from fnrecipe.transforms import cuda_graph
+from tests.helpers import assert_same_bits, pairs
+from tests.transforms.test_cuda_graph import Recorder
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def pinned_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads in which tensors were pinned, which torch refuses without a GPU."""
+    threads: list[str] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    return threads
+
+
+def first_batches(texts: Path, device: str, number: int = 3) -> list[Any]:
+    config, _ = resolve(recipe.config, (), pairs(texts, dataset__prefetch=2))
+    with closing(batches(recipe, config, Place(), torch.device(device))(None)) as stream:  # type: ignore[type-var]
+        return [next(stream)[0] for _ in range(number)]
+
+
+def test_batches_for_cuda_are_pinned_where_they_are_read_ahead(texts: Path, pinned_in: list[str]) -> None:
+    found = first_batches(texts, "cuda")
+    assert set(pinned_in) == {"prefetch"}
+    assert len(pinned_in) >= len(tree.leaves(found))
+    for batch, other in zip(found, first_batches(texts, "cpu"), strict=True):
+        assert all(map(torch.equal, tree.leaves(batch), tree.leaves(other)))
+
+
+def test_on_the_cpu_nothing_is_pinned_and_nothing_copied(texts: Path, pinned_in: list[str]) -> None:
+    for batch in first_batches(texts, "cpu"):
+        assert [leaf.data_ptr() for leaf in tree.leaves(to_device(batch, CPU))] == [
+            leaf.data_ptr() for leaf in tree.leaves(batch)
+        ]
+    assert pinned_in == []
+
+
+@pytest.mark.parametrize("how", ["auto", "trace", "inductor"])
+@pytest.mark.parametrize(
+    ("device", "mesh", "where"),
+    [(CPU, Mesh(), "the device cpu"), (CUDA, Mesh(shard=Axis("shard", 2)), r"several ranks \(2\)")],
+)
+def test_a_cuda_graph_is_refused_where_there_can_be_none(
+    texts: Path, device: torch.device, mesh: Mesh, where: str, how: str
+) -> None:
+    config, _ = resolve(recipe.config, (), pairs(texts, trainer__cuda_graph="true", trainer__jit=how))
+    with pytest.raises(UsageError, match=f"^trainer.cuda_graph: expected false for {where}, found true$"):
+        functions(recipe, config, mesh, device)
+
+
+def test_the_step_is_captured_if_the_config_says_so_and_the_evaluation_never(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = first_batches(texts, "cpu", 4)
+
+    def train(**changes: Any) -> tuple[Any, Any, Any]:
+        config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit="trace", gang__num_leaves=1, **changes))
+        step, evaluate = functions(recipe, config, Mesh(), CUDA)
+        state = first_state(recipe, config, Mesh(), CPU)
+        recorders.append(Recorder(tree.leaves(state)))
+        metrics = []
+        for batch in given:
+            state, of_step = step(state, batch)
+            metrics.append(of_step)
+        return state, metrics, [evaluate(state.params, batch) for batch in given]
+
+    recorders: list[Recorder] = []
+    monkeypatch.setattr(build, "cuda_graph", lambda backend: cuda_graph(backend, lambda function: recorders[-1](function)))
+    assert_same_bits(train(trainer__cuda_graph="true"), train())
+    assert [(len(recorder.recorded), len(recorder.replayed)) for recorder in recorders] == [(1, 3), (0, 0)]
