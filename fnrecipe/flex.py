@@ -3,9 +3,9 @@
 (Dong et al. 2024, arXiv:2412.05496.) torch's own function wants `torch.compile` around Python, which must not be given what
 `torch.func` differentiates. So here are the two operations below it, for `make_fx` to put into the graph and for Inductor to
 make kernels of. Run as they are, they compute whole T x T scores: right on every device, and slow.
-"""
 
-from __future__ import annotations
+Annotations are evaluated here: as strings they would be in traced graphs, for which torch would not look into its cache.
+"""
 
 from typing import Any
 
@@ -18,6 +18,9 @@ from fnrecipe import tree
 
 BLOCK = 128
 """Positions in a block: torch's own choice."""
+
+_PADDING = 2**31
+"""The number of what is padding: it comes last, and so is greatest."""
 
 _OPTIONS = {
     "BACKEND": "TRITON",
@@ -52,9 +55,8 @@ def blocks(segments: Tensor, size: int = BLOCK) -> Blocks:
 
     Whatever the order of segments in a row, no pair that sees each other is left out.
     """
-    length = segments.shape[1]
-    padding = torch.where(segments < 0, length, segments)  # it comes last, and so is greatest
-    blocked = F.pad(padding, (0, -length % size), value=length).view(len(segments), 1, -1, size)
+    numbers = torch.where(segments < 0, _PADDING, segments)
+    blocked = F.pad(numbers, (0, -segments.shape[1] % size), value=_PADDING).view(len(segments), 1, -1, size)
     least, greatest = blocked.amin(-1), blocked.amax(-1)
     first, last = least[..., :, None], greatest[..., :, None]
     number = torch.arange(least.shape[-1], device=segments.device)

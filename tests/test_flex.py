@@ -21,6 +21,7 @@ from fnrecipe.gang import Gang
 from fnrecipe.mesh import make_mesh
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.transforms import inductor, trace
+from fnrecipe.transforms.region import all_nodes
 from tests.helpers import packed, pairs
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -73,7 +74,7 @@ def test_a_row_of_one_document_is_computed_without_looking_at_pairs_but_on_the_d
     assert seen.keys[2].tolist() == [[[0, 1, 2]]]
 
 
-LENGTH, LAYERS = 300, 2
+LENGTH, LEAVES, LAYERS = 300, 2, 2
 MODEL = (
     f"{{vocab_size: 264, max_seq_len: {LENGTH}, model_dim: 64, num_layers: {LAYERS}, num_attn_heads: 4, "
     "num_key_value_heads: 2, ffn_inner_dim: 64, tied_embeddings: true}"
@@ -82,16 +83,16 @@ MODEL = (
 
 def step_on(device: torch.device, **changes: Any) -> GraphModule:
     """The traced train step, by shapes alone."""
-    values = {"dataset__max_seq_len": LENGTH, "model__config": MODEL, "gang__num_leaves": 1, **changes}
+    values = {"dataset__max_seq_len": LENGTH, "model__config": MODEL, "dataset__batch_size": 4, **changes}
     config = resolve(recipe.config, (), pairs(Path("none.jsonl"), **values))[0]
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
-    args = first_state(recipe, config, mesh, CPU), packed([[]] * 8, LENGTH)
-    graph, _ = trace(plain_step(recipe, config, mesh), tree.map(lambda x: x.to(device), args), donate=1)
+    args = first_state(recipe, config, mesh, CPU), packed([[]] * 4, LENGTH)
+    graph, _ = trace(plain_step(recipe, config, mesh, device), tree.map(lambda x: x.to(device), args), donate=1)
     return graph
 
 
 def values(graph: GraphModule) -> list[Tensor]:
-    return [leaf for node in graph.graph.nodes for leaf in tree.leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+    return [leaf for node in all_nodes(graph) for leaf in tree.leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
 
 
 def quadratic(graph: GraphModule) -> list[Tensor]:
@@ -102,20 +103,23 @@ def quadratic(graph: GraphModule) -> list[Tensor]:
 @pytest.mark.parametrize("mode", ["off", "layerwise"])
 def test_the_step_of_a_device_without_a_mask_holds_nothing_for_every_pair_of_positions(mode: str) -> None:
     graph = step_on(META, trainer__dtype="bfloat16", trainer__activation_checkpointing__mode=mode)
-    targets = [node.target for node in graph.graph.nodes]
+    targets = [node.target for node in all_nodes(graph)]
     forward, backward = torch.ops.higher_order.flex_attention, torch.ops.higher_order.flex_attention_backward
 
     again = 2 if mode == "layerwise" else 1
-    assert [targets.count(target) for target in (forward, backward)] == [again * LAYERS, LAYERS]
+    assert [targets.count(target) for target in (forward, backward)] == [again * LEAVES * LAYERS, LEAVES * LAYERS]
     assert not quadratic(graph)
-    assert max(value.numel() for value in values(graph) if value.dtype == torch.int32) == 8 * 3 * 3
+    assert not [node for part in graph.modules() for node in part.graph.nodes if isinstance(node.type, str)]
+    assert max(value.numel() for value in values(graph) if value.dtype == torch.int32) == 2 * 3 * 3
 
 
-def test_the_mask_of_the_cpu_would_be_seen() -> None:
+def test_the_mask_of_the_cpu_would_be_seen_and_whole_rows_need_none() -> None:
     assert quadratic(step_on(CPU))
+    assert not quadratic(step_on(CPU, dataset__attention="row"))
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_inductor_makes_a_kernel_of_what_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward: for the CPU it has no more, and without logsumexp."""
     monkeypatch.setitem(flex._OPTIONS, "OUTPUT_LOGSUMEXP", False)
