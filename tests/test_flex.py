@@ -20,7 +20,7 @@ from fnrecipe.config import resolve
 from fnrecipe.gang import Gang
 from fnrecipe.mesh import make_mesh
 from fnrecipe.recipes.lm.train import recipe
-from fnrecipe.transforms import inductor, trace
+from fnrecipe.transforms import trace
 from fnrecipe.transforms.region import all_nodes
 from tests.helpers import packed, pairs
 
@@ -120,15 +120,19 @@ def test_the_mask_of_the_cpu_would_be_seen_and_whole_rows_need_none() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_inductor_makes_a_kernel_of_what_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward: for the CPU it has no more, and without logsumexp."""
+def test_a_kernel_that_reads_the_lists_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor's for the CPU: forward alone, without logsumexp, and only where no sizes are kept as symbols."""
     monkeypatch.setitem(flex._OPTIONS, "OUTPUT_LOGSUMEXP", False)
     query, key, value = (torch.randn(2, heads, LENGTH, 16) for heads in (4, 2, 2))
-    segments = torch.arange(LENGTH).expand(2, -1) // 70
+    segments = torch.stack([torch.zeros(LENGTH, dtype=torch.int64), torch.arange(LENGTH) // 140])
+    seen = flex.blocks(segments)
+    assert pairs_of(*seen.keys[:2])
+    assert pairs_of(*seen.keys[2:])
 
     def function(*args: Tensor) -> Tensor:
         return flex.forward(flex.blocks(args[3]), *args[:3])[0]
 
-    graph, _ = trace(function, (query, key, value, segments))
-    (expected,), (found,) = (run(query, key, value, segments) for run in (graph, inductor(graph)))
-    torch.testing.assert_close(found, expected)
+    args = [query, key, value, segments]
+    graph, _ = trace(function, tuple(args))
+    expected = graph(*args)
+    torch.testing.assert_close(torch._inductor.compile(graph, args)(*args), expected)
