@@ -33,6 +33,9 @@ SYSTEMS: dict[str, Callable[[LlamaConfig], Callable[[Batch], Tensor]]] = {
     "fnrecipe, 1 leaf, selective": partial(fnrecipe.make_step, how=Compute(remat="selective", logits_at_once=256)),
     "fnrecipe, 1 leaf, layerwise": partial(fnrecipe.make_step, how=Compute(remat="layerwise", logits_at_once=256)),
     "fnrecipe, 1 leaf, bfloat16": partial(fnrecipe.make_step, how=Compute(torch.bfloat16, logits_at_once=256)),
+    "fnrecipe, 1 leaf, all bfloat16": partial(
+        fnrecipe.make_step, how=Compute(torch.bfloat16, logits_at_once=256), dtype=torch.bfloat16
+    ),
     "fnrecipe, 8 leaves": partial(fnrecipe.make_step, num_leaves=8),
 }
 MODELS = ("3M, bytes", "7M")

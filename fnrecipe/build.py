@@ -13,6 +13,7 @@ from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread
 from fnrecipe.errors import UsageError
 from fnrecipe.level import BACKENDS, fitting, level
 from fnrecipe.loss import Sums
+from fnrecipe.loss_scale import LossScaling
 from fnrecipe.parts import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
@@ -24,13 +25,13 @@ def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devi
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
-    return init_state(params, recipe.update(config), key)
+    return init_state(params, recipe.update(config), key, _scaling(config))
 
 
 def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
     update = fitting(recipe.update(config), level(config.trainer.jit, device))
-    return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh)
+    return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh, _scaling(config))
 
 
 def functions(
@@ -76,6 +77,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch of tensors on a device, whose work behind this call sees them: the host does not wait for the copy."""
     tensors: Batch = tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
     return tensors
+
+
+def _scaling(config: Any) -> LossScaling | None:
+    return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
 
 
 def _leaves(config: Any, mesh: Mesh) -> int:

@@ -106,6 +106,8 @@ def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> s
     facts.append(f"{speed.tokens_per_second:,.0f} tokens/s")
     if speed.mfu is not None:
         facts.append(f"{speed.mfu:.1%} MFU")
+    if "loss_scale" in metrics:
+        facts.append(f"loss scale {metrics['loss_scale']:g}")
     if metrics["skipped"]:
         facts.append(f"{int(metrics['skipped'])} skipped as not finite")
     if total and speed.steps_per_second:

@@ -6,7 +6,6 @@ chunk, so that nothing is computed twice; `remat` of each chunk would multiply b
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import attrs
@@ -14,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LARGEST_SUM = math.log(2**15)
-"""Of a vocabulary's powers, as a logarithm: it is a number of float16."""
+_LIFT = 2.0**10
+"""Probabilities of a large vocabulary are less than float16's normal numbers; a product with the head is much less than its
+largest. Sums over positions are not lifted, for they grow with their number."""
 
 
 @attrs.frozen(eq=False)
@@ -61,6 +61,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _, _, of_x, of_weight = output
+        ctx.dtype = inputs[0].dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(of_x, of_weight)
 
@@ -69,19 +70,22 @@ class _CrossEntropy(torch.autograd.Function):
         if any(other is not None for other in others):
             raise NotImplementedError("the cross entropy of a Head has no second derivative; take it of whole logits")
         of_x, of_weight = ctx.saved_tensors
-        return of_x * gradient, of_weight * gradient, None, None, None
+        return (of_x * gradient).to(ctx.dtype), of_weight * gradient, None, None, None
 
 
 def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Nats [N], and the gradients of their masked sum for x [N, D] and weight [V, D] (float32).
 
-    Powers are not divided by their sum: that is left to the gradients, which are smaller.
+    Powers are not divided by their sum: that is left to the gradients, which are smaller. Where x is float16, that for x is
+    float32: it may need a loss scale before it is rounded.
     """
     logits = F.linear(x, weight).float()
     chosen, highest = logits.gather(-1, targets[:, None]), logits.amax(-1, keepdim=True)
-    highest = highest + max(0.0, math.log(len(weight)) - _LARGEST_SUM)
-    powers = (logits - highest).exp()
+    powers = logits.sub_(highest).exp_()  # in place: logits are there once
     total = powers.sum(-1, keepdim=True)
     nats = (highest + total.log() - chosen)[:, 0]
-    slopes, scale = powers.scatter_add(-1, targets[:, None], -total).to(x.dtype), mask[:, None] / total
-    return nats, ((slopes @ weight) * scale).to(x.dtype), (slopes.t() @ (x * scale).to(x.dtype)).float()
+    if x.dtype == torch.float16:
+        powers, total = powers * (_LIFT / total), torch.full_like(total, _LIFT)
+    slopes, scale = powers.scatter_add_(-1, targets[:, None], -total).to(x.dtype), mask[:, None] / total
+    of_x = (slopes @ weight) * scale
+    return nats, of_x if x.dtype == torch.float16 else of_x.to(x.dtype), (slopes.t() @ (x * scale).to(x.dtype)).float()

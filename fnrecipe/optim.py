@@ -6,20 +6,25 @@
 `updates` are added to the parameters. `step` counts from 1 and is the only clock, so that a schedule has no counter of its
 own. `report` holds 0-d tensors worth showing (a learning rate), by name.
 
+Updates are taken in float32 at least, also those of parameters and states that are kept in bfloat16: these are rounded
+stochastically (`fnrecipe.rounding`).
+
 A transform may also know a faster way to the same end, `apply`, for when it is the whole update and not a link of a chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 
-from fnrecipe import fused, tree
+from fnrecipe import fused, rounding, tree
 from fnrecipe.norm import global_norm
+from fnrecipe.parts import is_part
 from fnrecipe.schedule import Schedule
 from fnrecipe.tree import Tree
 
@@ -44,7 +49,7 @@ class Transform:
 
     init: Callable[[Tree], Any]
     update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
-    apply: Callable[[Mean, Any, Tree, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
+    apply: Callable[[Mean, Any, Tree, Tensor, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
 
 
 def mean(total: Tree, count: Tensor) -> Mean:
@@ -52,14 +57,19 @@ def mean(total: Tree, count: Tensor) -> Mean:
 
 
 def apply(
-    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor
+    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
 ) -> tuple[Tree, Any, Report]:
-    """The parameters and the state after `transform`'s update if the 0-d bool `where` holds, else as they were."""
+    """The parameters and the state after `transform`'s update if the 0-d bool `where` holds, else as they were.
+
+    `key`, int64 [2], is the run's: what is bfloat16 is rounded by it and the step.
+    """
     if transform.apply is not None:
-        return transform.apply(gradients, state, params, step, where)
-    divided = tree.map(lambda g: g / gradients.count, gradients.total)
-    updates, after, report = transform.update(divided, state, params, step)
-    return (*tree.select(where, (apply_updates(params, updates), after), (params, state)), report)
+        return transform.apply(gradients, state, params, step, where, key)
+    wide_params, wide_state = tree.map(rounding.wide, (params, state))
+    divided = tree.map(lambda g: rounding.wide(g) / gradients.count, gradients.total)
+    updates, after, report = transform.update(divided, wide_state, wide_params, step)
+    chosen = tree.select(where, (apply_updates(wide_params, updates), after), (wide_params, wide_state))
+    return (*rounding.like((params, state), chosen, key, step), report)
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -161,27 +171,40 @@ def adamw(
     decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
     whole = chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
 
-    def apply_fused(gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor) -> tuple[Tree, Any, Report]:
+    def apply_fused(
+        gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+    ) -> tuple[Tree, Any, Report]:
         divisor = gradients.count if max_norm is None else gradients.count / _clip_factor(gradients.norm, max_norm)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
         rate, count = schedule(step), moments["count"] + 1
-        new_params, mean, square = (
-            tree.like(params, leaves)
-            for leaves in fused.adamw(
-                *map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"])),
-                divisor=divisor,
-                count=count,
-                rate=rate,
-                betas=betas,
-                eps=eps,
-                decays=[weight_decay if mask(leaf) else 0.0 for leaf in tree.leaves(params)],
-                where=where,
-            )
-        )
+        kernel = partial(fused.adamw, divisor=divisor, count=count, rate=rate, betas=betas, eps=eps, where=where)
+        leaves = [*map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"]))]
+        decays = [weight_decay if mask(leaf) else 0.0 for leaf in leaves[0]]
+        if rounding.narrow(params):
+            found = _one_by_one(kernel, leaves, decays, tree.paths(params, is_part), rounding.seed(key, step))
+        else:
+            found = kernel(*leaves, decays=decays)
+        new_params, mean, square = (tree.like(params, tensors) for tensors in found)
         moments = {"mean": mean, "square": square, "count": torch.where(where, count, moments["count"])}
         return new_params, (*before, moments, *after), {"learning_rate": rate}
 
     return attrs.evolve(whole, apply=apply_fused)
+
+
+def _one_by_one(
+    kernel: Callable[..., Sequence[list[Tensor]]],
+    leaves: Sequence[Sequence[Tensor]],
+    decays: Sequence[float],
+    places: Mapping[str, Any],
+    seed: Tensor,
+) -> tuple[Sequence[Tensor], ...]:
+    """What `kernel` makes of the leaves, in their dtypes: only one parameter and its moments at a time are there in float32."""
+
+    def one(tensors: Sequence[Tensor], decay: float, path: str, whole: Any) -> list[Tensor]:
+        new = [tensor for (tensor,) in kernel(*([rounding.wide(tensor)] for tensor in tensors), decays=[decay])]
+        return rounding.rounded(new, seed, path, whole) if rounding.narrow(tensors[0]) else new
+
+    return tuple(zip(*map(one, zip(*leaves, strict=True), decays, places.keys(), places.values()), strict=True))
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:

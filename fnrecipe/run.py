@@ -218,13 +218,7 @@ class _Run:
             memory = host.peak_memory(self.device)
             record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **known, "peak_memory": memory}])
         self.display.step(rows[-1], speed)
-        limit = self.config.trainer.max_skipped_steps
-        for row in rows:
-            if row["skipped"] >= limit:
-                raise NonFiniteError(
-                    f"step {row['step']}: the loss or the gradient was not finite in {limit} steps in a row "
-                    f"(trainer.max_skipped_steps); the parameters are those from before them"
-                )
+        _check_finite(rows, self.config.trainer.max_skipped_steps)
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
@@ -276,6 +270,21 @@ class _Run:
         if self.gang.leads:
             replace(self.out / directory.SAMPLE, f"{text}\n".encode())
         self.display.line(f"sample:\n{text}")
+
+
+def _check_finite(rows: Sequence[Mapping[str, float]], limit: int) -> None:
+    for row in rows:
+        scale = row.get("loss_scale")
+        if scale is not None and row["skipped"]:
+            raise NonFiniteError(
+                f"step {row['step']}: the loss or the gradient was not finite, and half the loss scale of {scale:g} is below "
+                f"the minimum of trainer.fp16_loss_scale; the parameters are those from before the steps that were not finite"
+            )
+        if row["skipped"] >= limit:
+            raise NonFiniteError(
+                f"step {row['step']}: the loss or the gradient was not finite in {limit} steps in a row "
+                f"(trainer.max_skipped_steps); the parameters are those from before them"
+            )
 
 
 def _due(interval: int | None, number: int) -> bool:

@@ -9,8 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from fnrecipe import optim, tree
+from fnrecipe import loss_scale, optim, tree
 from fnrecipe.loss import Loss
+from fnrecipe.loss_scale import LossScaling
 from fnrecipe.optim import Transform
 from fnrecipe.parts import Mesh
 from fnrecipe.transforms import gradients
@@ -23,9 +24,10 @@ class State:
     """All that a step changes.
 
     params, optimizer  trees of tensors
-    step     int64 []   steps taken
-    skipped  int64 []   the last so many of them were skipped
-    key      int64 [2]  of the run; randomness of a step comes from folding the step into it
+    step        int64 []   steps taken
+    skipped     int64 []   the last so many of them were skipped, and not for the sake of the loss scale
+    key         int64 [2]  of the run; randomness of a step comes from folding the step into it
+    loss_scale  a `LossScale`, or () where the loss is not scaled
     """
 
     params: Tree
@@ -33,39 +35,50 @@ class State:
     step: Tensor
     skipped: Tensor
     key: Tensor
+    loss_scale: Any = ()
 
 
 Metrics: TypeAlias = dict[str, Any]
 Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
 
 
-def init_state(params: Tree, update: Transform, key: Tensor) -> State:
+def init_state(params: Tree, update: Transform, key: Tensor, scaling: LossScaling | None = None) -> State:
     def zero() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=key.device)
 
     optimizer = tree.map(torch.clone, update.init(params))  # what starts as the parameters must not stay them
-    return State(params, optimizer, zero(), zero(), key)
+    return State(params, optimizer, zero(), zero(), key, () if scaling is None else loss_scale.first(scaling, key.device))
 
 
-def train_step(loss: Loss, update: Transform, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Step:
+def train_step(
+    loss: Loss, update: Transform, num_leaves: int = 1, mesh: Mesh = Mesh(), scaling: LossScaling | None = None
+) -> Step:
     """The step that averages the gradient of `loss` over all targets of the batch's leaves, and applies `update`.
 
     Each rank of `mesh` gives its own `num_leaves` leaves.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were: by selection, without the
-    host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, and the update's reports.
+    host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, the update's reports, and the
+    `loss_scale` of this step if there is one.
+
+    `scaling` is given for a state that was made with it. A step that halves the loss scale does not count as skipped.
     """
-    gradients_and_sums = gradients(loss, num_leaves, mesh)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
-        totals, sums = gradients_and_sums(state.params, batch)
+        scale = state.loss_scale
+        differentiated = loss if scaling is None else loss_scale.scaled(loss, scale)
+        totals, sums = gradients(differentiated, num_leaves, mesh)(state.params, batch)
         count = torch.clamp(sums["targets"], min=1)
-        mean = optim.mean(totals, count)
+        mean = optim.mean(totals, count if scaling is None else count * scale.value)
         number = state.step + 1
         finite = torch.isfinite(mean.norm) & torch.isfinite(sums["loss"])
-        params, optimizer, report = optim.apply(update, mean, state.optimizer, state.params, number, finite)
-        skipped = torch.where(finite, 0, state.skipped + 1)
+        params, optimizer, report = optim.apply(update, mean, state.optimizer, state.params, number, finite, state.key)
+        spared = finite
+        if scaling is not None:
+            report = {**report, "loss_scale": scale.value}
+            scale, spared = loss_scale.adapted(scaling, scale, finite)
+        skipped = torch.where(spared, 0, state.skipped + 1)
         metrics = {"step": number, **sums, "gradient_norm": mean.norm, "skipped": skipped, **report}
-        return State(params, optimizer, number, skipped, state.key), metrics
+        return State(params, optimizer, number, skipped, state.key, scale), metrics
 
     return step

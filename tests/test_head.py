@@ -77,3 +77,21 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     slope = grad(lambda x: chunked(4)(x, weight, targets, mask)[0])
     with pytest.raises(NotImplementedError, match="no second derivative"):
         grad(lambda x: slope(x).square().sum())(x)
+
+
+def test_small_probabilities_and_gradients_do_not_underflow_in_float16() -> None:
+    """One target is so likely that the slopes of the others are no normal numbers of float16."""
+    source, vocab, scale = torch.Generator().manual_seed(0), 40_000, 2.0**14
+    x, weight = torch.randn(1, 3, 8, generator=source).half(), 0.02 * torch.randn(vocab, 8, generator=source)
+    weight = weight.half().float()
+    weight[0] = 3 * x[0, 0].float()
+    targets, mask = torch.tensor([[0, 5, 7]]), torch.ones(1, 3, dtype=torch.bool)
+
+    def gradient(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return grad(lambda x, weight: scale * function(x, weight, targets, mask)[0], (0, 1))(x, weight)
+
+    found, expected = gradient(chunked(2), x), gradient(whole, x.float())
+    assert [f.dtype for f in found] == [torch.float16, torch.float32]
+    for f, e in zip(found, expected, strict=True):
+        assert ((f.float() - e).norm(dim=-1) <= 0.01 * e.norm(dim=-1)).all()
+    assert (expected[0][0, 0] / scale).abs().max() < 1e-3

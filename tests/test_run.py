@@ -181,6 +181,57 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept
     assert found is None or all(leaf.isfinite().all() for leaf in found.tensors.values())
 
 
+FLOAT16 = {
+    "trainer__jit": "off",
+    "trainer__dtype": "float16",
+    "trainer__max_skipped_steps": 1,
+    "trainer__fp16_loss_scale": "[1048576, 1]",
+}
+
+
+def test_a_run_whose_state_is_in_half_precision_goes_on_bit_for_bit(texts: Path, tmp_path: Path) -> None:
+    def stop() -> None:
+        raise DataError("stop")
+
+    pure = {"model__dtype": "bfloat16", "trainer__dtype": "bfloat16", "trainer__jit": "off"}
+    stopped, alone = tmp_path / "stopped", tmp_path / "alone"
+    assert train(texts, alone, **pure) == 0
+    with pytest.raises(DataError):
+        train(texts, stopped, before_batch(6, stop), **pure)
+    assert train(texts, stopped, **pure) == 0
+    assert remains(stopped) == remains(alone)
+    found = checkpoint.newest(alone / directory.CHECKPOINTS, lambda text: None)
+    assert found is not None
+    kinds = {path.rpartition("layers")[0]: saved.dtype for path, saved in found.tensors.items() if ".layers." in path}
+    assert kinds == dict.fromkeys(["params.", "optimizer.1.mean.", "optimizer.1.square."], "bfloat16")
+    with pytest.raises(CheckpointError, match=r"params.norm: expected float32 \[32\], found bfloat16 \[32\]"):
+        train(texts, alone, with_changes=True, **pure | {"model__dtype": "float32"})
+
+
+def test_a_run_in_half_precision_looks_for_its_loss_scale_and_goes_on_with_it(texts: Path, tmp_path: Path) -> None:
+    def stop() -> None:
+        raise DataError("stop")
+
+    stopped, alone = tmp_path / "stopped", tmp_path / "alone"
+    assert train(texts, alone, **FLOAT16, regime__num_steps=12) == 0
+    found = [(row["loss_scale"], row["gradient_norm"]) for row in rows(alone / "metrics/train.jsonl")]
+    lost = sum(norm is None for _, norm in found)
+    assert 2 <= lost <= 8
+    assert [scale for scale, _ in found] == [2.0 ** (20 - min(step, lost)) for step in range(12)]
+    assert f"loss scale {found[-1][0]:g}" in log(alone)
+    with pytest.raises(DataError):
+        train(texts, stopped, before_batch(7, stop), **FLOAT16, regime__num_steps=12)
+    assert train(texts, stopped, **FLOAT16, regime__num_steps=12) == 0
+    assert remains(stopped) == remains(alone)
+
+
+def test_a_run_in_half_precision_ends_at_the_minimum_of_its_loss_scale(texts: Path, tmp_path: Path) -> None:
+    scales = "[1048576, 300000]"
+    with pytest.raises(NonFiniteError, match=r"half the loss scale of 524288 is below the minimum of trainer.fp16_loss_scale"):
+        train(texts, tmp_path, **FLOAT16 | {"trainer__fp16_loss_scale": scales})
+    assert [row["loss_scale"] for row in rows(tmp_path / "metrics/train.jsonl")] == [2.0**20, 2.0**19, 2.0**19]
+
+
 def test_the_newest_checkpoint_being_damaged_costs_only_its_steps(whole: Path, texts: Path, tmp_path: Path) -> None:
     assert train(texts, tmp_path) == 0
     (tmp_path / "checkpoints/step_00000006/state.json").write_text("{}")

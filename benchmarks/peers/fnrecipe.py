@@ -28,15 +28,16 @@ def make_step(
     num_leaves: int = 1,
     level: Level = "trace",
     how: Compute = DEFAULT,
+    dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     captured: bool = False,
     reach: Reach = "document",
 ) -> Callable[[Batch], Tensor]:
-    """`captured`: as a CUDA graph. `reach`: what a position sees."""
+    """`dtype` is that of the parameters. `captured`: as a CUDA graph. `reach`: what a position sees."""
     constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
     update = fitting(optim.adamw(constant, max_norm=1.0), level)
     key = random.key(0, device)
-    state = init_state(llama.init(config, key), update, key)
+    state = init_state(llama.init(config, key, lambda path, leaf: leaf.to(dtype)), update, key)
     function = train_step(next_token_loss(partial(llama.apply, config, how=how, reach=reach)), update, num_leaves)
     if level != "off":
         backend = BACKENDS[level]

@@ -51,7 +51,10 @@ class LlamaConfig:
 
 @frozen
 class ModelSection:
+    """`dtype`: of the parameters and of what the optimizer keeps for them."""
+
     family: Literal["llama"] = "llama"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     config: LlamaConfig = field(factory=LlamaConfig)
 
 
@@ -174,11 +177,15 @@ class ActivationCheckpointingSection:
 
 @frozen
 class TrainerSection:
-    """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops."""
+    """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops.
+
+    `fp16_loss_scale`: initial and minimum.
+    """
 
     jit: Literal["auto", "off", "trace", "inductor"] = "auto"
     cuda_graph: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    fp16_loss_scale: tuple[Positive, Positive] = (128.0, 1e-4)
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
     logits_at_once: Count | None = 1024
     max_grad_norm: Positive | None = 1.0
@@ -187,6 +194,13 @@ class TrainerSection:
     def contradictions(self) -> Iterator[Problem]:
         if self.cuda_graph and self.jit == "off":
             yield Problem("cuda_graph", "false for trainer.jit=off", "true")
+        initial, minimum = self.fp16_loss_scale
+        if initial < minimum:
+            yield Problem("fp16_loss_scale", "an initial scale of at least the minimum", f"{initial:g}, {minimum:g}")
+        default = TrainerSection().fp16_loss_scale
+        if self.dtype != "float16" and self.fp16_loss_scale != default:
+            expected = f"{list(default)} for trainer.dtype={self.dtype}, which needs no loss scale"
+            yield Problem("fp16_loss_scale", expected, str(list(self.fp16_loss_scale)))
 
 
 @frozen

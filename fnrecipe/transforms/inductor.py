@@ -35,9 +35,9 @@ def inductor(graph: GraphModule) -> Callable[..., Any]:
 
 
 def _compiled(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
-    from torch._inductor import compile  # a second to import, for nothing where nothing is compiled
+    from torch import _inductor  # a second to import, for nothing where nothing is compiled
 
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without these torch would not look into its cache
     with tracing(TracingContext(shapes)):
-        run: Callable[..., Any] = compile(graph, list(args))
+        run: Callable[..., Any] = _inductor.compile(graph, list(args))
     return run

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnrecipe import tree
 from fnrecipe.transforms.alias import home, is_new, readers, storage, written
+from fnrecipe.transforms.casts import drop_round_trips
 from fnrecipe.transforms.overlap import overlap
 from fnrecipe.transforms.products import products
 
@@ -74,6 +75,7 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
         return _donated(leaves[:given], outputs)
 
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    drop_round_trips(graph)
     graph.graph.eliminate_dead_code()
     overlap(graph)
     _write_in_place(graph)

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import attrs
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.func import grad
 
-from fnrecipe import tree
+from fnrecipe import rounding, tree
 from fnrecipe.collectives import Linear, buckets, gather, scatter_sum, tree_sum, with_transpose
 from fnrecipe.loss import Loss, Sums
 from fnrecipe.parts import Mesh, Part
@@ -34,8 +35,8 @@ from fnrecipe.tree import Tree
 def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], tuple[Tree, Sums]]:
     """`(params, batch) -> (gradient, sums)` over the leaves of all ranks, `num_leaves` of each.
 
-    The gradient is cut like `params`. `loss` gets whole parameters; only under `fsdp` does it get parts, and leaves it to
-    `layer` and `whole` to gather them.
+    The gradient is cut like `params`, in float32 at least. `loss` gets whole parameters; only under `fsdp` does it get parts,
+    and leaves it to `layer` and `whole` to gather them.
     """
 
     of_leaf = _of_leaf(num_leaves, mesh)
@@ -62,7 +63,11 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
             case _:
                 return after_leaves(params, batch)
 
-    return lambda params, batch: tree_sum(of_replica(params, batch), mesh.replica)
+    def of_all(params: Tree, batch: Any) -> tuple[Tree, Sums]:
+        gradient, sums = tree_sum(of_replica(_wide(params), batch), mesh.replica)
+        return tree.like(params, tree.leaves(gradient)), sums
+
+    return of_all
 
 
 def evaluation(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], Sums]:
@@ -121,7 +126,7 @@ def _lent(gathered: Tree, params: Tree) -> Tree:
 def _with_sum(function: Linear, parts: Sequence[Part]) -> Sequence[Tensor]:
     """The whole tensors that `function` makes of the parts; their gradients are summed over the ranks, and cut."""
     dims, axis = [part.dim for part in parts], parts[0].axis
-    if axis.size == 1 and axis.gathered is None:
+    if axis.size == 1 and all(part.axis.gathered is None for part in parts):
         return [part.local for part in parts]
     return with_transpose(function, lambda wholes: scatter_sum(wholes, dims, axis))([part.local for part in parts])
 
@@ -137,10 +142,20 @@ def _cut_sum(values: Tree, params: Tree) -> Tree:
 
 def _gathered(locals: Sequence[Tensor], parts: Sequence[Part]) -> list[Tensor]:
     dims, axis = [part.dim for part in parts], parts[0].axis
-    if axis.gathered is None:
-        return gather(locals, dims, axis)
-    rounded = [local.to(axis.gathered) for local in locals]
+    rounded = [local.to(part.axis.gathered or local.dtype) for local, part in zip(locals, parts, strict=True)]
     return [whole.to(local.dtype) for whole, local in zip(gather(rounded, dims, axis), locals, strict=True)]
+
+
+def _wide(params: Tree) -> Tree:
+    """Parameters whose gradients are float32 at least; what is widened for that still travels as it was."""
+
+    def wide(leaf: Any) -> Any:
+        if not _is_shard(leaf):
+            return rounding.wide(leaf)
+        local = rounding.wide(leaf.local)
+        return leaf if local is leaf.local else Part(local, leaf.dim, attrs.evolve(leaf.axis, gathered=leaf.local.dtype))
+
+    return pytree.tree_map(wide, params, is_leaf=_is_shard)
 
 
 def _is_shard(value: Any) -> bool:

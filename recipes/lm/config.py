@@ -46,6 +46,8 @@ class LMConfig:
         if self.gang.sharding in ("zero2", "fsdp") and self.dataset.num_lanes % leaves:
             expected = f"a multiple of gang.num_leaves = {leaves} for gang.sharding={self.gang.sharding}"
             yield Problem("dataset.num_lanes", expected, str(self.dataset.num_lanes))
+        if self.model.dtype == "bfloat16" and self.trainer.dtype == "float16":
+            yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
         yield from self._tensor_parallel_contradictions()
         if num_steps is None and schedule.cycle_len is None:
             yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")

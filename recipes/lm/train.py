@@ -28,7 +28,8 @@ from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_
 
 
 def init(config: LMConfig, key: Tensor, keep: Keep) -> Tree:
-    return llama.init(config.model.config, key, keep)
+    dtype = getattr(torch, config.model.dtype)
+    return llama.init(config.model.config, key, lambda path, leaf: keep(path, leaf.to(dtype)))
 
 
 def compute(config: LMConfig) -> Compute:

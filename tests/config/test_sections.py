@@ -1,4 +1,4 @@
-"""The sections of data: which values cannot stand together, where that is told, and what sources are called."""
+"""The sections of data and precision: which values cannot stand together, where that is told, and what sources are called."""
 
 from __future__ import annotations
 
@@ -96,6 +96,19 @@ def test_a_wrong_value_of_a_source_is_one_line(source: str, path: str, expected:
             f"dataset.sources: expected {HOW_TO_NAME}, found b, b (command line)",
         ),
         (
+            "trainer={dtype: float16, fp16_loss_scale: [1, 2]}",
+            "trainer.fp16_loss_scale: expected an initial scale of at least the minimum, found 1, 2 (command line)",
+        ),
+        (
+            "trainer={dtype: bfloat16, fp16_loss_scale: [8, 1]}",
+            "trainer.fp16_loss_scale: expected [128.0, 0.0001] for trainer.dtype=bfloat16, which needs no loss scale, "
+            "found [8.0, 1.0] (command line)",
+        ),
+        (
+            "trainer={dtype: float16, fp16_loss_scale: [8, 0]}",
+            "trainer.fp16_loss_scale: expected a number above 0, found 0 (command line)",
+        ),
+        (
             "tokenizer.family=hf",
             "tokenizer.path: expected the path of a tokenizer.json for tokenizer.family=hf, found null (default)",
         ),
@@ -105,13 +118,19 @@ def test_a_wrong_value_of_a_source_is_one_line(source: str, path: str, expected:
         ),
     ],
 )
-def test_values_of_data_that_contradict_each_other_are_one_line(pair: str, line: str) -> None:
+def test_values_that_contradict_each_other_are_one_line(pair: str, line: str) -> None:
     assert refusal(pair) == [line]
+
+
+def test_activations_in_float16_need_wider_parameters() -> None:
+    line = "trainer.dtype: expected float32 or bfloat16 for model.dtype=bfloat16, found 'float16' (command line)"
+    assert refusal("model.dtype=bfloat16", "trainer.dtype=float16") == [line]
 
 
 @pytest.mark.parametrize(
     "pair",
     [
+        "model.dtype=bfloat16",
         "dataset={sources: [{path: a}], valid_sources: [{path: b}], valid_fraction: 0}",
         "dataset.sources=[{path: a, name: b}, {path: a}]",
         "dataset.sources=[{path: a}, {path: b, weight: 0, weight_schedule: [[1, 0], [2, 0.5]]}]",
@@ -119,11 +138,13 @@ def test_values_of_data_that_contradict_each_other_are_one_line(pair: str, line:
         "dataset.num_workers=8",
         "dataset.num_workers=0",
         "dataset={cache: c, order: sequential}",
+        "trainer={dtype: float16, fp16_loss_scale: [1, 1]}",
+        "trainer.fp16_loss_scale=[128, 0.0001]",
         "tokenizer={family: hf, path: a, bos_token: <s>, eos_token: </s>}",
         "tokenizer={add_bos: false, add_eos: false}",
     ],
 )
-def test_values_of_data_at_their_bounds_are_taken(pair: str) -> None:
+def test_values_at_their_bounds_are_taken(pair: str) -> None:
     resolve(config, pairs=[pair])
 
 

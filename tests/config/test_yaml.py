@@ -284,6 +284,8 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
     sources, valid_sources = draw(data_sources())
     order = draw(st.sampled_from(["blocks", "documents", "sequential"]))
     marks = st.booleans(), st.booleans()
+    dtype = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+    scales = draw(st.tuples(positives, positives).map(lambda pair: (max(pair), min(pair))))
     model = draw(
         st.builds(
             c.LlamaConfig,
@@ -327,7 +329,9 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         sample_prompt=texts,
     )
     return LMConfig(
-        model=c.ModelSection(config=model),
+        model=c.ModelSection(
+            dtype="float32" if dtype == "float16" else draw(st.sampled_from(["float32", "bfloat16"])), config=model
+        ),
         dataset=dataset,
         tokenizer=draw(tokenizers),
         gang=c.GangSection(
@@ -343,7 +347,8 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         trainer=c.TrainerSection(
             jit := draw(st.sampled_from(["auto", "off", "trace", "inductor"])),
             False if jit == "off" else draw(st.booleans()),
-            draw(st.sampled_from(["float32", "bfloat16"])),
+            dtype,
+            scales if dtype == "float16" else c.TrainerSection().fp16_loss_scale,
             draw(st.builds(c.ActivationCheckpointingSection, st.just("layerwise"), counts)),
             draw(st.none() | counts),
             draw(st.none() | positives),

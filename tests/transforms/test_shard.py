@@ -15,6 +15,7 @@ from fnrecipe import optim, random, tree
 from fnrecipe.compute import Compute
 from fnrecipe.data import Batch
 from fnrecipe.loss import Sums, next_token_loss
+from fnrecipe.loss_scale import LossScaling
 from fnrecipe.mesh import place_of
 from fnrecipe.models import llama
 from fnrecipe.optim import Transform
@@ -70,14 +71,22 @@ def batch(number: int) -> Batch:
     return rows
 
 
-def train(mesh: Mesh, update: Transform, traced: bool, how: Compute = Compute()) -> tuple[State, list[Any]]:
-    """The state after five steps, and the metrics of all steps and of an evaluation."""
+def train(
+    mesh: Mesh,
+    update: Transform,
+    traced: bool,
+    how: Compute = Compute(),
+    dtype: torch.dtype = torch.float32,
+    scaling: LossScaling | None = None,
+) -> tuple[State, list[Any]]:
+    """The state after five steps, and the metrics of all steps and of an evaluation; `dtype` is that of the parameters."""
     share = LEAVES // (mesh.replica.size * mesh.shard.size)
     function = partial(loss, how=how)
-    step, evaluate = train_step(function, update, share, mesh), evaluation(function, share, mesh)
+    step, evaluate = train_step(function, update, share, mesh, scaling), evaluation(function, share, mesh)
     if traced:
         step, evaluate = jit(step, donate=1), jit(evaluate)
-    state, rows, found = init_state(llama.init(CONFIG, KEY, mesh.cut), update, KEY), place_of(mesh, LEAVES).lanes(8), []
+    params = llama.init(CONFIG, KEY, lambda path, leaf: mesh.cut(path, leaf.to(dtype)))
+    state, rows, found = init_state(params, update, KEY, scaling), place_of(mesh, LEAVES).lanes(8), []
     for number in range(5):
         state, metrics = step(state, tree.map(lambda leaf: leaf[rows], batch(number)))
         found.append(metrics)
@@ -135,6 +144,36 @@ def test_four_ranks_eagerly_and_traced() -> None:
 @pytest.mark.slow
 def test_eight_ranks_eagerly() -> None:
     on_ranks(8, check, MODES | HYBRID, ["fused"], [False])
+
+
+HALF: dict[str, Any] = {"how": Compute(torch.float16, logits_at_once=7), "scaling": LossScaling(2.0**14, 1.0, interval=1)}
+PURE: dict[str, Any] = {"how": Compute(torch.bfloat16, logits_at_once=7), "dtype": torch.bfloat16}
+
+
+def check_precision(rank: int, size: int, options: dict[str, Any], modes: list[str], traced: bool) -> None:
+    alone, metrics = train(mesh_of(0, 1), FUSED, traced=False, **options)
+    if "scaling" in options:
+        powers = [row["loss_scale"].log2() for row in metrics[:5]]
+        assert powers == [14, 15, 14, 13, 14], "good, too much for float16, poisoned, good"
+    for mode in modes:
+        state, found = train(mesh_of(rank, size, **MODES[mode]), FUSED, traced, **options)
+        assert_same_bits(assembled(size, state), tree.paths(alone))
+        assert_same_bits(found, metrics)
+
+
+def check_precisions(rank: int, size: int) -> None:
+    check_precision(rank, size, HALF, ["fsdp"], traced=False)
+    check_precision(rank, size, PURE, ["replicate", "fsdp"], traced=False)
+
+
+def test_two_ranks_have_the_bits_of_one_process_with_a_loss_scale_and_with_a_state_in_half_precision() -> None:
+    on_ranks(2, check_precisions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [HALF, PURE], ids=["float16", "bfloat16"])
+def test_two_ranks_have_the_bits_of_one_process_in_half_precision_traced(options: dict[str, Any]) -> None:
+    on_ranks(2, check_precision, options, [*MODES], True)
 
 
 def check_rounding(rank: int, size: int) -> None:
