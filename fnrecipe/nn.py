@@ -98,21 +98,6 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return x * cosines.to(x.dtype) + x.roll(x.shape[-1] // 2, -1) * sines.to(x.dtype)
 
 
-def segment_mask(segments: Tensor) -> Tensor:
-    """Attention bias, float32 [B, 1, T, T]: 0 to earlier positions of the same segment, -inf elsewhere; segments [B, T]."""
-    length = segments.shape[-1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    visible = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
-    return torch.where(visible, 0.0, -torch.inf)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention with grouped key-value heads; query [B, H, T, E], key and value [B, G, T, E], mask [B, 1, T, T]."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype))
-
-
 def swiglu(gates: Tensor, values: Tensor) -> Tensor:
     """silu(gates) * values (Shazeer 2020, arXiv:2002.05202).
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, random, schedule, tree
+from fnrecipe.attention import Reach
 from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
@@ -30,13 +31,14 @@ def make_step(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     captured: bool = False,
+    reach: Reach = "document",
 ) -> Callable[[Batch], Tensor]:
-    """`dtype` is that of the parameters. `captured`: as a CUDA graph."""
+    """`dtype` is that of the parameters. `captured`: as a CUDA graph. `reach`: what a position sees."""
     constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
     update = fitting(optim.adamw(constant, max_norm=1.0), level)
     key = random.key(0, device)
     state = init_state(llama.init(config, key, lambda path, leaf: leaf.to(dtype)), update, key)
-    function = train_step(next_token_loss(partial(llama.apply, config, how=how)), update, num_leaves)
+    function = train_step(next_token_loss(partial(llama.apply, config, how=how, reach=reach)), update, num_leaves)
     if level != "off":
         backend = BACKENDS[level]
         function = jit(function, donate=1, backend=cuda_graph(backend) if captured else backend)

@@ -96,6 +96,7 @@ class DatasetSection:
     packing: Literal["best_fit", "concat"] = "best_fit"
     pack_window: Count = 512
     max_seq_len: Count = 1024
+    attention: Literal["document", "row"] = "document"
     batch_size: Count = 8
     num_lanes: Count = 8
     num_workers: Size = 0

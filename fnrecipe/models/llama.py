@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import nn, random, tree
+from fnrecipe.attention import Reach, Visible, attention, visible
 from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.cost import TokenFlops, token_flops
@@ -85,16 +86,27 @@ def init(config: LlamaConfig, key: Tensor, keep: Keep = keep_all) -> Tree:
 
 
 def apply(
-    config: LlamaConfig, params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor, how: Compute = Compute()
+    config: LlamaConfig,
+    params: Tree,
+    tokens: Tensor,
+    segments: Tensor,
+    positions: Tensor,
+    how: Compute = Compute(),
+    reach: Reach = "document",
 ) -> nn.Logits:
-    """Logits, [B, T, V]; tokens, segments and positions are int64 [B, T], as in `fnrecipe.data.Batch`."""
+    """Logits, [B, T, V]; tokens, segments and positions are int64 [B, T], as in `fnrecipe.data.Batch`.
+
+    Where the reach is the row, that is one text whose positions go on from document to document: `positions` is not looked at.
+    """
+    if reach == "row":
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     angles = nn.rotary(positions, config.model_dim // config.num_attn_heads, config.rope_theta)
-    mask = nn.segment_mask(segments)
     outer = whole({name: params[name] for name in params if name != "layers"})
     x = nn.embedding(tokens, outer["embedding"])
     x = x.to(how.dtype or x.dtype)
+    seen = visible(segments, reach, x.dtype)
     for number, weights in enumerate(params["layers"].values()):
-        x = _layer(config, how, number)(weights, x, angles, mask)
+        x = _layer(config, how, number)(weights, x, angles, seen)
     x = nn.rms_norm(x, outer["norm"], config.norm_eps)
     return nn.logits(x, outer.get("head", outer["embedding"]), how.logits_at_once)
 
@@ -108,14 +120,14 @@ def _layer(config: LlamaConfig, how: Compute, number: int) -> Callable[..., Tens
     )
 
 
-def _pieces(config: LlamaConfig, wrap: Callable[..., Any], weights: Tree, x: Tensor, angles: Any, mask: Tensor) -> Tensor:
+def _pieces(config: LlamaConfig, wrap: Callable[..., Any], weights: Tree, x: Tensor, angles: Any, seen: Visible) -> Tensor:
     """A layer in four pieces, each of which begins behind matrix products or attention and ends with its own products."""
 
     def piece(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
         return partial(wrap(partial(function, config)), {name: weights[name] for name in names})
 
     query, key, value = piece(_heads, "attention_norm", "query", "key", "value")(x, angles)
-    x = piece(_output, "output")(x, nn.attention(query, key, value, mask))
+    x = piece(_output, "output")(x, attention(query, key, value, seen))
     gates, values = piece(_gated, "ffn_norm", "gate", "up")(x)
     written: Tensor = piece(_down, "down")(x, gates, values)
     return written

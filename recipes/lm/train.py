@@ -40,7 +40,8 @@ def compute(config: LMConfig) -> Compute:
 
 
 def loss(config: LMConfig) -> Loss:
-    return next_token_loss(partial(llama.apply, config.model.config, how=compute(config)), source_list(config))
+    apply = partial(llama.apply, config.model.config, how=compute(config), reach=config.dataset.attention)
+    return next_token_loss(apply, source_list(config))
 
 
 def update(config: LMConfig) -> Transform:
@@ -67,7 +68,7 @@ def flops(config: LMConfig) -> TokenFlops:
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     tokens = generate(
-        partial(llama.apply, config.model.config, how=compute(config)),
+        partial(llama.apply, config.model.config, how=compute(config), reach="row"),  # the window is one text
         params,
         [tokenizer.bos, *tokenizer.encode([prompt])[0].tolist()],
         key,

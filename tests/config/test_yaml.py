@@ -310,6 +310,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         packing=draw(st.sampled_from(["best_fit", "concat"])),
         pack_window=draw(counts),
         max_seq_len=length,
+        attention=draw(st.sampled_from(["document", "row"])),
         batch_size=lanes * leaves * draw(st.integers(1, 9)),
         num_lanes=lanes,
         num_workers=draw(st.sampled_from([0, 1, lanes])),

@@ -140,6 +140,23 @@ def test_the_gradient_of_a_packed_batch_is_the_sum_of_its_documents() -> None:
     assert sums["targets"] == sum(part["targets"] for _, part in alone) == 54
 
 
+def test_a_row_seen_as_a_whole_is_one_document_with_padding_behind_it() -> None:
+    params, documents_of_row = random_params(TINY, torch.float32), documents(5, 9, 1)
+    rows = packed([documents_of_row], 24)
+    ids = torch.cat([rows.tokens[rows.mask], rows.tokens[:1, :1].flatten()])
+    alone = packed([[ids.numpy()]], 24)
+    loss = next_token_loss(partial(llama.apply, TINY, reach="row"))
+
+    found, expected = (
+        grad(f, has_aux=True)(params, attrs.evolve(rows, segments=s, positions=p))
+        for f, s, p in (
+            (loss, rows.segments, rows.positions),
+            (LOSS, alone.segments, alone.positions),
+        )
+    )
+    assert_close(found, expected, 1e-5)
+
+
 def test_padding_changes_nothing() -> None:
     params, batch = random_params(TINY, torch.float32), packed([documents(5, 9), documents(20)], 24)
     noise = torch.randint(1, 64, (2, *batch.tokens.shape), generator=torch.Generator().manual_seed(0))
