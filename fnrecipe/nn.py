@@ -10,7 +10,7 @@ weights cut along their second; H, G, F and V are those of the part.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -73,12 +73,44 @@ def cross_entropy(logits: Logits, targets: Tensor, mask: Tensor) -> tuple[Tensor
 def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467); x [..., D], weight [D].
 
-    Computed in float32 at least, and rounded to the dtype of x.
+    Computed in float32 at least, and rounded to the dtype of x. For its gradient it keeps x and a number a row.
     """
-    wide = x if x.dtype == torch.float64 else x.float()
-    mean_square = (wide * wide).sum(-1, keepdim=True) / x.shape[-1]
     scale = tensor_parallel.shared(weight) if isinstance(weight, Part) else weight
-    return (wide * torch.rsqrt(mean_square + eps) * scale).to(x.dtype)
+    normed: Tensor = _RMSNorm.apply(x, scale, eps)[0]  # type: ignore[no-untyped-call]
+    return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Any, weight: Any, eps: float) -> Any:
+        wide = _wide(x)
+        root = torch.rsqrt((wide * wide).sum(-1, keepdim=True) / x.shape[-1] + eps)
+        return (wide * root * weight).to(x.dtype), root
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:2], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any, of_root: Any) -> Any:
+        """`of_root` is there where this gradient is differentiated in turn."""
+        x, weight, root = ctx.saved_tensors
+        normed, of_x, of_weight = _wide(x) * root, None, None
+        if gradient is not None:
+            slope = _wide(gradient) * weight
+            along = (slope * normed).sum(-1, keepdim=True) / x.shape[-1]
+            of_x, of_weight = (slope - normed * along) * root, (_wide(gradient) * normed).sum_to_size(weight.shape)
+        if of_root is not None:
+            through_root = -of_root * normed * root * root / x.shape[-1]
+            of_x = through_root if of_x is None else of_x + through_root
+        return None if of_x is None else of_x.to(x.dtype), of_weight, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -99,8 +131,45 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def swiglu(gates: Tensor, values: Tensor) -> Tensor:
-    """silu(gates) * values (Shazeer 2020, arXiv:2002.05202).
+    """silu(gates) * values (Shazeer 2020, arXiv:2002.05202), of which only gates and values are kept for the gradient."""
+    product: Tensor = _SwiGLU.apply(gates, values)  # type: ignore[no-untyped-call]
+    return product
 
-    `silu` is written out: `torch.func` differentiates torch's own by a formula of seven passes over memory, this by four.
-    """
-    return gates * torch.sigmoid(gates) * values
+
+class _SwiGLU(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gates: Any, values: Any) -> Any:
+        return F.silu(gates) * values
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        gates, values = ctx.saved_tensors
+        return _SiLUGradient.apply(gradient * values, gates), gradient * F.silu(gates)  # type: ignore[no-untyped-call]
+
+
+class _SiLUGradient(torch.autograd.Function):
+    """torch's kernel, which has no derivative, with that of its formula."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Any, x: Any) -> Any:
+        return torch.ops.aten.silu_backward(gradient, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Any) -> Any:
+        gradient, x = ctx.saved_tensors
+        share = torch.sigmoid(x)
+        first = share * (1 + x * (1 - share))
+        second = share * (1 - share) * (2 + x * (1 - 2 * share))
+        return slope * first, slope * gradient * second
