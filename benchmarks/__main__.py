@@ -9,7 +9,7 @@ import click
 
 from benchmarks import report
 
-NAMES = ("attention", "faults", "gang", "gpu", "memory", "startup", "step", "stream")
+NAMES = ("attention", "faults", "gang", "gpu", "memory", "overhead", "startup", "step", "stream")
 
 
 @click.command()
