@@ -33,10 +33,6 @@ CPU = torch.device("cpu")
 def run(rounds: int) -> list[Result]:
     torch.set_num_threads(1)
     host.keep_freed_memory()
-    return _measure(rounds)
-
-
-def _measure(rounds: int) -> list[Result]:
     graph, added = [], []
     stand_in = _StandIn()
     steps = _folded(cases.byte_batches(1)[0], stand_in)

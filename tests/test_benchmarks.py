@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import cases, gpu, step
+from benchmarks import cases, gpu, overhead, step
 from benchmarks.report import Result, ratios, show, write
 
 TINY = cases.llama_config(264, 256, 32, 1, 2, 1, 64, tied=True)
@@ -72,3 +73,15 @@ def test_a_benchmark_writes_its_figures(tmp_path: Path) -> None:
     assert rows
     assert all(row.keys() == {"benchmark", "case", "system", "metric", "value", "unit"} for row in rows)
     assert all(row["benchmark"] == name and row["value"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_overhead_is_measured_beside_the_step() -> None:
+    threads = torch.get_num_threads()
+    try:
+        figures = {result.metric: result.values for result in overhead.run(rounds=2)}
+    finally:
+        torch.set_num_threads(threads)
+
+    assert [len(values) for values in figures.values()] == [2, 2, 2]
+    assert all(0 < value for values in figures.values() for value in values)
