@@ -84,4 +84,4 @@ def test_the_overhead_is_measured_beside_the_step() -> None:
         torch.set_num_threads(threads)
 
     assert [len(values) for values in figures.values()] == [2, 2, 2]
-    assert all(0 < value for values in figures.values() for value in values)
+    assert all(value > 0 for values in figures.values() for value in values)
