@@ -68,3 +68,11 @@ def test_a_model_that_fits_nowhere_is_traced() -> None:
 def test_what_needs_several_processes_is_refused() -> None:
     with pytest.raises(UsageError, match=r"world size: expected a multiple of gang.tensor_parallel_size = 2"):
         trace_step(recipe, configured(gang__tensor_parallel_size=2), CPU)
+
+
+def test_the_gradients_of_leaves_are_added_into_each_other() -> None:
+    graph = trace_step(recipe, configured(gang__num_leaves=4), CPU)
+    shape = graph.graph.find_nodes(op="placeholder")[0].meta["val"].shape
+    targets = [str(node.target) for node in graph.graph.nodes if getattr(node.meta.get("val"), "shape", None) == shape]
+    assert targets.count("aten.add_.Tensor") == 3
+    assert not {"aten.add.Tensor", "aten.clone.default"} & set(targets)

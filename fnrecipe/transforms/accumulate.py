@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from fnrecipe import tree
 from fnrecipe.tree import Tree
 
+Add: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-def accumulate(function: Callable[[Tree, Any], Tree], num_leaves: int) -> Callable[[Tree, Any], Tree]:
+
+def accumulate(function: Callable[[Tree, Any], Tree], num_leaves: int, add: Add = torch.add) -> Callable[[Tree, Any], Tree]:
     """`function(params, leaf)` summed over the `num_leaves` equal parts that the rows of a batch are cut into.
 
     The sum is the balanced binary tree over neighbouring leaves, for `num_leaves` a power of two: any rank that holds a
@@ -24,7 +26,7 @@ def accumulate(function: Callable[[Tree, Any], Tree], num_leaves: int) -> Callab
         for index in range(num_leaves):
             value, size = function(params, _leaf(batch, index, num_leaves)), 1
             while digits and digits[-1][0] == size:
-                value, size = tree.map(torch.add, digits.pop()[1], value), 2 * size
+                value, size = tree.map(add, digits.pop()[1], value), 2 * size
             digits.append((size, value))
         ((_, total),) = digits
         return total

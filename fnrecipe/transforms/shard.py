@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.func import grad
@@ -39,7 +40,7 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
     The gradient is that of the loss times `scale` (`fnrecipe.loss_scale`), cut like `params`, in float32 at least. `loss` gets
     whole parameters; only under `fsdp` does it get parts, and leaves it to `layer` and `whole` to gather them.
     """
-    of_leaf = _of_leaf(num_leaves, mesh)
+    of_leaf, add = _of_leaf(num_leaves, mesh), _into_copy if _alone(mesh) else torch.add
 
     def slope(given: tuple[Tree, Any], batch: Any) -> tuple[Tree, Sums]:
         params, scale = given
@@ -47,7 +48,7 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
         return found
 
     def after_leaves(params: Tree, batch: Any, scale: Any) -> tuple[Tree, Sums]:
-        gradient, sums = accumulate(of_leaf(slope), num_leaves)((whole(params), scale), batch)
+        gradient, sums = accumulate(of_leaf(slope), num_leaves, add)((whole(params), scale), batch)
         return _cut_sum(gradient, params), tree_sum(sums, mesh.shard)
 
     def in_leaves(loss: Loss, params: Tree, batch: Any) -> tuple[Tree, Sums]:
@@ -95,8 +96,16 @@ def evaluation(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable
 
 def _of_leaf(num_leaves: int, mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """How functions of a leaf are traced: as a region if there are several leaves, but not among ranks, where they overlap."""
-    alone = all(axis.size == 1 for axis in mesh.axes)
-    return partial(region, name="leaf") if alone and num_leaves > 1 else lambda function: function
+    return partial(region, name="leaf") if _alone(mesh) and num_leaves > 1 else lambda function: function
+
+
+def _alone(mesh: Mesh) -> bool:
+    return all(axis.size == 1 for axis in mesh.axes)
+
+
+def _into_copy(left: Tensor, right: Tensor) -> Tensor:
+    """Their sum. `jit` drops the copy, since nobody reads `left` any more, and adds into `left` itself."""
+    return left.clone().add_(right)
 
 
 def layer(function: Callable[..., Any], *, again: bool = False) -> Callable[..., Any]:
