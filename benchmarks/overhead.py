@@ -15,15 +15,12 @@ import torch
 from torch.fx import GraphModule
 
 from benchmarks import cases
+from benchmarks.peers.fnrecipe import step_and_state
 from benchmarks.report import Result
-from fnrecipe import host, optim, random, schedule
+from fnrecipe import host
 from fnrecipe.build import to_device, to_host
-from fnrecipe.compute import Compute
 from fnrecipe.data import Batch, Cursor
 from fnrecipe.fold import fold
-from fnrecipe.loss import next_token_loss
-from fnrecipe.models import llama
-from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms import jit
 
 LEAVES, EMPTY_STEPS = 8, 300
@@ -65,17 +62,14 @@ class _StandIn:
 
 
 def _folded(batch: Batch, backend: _StandIn) -> Iterator[Any]:
-    config = cases.CASES["3M, bytes"].config
-    update = optim.adamw(schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0), max_norm=1.0)
-    key = random.key(0)
-    loss = next_token_loss(partial(llama.apply, config, how=Compute(logits_at_once=1024)))
-    step = jit(train_step(loss, update, LEAVES), donate=1, backend=backend)
+    function, state = step_and_state(cases.CASES["3M, bytes"].config, num_leaves=LEAVES)
+    step = jit(function, donate=1, backend=backend)
 
     def stream() -> Iterator[tuple[Batch, Cursor]]:
         while True:
             yield to_device(to_host(batch, CPU), CPU), None
 
-    return fold(step, init_state(llama.init(config, key), update, key), stream())
+    return fold(step, state, stream())
 
 
 def _seconds(function: Callable[[], Any]) -> float:

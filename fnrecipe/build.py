@@ -46,9 +46,9 @@ def functions(
     Raises:
         UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
     """
-    how, ranks = level(config.trainer.jit, device), mesh.replica.size * mesh.shard.size * mesh.tensor.size
-    if config.trainer.cuda_graph and (device.type != "cuda" or ranks > 1):
-        where = f"several ranks ({ranks})" if ranks > 1 else f"the device {device.type}"
+    how = level(config.trainer.jit, device)
+    if config.trainer.cuda_graph and (device.type != "cuda" or mesh.ranks > 1):
+        where = f"several ranks ({mesh.ranks})" if mesh.ranks > 1 else f"the device {device.type}"
         raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
     step, evaluate = plain_step(recipe, config, mesh, device), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
     if how == "off":

@@ -68,6 +68,10 @@ class Mesh:
     rules: Mapping[str, int] = attrs.field(factory=dict, eq=False)
 
     @property
+    def ranks(self) -> int:
+        return self.replica.size * self.shard.size * self.tensor.size
+
+    @property
     def cuts(self) -> bool:
         """Whether no rank holds all parameters."""
         return self.shard.size * self.tensor.size > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,29 +17,17 @@ from fnrecipe.data import Batch
 from fnrecipe.level import BACKENDS, Level, fitting
 from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
-from fnrecipe.step import init_state, train_step
+from fnrecipe.step import State, Step, init_state, train_step
 from fnrecipe.transforms import cuda_graph, jit
 
 DEFAULT = Compute(logits_at_once=1024)
 
 
 def make_step(
-    config: LlamaConfig,
-    *,
-    num_leaves: int = 1,
-    level: Level = "trace",
-    how: Compute = DEFAULT,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | None = None,
-    captured: bool = False,
-    reach: Reach = "document",
+    config: LlamaConfig, *, level: Level = "trace", captured: bool = False, **options: Any
 ) -> Callable[[Batch], Tensor]:
-    """`dtype` is that of the parameters. `captured`: as a CUDA graph. `reach`: what a position sees."""
-    constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
-    update = fitting(optim.adamw(constant, max_norm=1.0), level)
-    key = random.key(0, device)
-    state = init_state(llama.init(config, key, lambda path, leaf: leaf.to(dtype)), update, key)
-    function = train_step(next_token_loss(partial(llama.apply, config, how=how, reach=reach)), update, num_leaves)
+    """`captured`: as a CUDA graph. `options` are those of `step_and_state`."""
+    function, state = step_and_state(config, level=level, **options)
     if level != "off":
         backend = BACKENDS[level]
         function = jit(function, donate=1, backend=cuda_graph(backend) if captured else backend)
@@ -49,3 +38,24 @@ def make_step(
         return loss
 
     return step
+
+
+def step_and_state(
+    config: LlamaConfig,
+    *,
+    num_leaves: int = 1,
+    level: Level = "trace",
+    how: Compute = DEFAULT,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    reach: Reach = "document",
+) -> tuple[Step, State]:
+    """The step before it is traced, and the state that it begins with.
+
+    `dtype` is that of the parameters, `reach` what a position sees.
+    """
+    constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
+    update = fitting(optim.adamw(constant, max_norm=1.0), level)
+    key = random.key(0, device)
+    state = init_state(llama.init(config, key, lambda path, leaf: leaf.to(dtype)), update, key)
+    return train_step(next_token_loss(partial(llama.apply, config, how=how, reach=reach)), update, num_leaves), state

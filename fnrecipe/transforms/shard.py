@@ -40,7 +40,7 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
     The gradient is that of the loss times `scale` (`fnrecipe.loss_scale`), cut like `params`, in float32 at least. `loss` gets
     whole parameters; only under `fsdp` does it get parts, and leaves it to `layer` and `whole` to gather them.
     """
-    of_leaf, add = _of_leaf(num_leaves, mesh), _into_copy if _alone(mesh) else torch.add
+    of_leaf, add = _of_leaf(num_leaves, mesh), _into_copy if mesh.ranks == 1 else torch.add
 
     def slope(given: tuple[Tree, Any], batch: Any) -> tuple[Tree, Sums]:
         params, scale = given
@@ -65,8 +65,9 @@ def gradients(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable[
             case "fsdp":
                 return in_leaves(times, _wide(params), batch)
             case "zero2":
-                gathered = whole(_wide(params))
-                return in_leaves(lambda params, batch: times(_lent(gathered, params), batch), _wide(params), batch)
+                wide = _wide(params)
+                gathered = whole(wide)
+                return in_leaves(lambda params, batch: times(_lent(gathered, params), batch), wide, batch)
             case _:
                 return after_leaves(params, batch, scale)
 
@@ -96,11 +97,7 @@ def evaluation(loss: Loss, num_leaves: int = 1, mesh: Mesh = Mesh()) -> Callable
 
 def _of_leaf(num_leaves: int, mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """How functions of a leaf are traced: as a region if there are several leaves, but not among ranks, where they overlap."""
-    return partial(region, name="leaf") if _alone(mesh) and num_leaves > 1 else lambda function: function
-
-
-def _alone(mesh: Mesh) -> bool:
-    return all(axis.size == 1 for axis in mesh.axes)
+    return partial(region, name="leaf") if mesh.ranks == 1 and num_leaves > 1 else lambda function: function
 
 
 def _into_copy(left: Tensor, right: Tensor) -> Tensor:
