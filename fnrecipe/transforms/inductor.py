@@ -11,6 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from fnrecipe.transforms.once import numbers_once
+from fnrecipe.transforms.products import COPIED_BY_A_KERNEL, products
+
 
 def inductor(graph: GraphModule) -> Callable[..., Any]:
     """The graph as compiled kernels, made at its first call; torch keeps them on disk, for the next process.
@@ -37,6 +40,10 @@ def inductor(graph: GraphModule) -> Callable[..., Any]:
 def _compiled(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
     from torch import _inductor  # a second to import, for nothing where nothing is compiled
 
+    for part in graph.modules():
+        if isinstance(part, GraphModule):
+            products(part, COPIED_BY_A_KERNEL)
+            numbers_once(part)
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without these torch would not look into its cache
     with tracing(TracingContext(shapes)):
         run: Callable[..., Any] = _inductor.compile(graph, list(args))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnrecipe.cost import operation_costs
 from fnrecipe.transforms import jit, trace
+from fnrecipe.transforms.products import COPIED_BY_A_KERNEL, products
 
 ours = torch.ops.fnrecipe.mm.default
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -16,6 +18,11 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 def large(rows: int = 512, inner: int = 256, columns: int = 256, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(rows, inner, generator=generator).to(dtype), torch.randn(inner, columns, generator=generator).to(dtype)
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """The same matrix, column after column."""
+    return matrix.t().contiguous().t()
 
 
 def multiplied_by_ours(left: Tensor, right: Tensor) -> bool:
@@ -33,15 +40,45 @@ def test_a_large_product_is_as_exact_as_that_of_torch() -> None:
 
 def test_the_right_matrix_may_be_a_transposed_view() -> None:
     left, right = large()
-    view = right.t().contiguous().t()
-    assert multiplied_by_ours(left, view)
-    torch.testing.assert_close(jit(torch.mm)(left, view), left @ right, rtol=1e-5, atol=1e-4)
+    assert multiplied_by_ours(left, transposed(right))
+    torch.testing.assert_close(jit(torch.mm)(left, transposed(right)), left @ right, rtol=1e-5, atol=1e-4)
+
+
+def copied(left: Tensor, right: Tensor, **options: int) -> list[list[int]]:
+    """The shapes that are copied for a product in which oneDNN multiplies, which must be right."""
+    graph = make_fx(torch.mm)(left, right)
+    for node, value in zip(graph.graph.nodes, (left, right, left @ right), strict=False):
+        node.meta["val"] = value
+    products(graph, **options)
+    product = graph(left, right)
+    torch.testing.assert_close(product, left @ right, rtol=1e-4, atol=1e-3)
+    assert product.is_contiguous()
+    assert graph.graph.find_nodes(op="call_function", target=ours)
+    copies = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)
+    return [list(copy.meta["val"].shape) for copy in copies]
+
+
+def test_a_left_matrix_that_is_a_transposed_view_is_copied_where_the_product_is_large() -> None:
+    left, right = large(256, 256, 1024)
+    assert copied(transposed(left), right) == [[256, 256]]
+
+
+def test_the_product_is_turned_round_where_that_copies_less() -> None:
+    left, right = large(4096, 1200, 64)
+    assert copied(transposed(left), right) == [[64, 1200], [4096, 64]]
+    assert copied(transposed(left), transposed(right)) == [[4096, 64]]
+
+
+def test_how_much_a_copy_may_cost_is_for_what_runs_the_graph_to_say() -> None:
+    left, right = large()
+    assert not multiplied_by_ours(transposed(left), right)
+    assert copied(transposed(left), right, worth=COPIED_BY_A_KERNEL) == [[512, 256]]
 
 
 def test_what_is_small_or_would_be_copied_or_is_in_another_precision_stays_with_torch() -> None:
     left, right = large()
     assert not multiplied_by_ours(*large(rows=64))
-    assert not multiplied_by_ours(left.t().contiguous().t(), right)
+    assert not multiplied_by_ours(transposed(left), right)
     assert not multiplied_by_ours(left, torch.cat([right, right], 1)[:, ::2])
     assert not multiplied_by_ours(*large(dtype=torch.float64))
     assert not multiplied_by_ours(*large(dtype=torch.bfloat16))
