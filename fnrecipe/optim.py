@@ -149,7 +149,8 @@ def scale_by_learning_rate(schedule: Schedule) -> Transform:
 
     def scale(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
         rate = schedule(step)
-        return tree.map(lambda u: (u * -rate).to(u.dtype), updates), {"learning_rate": rate}
+        factor = -rate
+        return tree.map(lambda u: (u * factor).to(u.dtype), updates), {"learning_rate": rate}
 
     return stateless(scale)
 

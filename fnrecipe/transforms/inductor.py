@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from fnrecipe.transforms.hold import hold_what_is_sent
 from fnrecipe.transforms.once import numbers_once
 from fnrecipe.transforms.products import COPIED_BY_A_KERNEL, products
 
@@ -44,6 +45,7 @@ def _compiled(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
         if isinstance(part, GraphModule):
             products(part, COPIED_BY_A_KERNEL)
             numbers_once(part)
+            hold_what_is_sent(part)
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without these torch would not look into its cache
     with tracing(TracingContext(shapes)):
         run: Callable[..., Any] = _inductor.compile(graph, list(args))
