@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnrecipe.after import after
+
 _LIFT = 2.0**10
 """Probabilities of a large vocabulary are less than float16's normal numbers; a product with the head is much less than its
 largest. Sums over positions are not lifted, for they grow with their number."""
@@ -49,8 +51,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(x: Any, weight: Any, targets: Any, mask: Any, chunk: int) -> Any:
         rounded, nats, of_x, of_weight = weight.to(x.dtype), [], [], None
-        for part in zip(x.split(chunk), targets.split(chunk), mask.split(chunk), strict=True):
-            values, of_part, slope = _of_chunk(*part, rounded)
+        for part, chosen, counted in zip(x.split(chunk), targets.split(chunk), mask.split(chunk), strict=True):
+            # Inductor would take all chunks together, and so have all logits at once.
+            part = part if of_weight is None else after(part, of_weight)
+            values, of_part, slope = _of_chunk(part, chosen, counted, rounded)
             nats.append(values)
             of_x.append(of_part)
             of_weight = slope if of_weight is None else of_weight + slope

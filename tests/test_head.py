@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.fx import Node
 
 from fnrecipe import head
 from fnrecipe.head import Head
-from fnrecipe.transforms import trace
+from fnrecipe.transforms import inductor, jit, trace
+
+aten = torch.ops.aten
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 6, 5, 31
 
@@ -53,6 +56,30 @@ def test_no_value_of_the_traced_gradient_is_larger_than_the_logits_of_a_chunk() 
 
     assert largest(whole) == ROWS * LENGTH * VOCAB
     assert largest(chunked(5)) == 5 * VOCAB
+
+
+def test_the_logits_of_a_chunk_wait_for_the_gradient_of_the_one_before_it() -> None:
+    """Whatever order a compiler chooses, they are not there at once."""
+    graph, _ = trace(grad(chunked(4), (0, 1), has_aux=True), draws(torch.float32))
+    of_logits = [node for node in graph.graph.nodes if node.target == aten.mm.default and node.meta["val"].shape == (4, VOCAB)]
+    of_weight = [
+        node for node in graph.graph.nodes if node.target == aten.mm.default and node.meta["val"].shape == (VOCAB, WIDTH)
+    ]
+    assert [len(of_logits), len(of_weight)] == [3, 3]
+    for earlier, later in zip(of_weight, of_logits[1:], strict=False):
+        assert depends(later, earlier)
+
+
+def depends(node: Node, other: Node) -> bool:
+    return node is other or any(depends(source, other) for source in node.all_input_nodes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_compiled_it_gives_the_same() -> None:
+    gradient = grad(chunked(5), (0, 1), has_aux=True)
+    found, expected = (run(*draws(torch.float32))[0] for run in (jit(gradient, backend=inductor), gradient))
+    torch.testing.assert_close(found, expected)
 
 
 def test_half_precision_is_summed_in_float32() -> None:
