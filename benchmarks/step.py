@@ -45,6 +45,7 @@ class System:
 
 
 HUGGING_FACE = ("torch", "transformers", "accelerate")
+FAIRSEQ2 = ("torch", "fairseq2", "fairseq2n")
 COMPILED = "plain torch, compiled"
 SYSTEMS = {
     "plain torch": System("plain", eager=True),
@@ -54,6 +55,8 @@ SYSTEMS = {
     "transformers, own loop": System("transformers", HUGGING_FACE, eager=True),
     "transformers, Trainer": System("transformers", HUGGING_FACE, {"trainer": True}, eager=True),
     "litgpt, own loop": System("litgpt", ("torch", "litgpt"), eager=True),
+    "fairseq2, one packed row": System("fairseq2", FAIRSEQ2, {"packed": True}, eager=True),
+    "fairseq2, rows": System("fairseq2", FAIRSEQ2, {"packed": False}, eager=True),
     "jax and optax": System("jax", ("jax", "optax")),
     "fnrecipe, 1 leaf": System("fnrecipe", keep_memory=True),
     "fnrecipe, 1 leaf, inductor": System("fnrecipe", arguments={"level": "inductor"}, keep_memory=True),
