@@ -1,6 +1,6 @@
 """fairseq2: its Llama with torch's attention, as its recipe has it where there is no flash attention, in a loop of one's own.
 
-`packed` is the recipe's layout: all documents of a batch in one row, for which fairseq2 makes a mask as long and as wide as that.
+`packed` is the recipe's layout: all documents of a batch in one row, for which fairseq2 makes a mask that long and wide.
 Otherwise rows stay rows and documents are not told apart, which is as much attention as in the other systems.
 """
 
