@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import attrs
@@ -67,9 +68,16 @@ def _fnrecipe(case: Case, device: torch.device, jit: Literal["auto", "trace"] = 
     return fnrecipe.make_step(case.config, level=level(jit, device), how=HOW, device=device, **options)
 
 
+def _nanogpt(case: Case, device: torch.device) -> Step:
+    from benchmarks.peers import nanogpt
+
+    return nanogpt.make_step(case.config, compiled=True, half=True, device=device)
+
+
 SYSTEMS: dict[str, Callable[[Case, torch.device], Step]] = {
     "plain torch, eager": lambda case, device: _plain(case, device, compiled=False),
     COMPILED: lambda case, device: _plain(case, device, compiled=True),
+    "nanoGPT, compiled": _nanogpt,
     "fnrecipe, traced, row": partial(_fnrecipe, jit="trace", reach="row"),
     "fnrecipe, traced, row, CUDA graph": partial(_fnrecipe, jit="trace", captured=True, reach="row"),
     "fnrecipe": _fnrecipe,
@@ -93,6 +101,9 @@ def run(rounds: int) -> list[Result]:
     for name, case in CASES.items():
         if case.cuda == torch.cuda.is_available():
             for system in case.systems:
+                if system.startswith("nanoGPT") and not find_spec("model"):
+                    results.append(Result("gpu", name, system, "not installed", [], ""))
+                    continue
                 results += _in_process(system, name, rounds, deadline - time.monotonic())
     return results + ratios(results, "per second", COMPILED)
 

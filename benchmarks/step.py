@@ -45,6 +45,7 @@ class System:
 
 
 HUGGING_FACE = ("torch", "transformers", "accelerate")
+NANOGPT = ("torch", "model")
 FAIRSEQ2 = ("torch", "fairseq2", "fairseq2n")
 COMPILED = "plain torch, compiled"
 SYSTEMS = {
@@ -55,6 +56,8 @@ SYSTEMS = {
     "transformers, own loop": System("transformers", HUGGING_FACE, eager=True),
     "transformers, Trainer": System("transformers", HUGGING_FACE, {"trainer": True}, eager=True),
     "litgpt, own loop": System("litgpt", ("torch", "litgpt"), eager=True),
+    "nanoGPT": System("nanogpt", NANOGPT, eager=True),
+    "nanoGPT, compiled": System("nanogpt", NANOGPT, {"compiled": True}),
     "fairseq2, one packed row": System("fairseq2", FAIRSEQ2, {"packed": True}, eager=True),
     "fairseq2, rows": System("fairseq2", FAIRSEQ2, {"packed": False}, eager=True),
     "jax and optax": System("jax", ("jax", "optax")),
