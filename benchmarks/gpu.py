@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import attrs
@@ -101,9 +100,6 @@ def run(rounds: int) -> list[Result]:
     for name, case in CASES.items():
         if case.cuda == torch.cuda.is_available():
             for system in case.systems:
-                if system.startswith("nanoGPT") and not find_spec("model"):
-                    results.append(Result("gpu", name, system, "not installed", [], ""))
-                    continue
                 results += _in_process(system, name, rounds, deadline - time.monotonic())
     return results + ratios(results, "per second", COMPILED)
 
@@ -128,6 +124,8 @@ def measure(system: str, case: Case, rounds: int) -> list[tuple[str, list[float]
         speeds, loss = _speeds(SYSTEMS[system](case, device), batch_of(case, device), rounds)
     except torch.OutOfMemoryError:
         return [("out of memory", [], "")]
+    except ModuleNotFoundError:
+        return [("not installed", [], "")]
     peak = torch.cuda.max_memory_allocated() / 2**20 if case.cuda else status("VmHWM")
     rows = [("per second", speeds, "tokens"), ("peak memory", [peak], "MiB"), ("loss of the last step", [loss], "nats")]
     if case.cuda:

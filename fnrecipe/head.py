@@ -53,8 +53,8 @@ class _CrossEntropy(torch.autograd.Function):
         rounded, nats, of_x, of_weight = weight.to(x.dtype), [], [], None
         for part, chosen, counted in zip(x.split(chunk), targets.split(chunk), mask.split(chunk), strict=True):
             # Inductor would take all chunks together, and so have all logits at once.
-            part = part if of_weight is None else after(part, of_weight)
-            values, of_part, slope = _of_chunk(part, chosen, counted, rounded)
+            ordered = part if of_weight is None else after(part, of_weight)
+            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded)
             nats.append(values)
             of_x.append(of_part)
             of_weight = slope if of_weight is None else of_weight + slope

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -20,6 +21,9 @@ from fnrecipe import tree
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch, Tokens, collate
 from fnrecipe.tree import Tree
+
+compiles = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+"""Marks a test that imports Inductor, which still uses that."""
 
 WORDS = ["the", "of", "a", "fold", "state", "step", "key", "leaf", "tree", "stream", "batch", "lane", "loss", "rate", "seed"]
 TINY = LlamaConfig(

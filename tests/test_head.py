@@ -16,8 +16,7 @@ from torch.fx import Node
 from fnrecipe import head
 from fnrecipe.head import Head
 from fnrecipe.transforms import inductor, jit, trace
-
-aten = torch.ops.aten
+from tests.helpers import compiles
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 6, 5, 31
 
@@ -61,10 +60,8 @@ def test_no_value_of_the_traced_gradient_is_larger_than_the_logits_of_a_chunk() 
 def test_the_logits_of_a_chunk_wait_for_the_gradient_of_the_one_before_it() -> None:
     """Whatever order a compiler chooses, they are not there at once."""
     graph, _ = trace(grad(chunked(4), (0, 1), has_aux=True), draws(torch.float32))
-    of_logits = [node for node in graph.graph.nodes if node.target == aten.mm.default and node.meta["val"].shape == (4, VOCAB)]
-    of_weight = [
-        node for node in graph.graph.nodes if node.target == aten.mm.default and node.meta["val"].shape == (VOCAB, WIDTH)
-    ]
+    products = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
+    of_logits, of_weight = ([p for p in products if p.meta["val"].shape == shape] for shape in ((4, VOCAB), (VOCAB, WIDTH)))
     assert [len(of_logits), len(of_weight)] == [3, 3]
     for earlier, later in zip(of_weight, of_logits[1:], strict=False):
         assert depends(later, earlier)
@@ -75,7 +72,7 @@ def depends(node: Node, other: Node) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@compiles
 def test_compiled_it_gives_the_same() -> None:
     gradient = grad(chunked(5), (0, 1), has_aux=True)
     found, expected = (run(*draws(torch.float32))[0] for run in (jit(gradient, backend=inductor), gradient))

@@ -19,6 +19,8 @@ from fnrecipe.transforms.products import COPIED_BY_A_KERNEL, products
 def inductor(graph: GraphModule) -> Callable[..., Any]:
     """The graph as compiled kernels, made at its first call; torch keeps them on disk, for the next process.
 
+    The graph itself is changed for it, into one that gives the same within rounding.
+
     Kernels fuse operations and round otherwise than one operation after the other, and what is fused depends on all of the
     graph: results are equal within rounding, not bit for bit, and so are those of other numbers of ranks.
 

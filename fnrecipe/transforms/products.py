@@ -76,7 +76,7 @@ def _straight(left: Node, right: Node) -> Node:
 
 
 def _turned(left: Node, right: Node) -> Node:
-    product = _call(mm.default, _contiguous(_call(aten.t.default, right)), _call(aten.t.default, left))
+    product = _straight(_call(aten.t.default, right), _call(aten.t.default, left))
     return _contiguous(_call(aten.t.default, product))
 
 

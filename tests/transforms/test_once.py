@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fnrecipe.transforms import inductor, jit, trace
 from fnrecipe.transforms.once import numbers_once, once
+from tests.helpers import compiles
 
 X, COUNT = torch.linspace(-1, 1, 64), torch.tensor(3)
 
@@ -47,6 +48,6 @@ def test_a_number_that_is_written_into_later_is_not_kept() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@compiles
 def test_compiled_it_gives_the_same() -> None:
     torch.testing.assert_close(jit(corrected, backend=inductor)(X, COUNT), corrected(X, COUNT))

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 from fnrecipe.cost import operation_costs
 from fnrecipe.transforms import inductor, jit, remat, trace
 from fnrecipe.transforms.region import all_nodes, graph_of, region
-from tests.helpers import assert_same_bits
+from tests.helpers import assert_same_bits, compiles
 
 X = torch.linspace(-1, 1, 6).view(2, 3)
 
@@ -83,7 +83,7 @@ def test_outside_of_a_trace_and_under_another_transform_it_is_the_function() -> 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@compiles
 def test_inductor_compiles_it() -> None:
     found = jit(lambda x: twice(region(grad(loss), "slope"))(x), backend=inductor)(X)
     torch.testing.assert_close(found, twice(grad(loss))(X))
