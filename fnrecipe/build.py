@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fnrecipe import random, tree
-from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread
+from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread, watch_padding
 from fnrecipe.errors import UsageError
 from fnrecipe.level import BACKENDS, fitting, level
 from fnrecipe.loss import Sums
@@ -63,8 +63,9 @@ def batches(recipe: Recipe[Any], config: Any, place: Place, device: torch.device
     dataset, make = config.dataset, partial(recipe.stream, config)
     on_host = partial(each, function=partial(to_host, device=device))
     if dataset.num_workers:
-        return pipe(partial(spread, make, place=place, workers=dataset.num_workers, size=dataset.prefetch), on_host)
-    return pipe(make(place), on_host, partial(prefetch, size=dataset.prefetch))
+        workers = partial(spread, make, place=place, workers=dataset.num_workers, size=dataset.prefetch)
+        return pipe(workers, watch_padding, on_host)
+    return pipe(make(place), watch_padding, on_host, partial(prefetch, size=dataset.prefetch))
 
 
 def to_host(batch: Batch, device: torch.device) -> Batch:

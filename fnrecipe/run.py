@@ -26,7 +26,7 @@ from fnrecipe.build import batches, first_state, functions, to_device, to_host
 from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe
+from fnrecipe.data import Batch, Place, Source, each, fingerprints, joint, pipe
 from fnrecipe.display import Display, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.fetch import Fetched, fetch, lag
@@ -222,9 +222,7 @@ class _Run:
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
-        lanes = {lane: at for part in cursors for lane, at in part.items()} if not self.gang.alone else {}
-        whole = cursor if self.gang.alone else {lane: lanes[lane] for lane in sorted(lanes, key=int)}
-        checkpoint.save(root, number, state, whole, self.files, self.gang, self.mesh)
+        checkpoint.save(root, number, state, cursor if self.gang.alone else joint(cursors), self.files, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
             checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
         return number

@@ -99,6 +99,7 @@ class DatasetSection:
     attention: Literal["document", "row"] = "document"
     batch_size: Count = 8
     num_lanes: Count = 8
+    num_readers: Count | None = None
     num_workers: Size = 0
     prefetch: Size = 2
     cache: str | None = None
@@ -112,6 +113,8 @@ class DatasetSection:
             yield Problem("batch_size", f"a multiple of dataset.num_lanes = {self.num_lanes}", str(self.batch_size))
         if self.num_workers and self.num_lanes % self.num_workers:
             yield Problem("num_workers", f"a divisor of dataset.num_lanes = {self.num_lanes}", str(self.num_workers))
+        if self.num_readers and self.num_lanes % self.num_readers:
+            yield Problem("num_readers", f"a divisor of dataset.num_lanes = {self.num_lanes}", str(self.num_readers))
         if self.order == "documents" and self.cache is not None:
             yield Problem("cache", "null for dataset.order=documents: the cache keeps blocks", repr(self.cache))
         if self.sources and not any(source.weight for source in self.sources):

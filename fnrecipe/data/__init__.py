@@ -6,6 +6,8 @@ from fnrecipe.data.batch import cumulative_lengths as cumulative_lengths
 from fnrecipe.data.blocks import Block as Block
 from fnrecipe.data.blocks import Blocks as Blocks
 from fnrecipe.data.blocks import read_blocks as read_blocks
+from fnrecipe.data.blocks import share as share
+from fnrecipe.data.blocks import unevenness as unevenness
 from fnrecipe.data.cache import cached as cached
 from fnrecipe.data.corpus import Corpus as Corpus
 from fnrecipe.data.corpus import Reading as Reading
@@ -15,6 +17,8 @@ from fnrecipe.data.document import Document as Document
 from fnrecipe.data.document import held_out as held_out
 from fnrecipe.data.lanes import Place as Place
 from fnrecipe.data.lanes import deal as deal
+from fnrecipe.data.lanes import joint as joint
+from fnrecipe.data.lanes import readers_for as readers_for
 from fnrecipe.data.mix import mix as mix
 from fnrecipe.data.mix import weights_between as weights_between
 from fnrecipe.data.order import permutation as permutation
@@ -34,7 +38,9 @@ from fnrecipe.data.stream import keep as keep
 from fnrecipe.data.stream import pipe as pipe
 from fnrecipe.data.stream import regroup as regroup
 from fnrecipe.data.stream import repeat as repeat
+from fnrecipe.data.stream import sift as sift
 from fnrecipe.data.stream import tolerate as tolerate
+from fnrecipe.data.survey import watch_padding as watch_padding
 from fnrecipe.data.tokenizer import Tokenizer as Tokenizer
 from fnrecipe.data.tokenizer import Tokens as Tokens
 from fnrecipe.data.tokenizer import byte_tokenizer as byte_tokenizer

@@ -1,4 +1,4 @@
-"""Blocks: the units of data that are put in order and dealt to lanes, and the source that reads them one after another."""
+"""Blocks: the units of data that are put in order and dealt to readers, and the source that reads them one after another."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from fnrecipe.data.order import permutation
 from fnrecipe.data.stream import Cursor, Stream, T
 
-MAX_BLOCK_BYTES = 1 << 20
-_BLOCKS_PER_LANE = 16
+MAX_BLOCK_BYTES, _MIN_BLOCK_BYTES = 1 << 20, 1 << 10
+ENOUGH_BLOCKS = 64
 
 
 @attrs.frozen
@@ -31,10 +32,18 @@ class Block:
 
 @attrs.frozen(eq=False)
 class Blocks(Sequence[Block]):
-    """Many blocks in little memory: `table` int64 [blocks, 5] holds number of the path, start, stop, stripe, stripes."""
+    """Many blocks in little memory.
+
+    paths   of the files
+    table   int64 [blocks, 5]: number of the path, start, stop, stripe, stripes
+    sizes   int64 [blocks]: bytes on disk, or another measure of the work that is in each
+    single  whether each block is one document, so that stripes of it are nothing
+    """
 
     paths: Sequence[str]
     table: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    single: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -45,42 +54,81 @@ class Blocks(Sequence[Block]):
 
     def take(self, order: NDArray[np.int64] | slice) -> Blocks:
         """Those blocks, in that order."""
-        return Blocks(self.paths, self.table[order])
+        return attrs.evolve(self, table=self.table[order], sizes=self.sizes[order])
 
 
-def blocks_of(blocks: Iterable[Block]) -> Blocks:
+def blocks_of(blocks: Iterable[Block], sizes: Sequence[int], *, single: bool = False) -> Blocks:
     """The same blocks as a table."""
     listed = list(blocks)
     paths = {path: number for number, path in enumerate(dict.fromkeys(block.path for block in listed))}
     rows = [(paths[b.path], b.start, b.stop, b.stripe, b.stripes) for b in listed]
-    return Blocks(list(paths), np.array(rows, np.int64).reshape(-1, 5))
+    return Blocks(list(paths), np.array(rows, np.int64).reshape(-1, 5), np.array(sizes, np.int64), single)
 
 
-def cut(paths: Sequence[str], sizes: Sequence[int], num_lanes: int, limit: int = MAX_BLOCK_BYTES) -> Blocks:
-    """Files of `sizes` units as blocks of `limit` units: of fewer, a power of two, if lanes would get less than 16 blocks."""
-    share = max(sum(sizes) // (_BLOCKS_PER_LANE * num_lanes), 1)
+def cut(paths: Sequence[str], sizes: Sequence[int], limit: int = MAX_BLOCK_BYTES) -> Blocks:
+    """Files of `sizes` units as blocks of `limit` units: of fewer, a power of two down to 1024, to have 64 blocks or more."""
+    share = max(sum(sizes) // ENOUGH_BLOCKS, _MIN_BLOCK_BYTES)
     step = min(limit, 1 << (share.bit_length() - 1))
     tables = []
     for number, size in enumerate(sizes):
         starts = np.arange(0, size, step)
         rest = (np.minimum(starts + step, size), np.zeros_like(starts), np.ones_like(starts))
         tables.append(np.stack([np.full_like(starts, number), starts, *rest], 1))
-    return Blocks(paths, np.concatenate([np.empty((0, 5), np.int64), *tables]))
-
-
-def stripe(blocks: Blocks, num_lanes: int) -> Blocks:
-    """The same records in at least one block a lane: each block in so many stripes if there are fewer blocks than lanes."""
-    stripes = max(-(-num_lanes // max(len(blocks), 1)), 1)
-    table = np.repeat(blocks.table, stripes, 0)
-    table[:, 3], table[:, 4] = np.tile(np.arange(stripes), len(blocks)), stripes
-    return Blocks(blocks.paths, table)
+    table = np.concatenate([np.empty((0, 5), np.int64), *tables])
+    return Blocks(paths, table, table[:, 2] - table[:, 1])
 
 
 def points(paths: Sequence[str], starts: Sequence[NDArray[np.int64]]) -> Blocks:
     """A block for each record, by the places at which the records of each file start."""
     number = np.repeat(np.arange(len(paths)), [len(s) for s in starts])
     start = np.concatenate([np.empty(0, np.int64), *starts])
-    return Blocks(paths, np.stack([number, start, start + 1, np.zeros_like(start), np.ones_like(start)], 1))
+    table = np.stack([number, start, start + 1, np.zeros_like(start), np.ones_like(start)], 1)
+    return Blocks(paths, table, np.ones_like(start), single=True)
+
+
+def share(blocks: Blocks, number: int, size: int, key: Sequence[int] | None) -> Blocks:
+    """Part `number` of `size` parts of the blocks, which depend on `key`; None: in the order of the blocks.
+
+    The parts together are all documents once. Their sizes differ by no more than the largest block. Of blocks that are
+    few, each part takes one stripe of each block: it decodes all of them, and uses one document in `size`.
+    """
+    if size == 1:
+        return blocks
+    if _striped(blocks, size):
+        table = blocks.table.copy()
+        turn = np.zeros(len(blocks), np.int64) if key is None else permutation(len(blocks) * size, *key)[: len(blocks)]
+        table[:, 3], table[:, 4] = (number + turn) % size, size
+        return attrs.evolve(blocks, table=table, sizes=blocks.sizes // size)
+    if key is None:
+        return blocks.take(slice(number, None, size))
+    order, part = _dealt(blocks, size, key)
+    return blocks.take(order[part == number])
+
+
+def unevenness(blocks: Blocks, size: int) -> float:
+    """How much larger the largest of `size` parts is than their mean, as a share of the mean."""
+    if not blocks.sizes.any() or _striped(blocks, size):
+        return 0.0
+    order, part = _dealt(blocks, size, ())
+    sums = np.bincount(part, blocks.sizes[order], size)
+    return float(sums.max() / sums.mean()) - 1
+
+
+def _striped(blocks: Blocks, size: int) -> bool:
+    return len(blocks) < ENOUGH_BLOCKS * size and not blocks.single
+
+
+def _dealt(blocks: Blocks, size: int, key: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the blocks, largest first, and the part that each goes to: 0, 1, 2, 2, 1, 0, 0, 1, 2, … for three.
+
+    Why the parts are even: of two parts i < j, the one gets more in one turn and the other in the next. What it gets more is
+    the distance from its block's size down to the other's. The distances of different turns do not overlap, since sizes
+    fall; so all of them together, whatever their signs, are at most the largest size.
+    """
+    order = permutation(len(blocks), *key)
+    order = order[np.argsort(-blocks.sizes[order], kind="stable")]
+    turn, place = np.divmod(np.arange(len(blocks)), size)
+    return order, np.where(turn % 2 == 1, size - 1 - place, place)
 
 
 def read_blocks(cursor: Cursor = None, *, blocks: Sequence[Block], read: Callable[[Block], Iterator[T]]) -> Stream[T]:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import attrs
 import numpy as np
 
-from fnrecipe.data.blocks import Block, Blocks, blocks_of, cut, points, stripe
+from fnrecipe.data.blocks import Block, Blocks, blocks_of, cut, points
 from fnrecipe.data.document import Read
 from fnrecipe.data.files import COMPRESSIONS, File, find_files, fingerprint
 from fnrecipe.data.formats import jsonl, parquet, text, tokens
@@ -59,7 +59,6 @@ def open_corpus(
     name: str = "",
     format: Format | None = None,
     reading: Reading = Reading(),
-    num_lanes: int = 1,
     by_document: bool = False,
 ) -> Corpus:
     """The documents of a file, a directory, a glob, an address of fsspec, or `stdlib:`, the sources of Python's library.
@@ -76,7 +75,7 @@ def open_corpus(
     else:
         files = find_files(path, SUFFIXES[format] if format else sum(SUFFIXES.values(), ()))
         format = format or _format_of(path, files)
-    blocks = _plan(format, files, tokenizer, reading, num_lanes, by_document)
+    blocks = _plan(format, files, tokenizer, reading, by_document)
     if not len(blocks):
         raise UsageError(f"{path}: expected at least one document, found only empty files")
     return Corpus(name or path, files, blocks, _reader(format, tokenizer, reading))
@@ -117,29 +116,28 @@ def _format_of(path: str, files: Sequence[File]) -> Format:
     return next(name for name, count in counts.items() if count)
 
 
-def _plan(
-    format: Format, files: Sequence[File], tokenizer: Tokenizer, reading: Reading, num_lanes: int, by_document: bool
-) -> Blocks:
+def _plan(format: Format, files: Sequence[File], tokenizer: Tokenizer, reading: Reading, by_document: bool) -> Blocks:
     paths = [file.path for file in files]
     if format == "tokens":
         if by_document:
             return points(paths, [tokens.starts(path, reading.dtype, tokenizer.eos) for path in paths])
-        return cut(paths, tokens.sizes(paths, reading.dtype), num_lanes)
+        return cut(paths, tokens.sizes(paths, reading.dtype))
     if format == "python" or (format == "text" and reading.separator is None):
-        return blocks_of(Block(file.path, 0, WHOLE) for file in files if file.size)
+        some = [file for file in files if file.size]
+        return blocks_of([Block(file.path, 0, WHOLE) for file in some], [file.size for file in some], single=True)
     closed = [file.path for file in files if file.path.endswith((*COMPRESSIONS, *parquet.SUFFIXES))]
     if by_document and closed:
         raise UsageError(f"{closed[0]}: order=documents cannot enter this file in the middle; use order=blocks, or unpack it")
     if format == "parquet":
-        blocks = parquet.plan(paths)
-        return stripe(blocks, num_lanes) if 0 < len(blocks) < num_lanes else blocks
+        return parquet.plan(paths)
     separator = (reading.separator or "\n").encode()
     if by_document:
         return points(paths, [record_starts(file.path, file.size, separator) for file in files])
-    plain = cut(paths, [0 if file.path in closed else file.size for file in files], num_lanes)
-    whole = [(number, 0, WHOLE, 0, 1) for number, file in enumerate(files) if file.path in closed and file.size]
-    blocks = Blocks(paths, np.concatenate([plain.table, np.array(whole, np.int64).reshape(-1, 5)]))
-    return stripe(blocks, num_lanes) if 0 < len(blocks) < num_lanes else blocks
+    plain = cut(paths, [0 if file.path in closed else file.size for file in files])
+    whole = [number for number, file in enumerate(files) if file.path in closed and file.size]
+    table = np.array([(number, 0, WHOLE, 0, 1) for number in whole], np.int64).reshape(-1, 5)
+    sizes = np.array([files[number].size for number in whole], np.int64)
+    return Blocks(paths, np.concatenate([plain.table, table]), np.concatenate([plain.sizes, sizes]))
 
 
 def _reader(format: Format, tokenizer: Tokenizer, reading: Reading) -> Callable[[Block], Iterator[Read]]:

@@ -1,8 +1,9 @@
-"""Lanes: the fixed logical streams that the global batch is made of, whatever the number of ranks."""
+"""Lanes: the equal parts of the global batch that processes share, whatever their number; and the readers that fill them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 import attrs
 
@@ -10,6 +11,10 @@ from fnrecipe.data.batch import Batch, collate
 from fnrecipe.data.pack import Row
 from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.errors import UsageError
+
+LAW = 2
+"""The version of the order of the data: a cursor of another one means another place."""
+_SHARE = 64 << 20
 
 
 @attrs.frozen
@@ -56,46 +61,65 @@ class Place:
         return [attrs.evolve(self, worker=worker, workers=workers) for worker in range(workers)]
 
 
+def readers_for(num_bytes: int, num_lanes: int) -> int:
+    """How many readers share data of so many bytes: as many as have 64 MiB each, a divisor of the number of lanes.
+
+    What one reader reads is in one order, and so used evenly to the document; but every process that has some of its lanes
+    reads all of it. 64 MiB are read in seconds.
+    """
+    return max(size for size in range(1, num_lanes + 1) if num_lanes % size == 0 and (size == 1 or num_bytes >= size * _SHARE))
+
+
 def deal(
-    lanes: Sequence[Source[Row]],
+    readers: Sequence[Source[Row]],
     cursor: Cursor = None,
     *,
+    num_lanes: int,
     rows_per_lane: int,
     length: int,
     place: Place = Place(),
 ) -> Stream[Batch]:
     """This process's rows of the global batch: those of its lanes, lane by lane.
 
-    An exhausted lane gives rows of padding, so shapes never change. Of one process the stream ends with its last lane; one of
-    several goes on with padding, since others may have rows left: a batch that is empty on all ranks is the end.
-    Cursor: {lane: its cursor}, of this rank's lanes; the ranks' cursors together, with null for a lane of a rank that never
-    gave a batch, are one for any other world size.
+    Each reader's rows go to neighbouring lanes, `rows_per_lane` to each in turn. A process runs the readers of its lanes. An
+    exhausted reader gives rows of padding, so shapes never change. Of one process the stream ends with its last reader; one
+    of several goes on with padding, since others may have rows left: a batch that is empty on all ranks is the end.
+    Cursor: {reader: its cursor}, of this process's readers, and the version of all this, "law"; see `joint`.
 
     Raises:
-        UsageError: if the lanes cannot be shared out evenly, or are not those of the cursor.
+        UsageError: if the lanes cannot be shared out evenly, or the readers are not those of the cursor.
     """
-    mine = place.lanes(len(lanes))
-    cursors = _cursors_of(mine, cursor, len(lanes))
-    streams = {lane: lanes[lane](cursors[str(lane)]) for lane in mine}
+    mine, fed = place.lanes(num_lanes), num_lanes // len(readers)
+    cursors = _cursors_of({lane // fed for lane in mine}, cursor, len(readers))
+    streams = {number: readers[number](after) for number, after in cursors.items()}
     while True:
-        rows: list[Row] = []
-        for lane, stream in streams.items():
-            for _ in range(rows_per_lane):
-                row, after = next(stream, ([], cursors[str(lane)]))
-                rows.append(row)
-                cursors[str(lane)] = after
-        if not any(rows) and place.alone:
+        rows: dict[int, list[Row]] = {}
+        for number, stream in streams.items():
+            entries = list(islice(stream, fed * rows_per_lane))
+            rows[number] = [row for row, _ in entries] + [[]] * (fed * rows_per_lane - len(entries))
+            cursors[number] = entries[-1][1] if entries else cursors[number]
+        starts = ((lane // fed, lane % fed * rows_per_lane) for lane in mine)
+        chosen = [row for number, start in starts for row in rows[number][start : start + rows_per_lane]]
+        if not any(chosen) and place.alone:
             return
-        yield collate(rows, length), dict(cursors)
+        yield collate(chosen, length), {"law": LAW, **{str(number): after for number, after in cursors.items()}}
 
 
-def _cursors_of(mine: Sequence[int], cursor: Cursor, num_lanes: int) -> dict[str, Cursor]:
+def joint(cursors: Iterable[Mapping[str, Cursor]]) -> dict[str, Cursor]:
+    """The cursors of all processes as one, from which any number of processes goes on."""
+    whole = {name: after for cursor in cursors for name, after in cursor.items()}
+    return {"law": whole.pop("law"), **{name: whole[name] for name in sorted(whole, key=int)}}
+
+
+def _cursors_of(mine: Iterable[int], cursor: Cursor, num_readers: int) -> dict[int, Cursor]:
     if cursor is None:
-        return {str(lane): None for lane in mine}
-    missing = [str(lane) for lane in mine if str(lane) not in cursor]
-    unknown = [lane for lane in cursor if not (lane.isdigit() and int(lane) < num_lanes)]
-    if missing or unknown:
-        raise UsageError(
-            f"dataset.num_lanes: expected the lanes of the checkpoint, {', '.join(cursor)}, found {num_lanes} lanes"
-        )
-    return {str(lane): cursor[str(lane)] for lane in mine}
+        return dict.fromkeys(sorted(mine))
+    if cursor.get("law") != LAW:
+        found = cursor.get("law", "one before there were versions")
+        raise UsageError(f"the checkpoint's place in the data: expected version {LAW} of the order of the data, found {found}")
+    names = [name for name in cursor if name != "law"]
+    known, needed = {str(number) for number in range(num_readers)}, {str(number) for number in mine}
+    if not needed <= set(names) <= known:
+        expected = f"expected the readers of the checkpoint, {', '.join(names)}"
+        raise UsageError(f"dataset.num_readers: {expected}, found {num_readers} of them")
+    return {number: cursor[str(number)] for number in sorted(mine)}

@@ -8,10 +8,11 @@ distributions (median about a quarter of a row), windows of 512 documents leave 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+import attrs
 import numpy as np
 
 from fnrecipe.data.order import shuffled
@@ -27,19 +28,20 @@ def split(document: Tokens, length: int) -> list[Tokens]:
     starts = range(0, n, length)
     share = [document.num_bytes * min(start, n) // max(n, 1) for start in (*starts, n)]
     return [
-        Tokens(document.ids[start : start + length + 1], after - before, document.source)
+        attrs.evolve(document, ids=document.ids[start : start + length + 1], num_bytes=after - before)
         for start, (before, after) in zip(starts, pairwise(share), strict=True)
     ]
 
 
-def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+def best_fit(sizes: Sequence[int], length: int, filled: int = 0) -> list[list[int]]:
     """Indices of `sizes` in rows whose sums are at most `length`: best-fit decreasing, ties in order.
 
-    The free spaces of the open rows are the bits of one integer, so the tightest fit is a shift and a lowest bit.
+    The first row has so much in it already, if `filled` is not 0. The free spaces of the open rows are the bits of one
+    integer, so the tightest fit is a shift and a lowest bit.
     """
-    rows: list[list[int]] = []
-    open_rows: dict[int, list[int]] = defaultdict(list)
-    free_bits = 0
+    rows: list[list[int]] = [[]] if filled else []
+    open_rows: dict[int, list[int]] = defaultdict(list, {length - filled: [0]} if filled else {})
+    free_bits = 1 << (length - filled) if filled else 0
     for index in np.argsort(-np.asarray(sizes), kind="stable").tolist():
         size = sizes[index]
         fitting = free_bits >> size
@@ -65,10 +67,44 @@ def growing(limit: int, first: int = 32) -> Callable[[int], int]:
 
 
 def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[int] | None) -> list[Row]:
-    """The rows of one window of documents, in an order that depends on `key` and the window's `index`; None: as packed."""
-    pieces = [piece for document in documents for piece in split(document, length)]
-    rows: list[Row] = [[pieces[i] for i in row] for row in best_fit([len(piece.ids) - 1 for piece in pieces], length)]
-    return rows if key is None else shuffled(rows, *key, index)
+    """The rows of one window of documents, in an order that depends on `key` and the window's `index`; None: as packed.
+
+    No row of a source's next epoch comes before a row of its last one, so that no document is used again before every other
+    one was used: the epochs of a window are packed one after the other. Only their emptiest row is kept for the end, and
+    filled up by the next one; so even epochs of a few tokens, of which a row holds many, leave no more padding.
+    """
+    done: list[Row] = []
+    rows: list[Row] = []  # of the epoch in hand
+    for number, epoch in enumerate(_epochs(documents)):
+        begun = [rows.pop(min(range(len(rows)), key=lambda i: _size(rows[i])))] if rows else []
+        done += rows
+        pieces = [piece for document in epoch for piece in split(document, length)]
+        packed = best_fit([len(piece.ids) - 1 for piece in pieces], length, sum(map(_size, begun)))
+        found = [[pieces[i] for i in row] for row in packed]
+        first: list[Row] = [[*row, *more] for row, more in zip(begun, found, strict=False)]
+        others: list[Row] = [*found[len(begun) :]]
+        rows = others if key is None else shuffled(others, *key, index, number)
+        if rows:
+            done += first
+        else:
+            rows = first
+    return done + rows
+
+
+def _epochs(documents: Sequence[Tokens]) -> Iterator[list[Tokens]]:
+    """The documents in turn, parted where a source begins a new epoch."""
+    epoch: list[Tokens] = []
+    seen: dict[int, int] = {}
+    for document in documents:
+        if seen.setdefault(document.source, document.epoch) != document.epoch:
+            yield epoch
+            epoch, seen = [], {document.source: document.epoch}
+        epoch.append(document)
+    yield epoch
+
+
+def _size(row: Row) -> int:
+    return sum(len(piece.ids) - 1 for piece in row)
 
 
 def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Stream[Row]:
@@ -88,7 +124,7 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Str
             counted = used + (not parts and used > 0)  # the token that a row repeats has been counted in the row before
             ends = max(counted - 1, 0), used + fill - 1  # predictions: a document's first token is none
             share = [document.num_bytes * end // max(size - 1, 1) for end in ends]
-            parts.append(Tokens(document.ids[used : used + fill], share[1] - share[0], document.source))
+            parts.append(attrs.evolve(document, ids=document.ids[used : used + fill], num_bytes=share[1] - share[0]))
             used, room = used + fill, room - fill
             if not room:
                 used -= used < size
@@ -102,5 +138,5 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Str
 def _joined(parts: Sequence[Tokens]) -> Row:
     """Parts of a flat row as pieces: each with the token that follows it, the last one without its last."""
     follow = [*(part.ids[:1] for part in parts[1:]), np.empty(0, np.int32)][: len(parts)]
-    pieces = [Tokens(np.concatenate([p.ids, f]), p.num_bytes, p.source) for p, f in zip(parts, follow, strict=True)]
+    pieces = [attrs.evolve(p, ids=np.concatenate([p.ids, f])) for p, f in zip(parts, follow, strict=True)]
     return [piece for piece in pieces if len(piece.ids) > 1]  # a document's first token at the end is a target only

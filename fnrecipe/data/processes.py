@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fnrecipe.data.batch import Batch, join
-from fnrecipe.data.lanes import Place
+from fnrecipe.data.lanes import Place, joint
 from fnrecipe.data.stream import Cursor, Source, Stream, T
 from fnrecipe.errors import FnrecipeError
 
@@ -39,7 +39,7 @@ def spread(
             batch = join([part for part, _ in entries])
             if place.alone and not batch.mask.any():
                 return
-            yield batch, {lane: position for _, cursors in entries for lane, position in cursors.items()}
+            yield batch, joint(cursor for _, cursor in entries)
 
 
 def in_process(

@@ -17,6 +17,7 @@ consumer's position is the cursor of the last item that it used, and resuming is
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from itertools import islice
@@ -50,6 +51,25 @@ def keep(source: Source[T], cursor: Cursor = None, *, where: Callable[[T], bool]
     for item, cursor in source(cursor):
         if where(item):
             yield item, cursor
+
+
+def sift(source: Source[T], cursor: Cursor = None, *, reason: Callable[[T], str], name: str, needed: bool = True) -> Stream[T]:
+    """The items that no `reason` (empty text) leaves out; a warning with the reasons if there is none from start to end.
+
+    Not `needed`: no warning if there was no item at all, of which a stage before has warned.
+    """
+    reasons: Counter[str] = Counter()
+    given = cursor is not None
+    for item, cursor in source(cursor):
+        why = reason(item)
+        if why:
+            reasons[why] += 1
+        else:
+            given = True
+            yield item, cursor
+    if not given and (reasons or needed):
+        listed = ", ".join(f"{count:,} {why}" for why, count in reasons.items())
+        _log.warning("%s: expected documents to use, found none%s", name, f" but {listed}" if listed else "")
 
 
 def chunked(

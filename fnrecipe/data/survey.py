@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -13,10 +14,13 @@ from fnrecipe.data.batch import Batch
 from fnrecipe.data.blocks import Block
 from fnrecipe.data.corpus import Corpus
 from fnrecipe.data.document import Document
+from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.data.tokenizer import Tokenizer, tokenize
 from fnrecipe.errors import DataError
 
 _CHUNK = 256
+_WATCHED, _PADDING = (8, 64, 512), 0.2
+_log = logging.getLogger(__name__)
 
 
 @attrs.frozen(eq=False)
@@ -57,6 +61,25 @@ def fill(batches: Iterator[Batch]) -> Fill:
     for batch in batches:
         found += (batch.mask.size, batch.mask.sum(), (batch.segments.max(1) + 1).sum(), len(batch.mask))
     return Fill(*found.tolist())
+
+
+def watch_padding(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]:
+    """The same batches; a warning, once, if more than a fifth of the first 8, 64 or 512 of them, or of all, is padding."""
+    positions = targets = told = 0
+    for count, (batch, cursor) in enumerate(source(cursor), 1):
+        positions, targets = positions + batch.mask.size, targets + int(batch.mask.sum())
+        if count in _WATCHED and not told:
+            told = _tell_padding(1 - targets / positions, count)
+        yield batch, cursor
+    if positions and not told:
+        _tell_padding(1 - targets / positions, count)
+
+
+def _tell_padding(share: float, count: int) -> bool:
+    if share > _PADDING:
+        advice = "rows of fewer tokens (dataset.max_seq_len), fewer rows or more documents hold less"
+        _log.warning("%.0f %% of the positions of the first %d batches are padding; %s", 100 * share, count, advice)
+    return share > _PADDING
 
 
 def read_through(corpus: Corpus) -> Iterator[tuple[Block, int]]:

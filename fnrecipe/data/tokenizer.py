@@ -39,11 +39,18 @@ class Tokenizer:
 
 @attrs.frozen(eq=False)
 class Tokens:
-    """Ids of a document or of a piece of one, int32 [n]; how many bytes of text its n - 1 predictions stand for; its source."""
+    """A document or a piece of one.
+
+    ids        int32 [n]
+    num_bytes  of the text that its n - 1 predictions stand for
+    source     number of the source that it comes from
+    epoch      how often that source had been read through before
+    """
 
     ids: Ids
     num_bytes: int
     source: int = 0
+    epoch: int = 0
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -94,7 +101,13 @@ def huggingface_tokenizer(path: str, eos_token: str | None = None, bos_token: st
 
 
 def tokenize(
-    documents: Sequence[Document], *, tokenizer: Tokenizer, add_bos: bool = True, add_eos: bool = True, source: int = 0
+    documents: Sequence[Document],
+    *,
+    tokenizer: Tokenizer,
+    add_bos: bool = True,
+    add_eos: bool = True,
+    source: int = 0,
+    epoch: int = 0,
 ) -> list[Tokens]:
     """Each document's ids between the tokens that begin and end it: from the first, its first token can be predicted."""
     bos, eos = (np.array([token], np.int32) for token in (tokenizer.bos, tokenizer.eos))
@@ -108,7 +121,7 @@ def tokenize(
             num_bytes = len(document.text.encode())
         else:
             num_bytes = int(tokenizer.num_bytes[predicted].sum())
-        found.append(Tokens(np.concatenate([*before, ids, *after]), num_bytes, source))
+        found.append(Tokens(np.concatenate([*before, ids, *after]), num_bytes, source, epoch))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,17 +29,20 @@ from fnrecipe.data import (
     growing,
     held_out,
     huggingface_tokenizer,
-    keep,
     mix,
     open_corpus,
     pack,
     permutation,
     pipe,
     read_blocks,
+    readers_for,
     regroup,
+    share,
     shuffled,
+    sift,
     tokenize,
     tolerate,
+    unevenness,
     weights_between,
 )
 from fnrecipe.data.pack import Row
@@ -46,16 +50,23 @@ from fnrecipe.errors import UsageError
 
 from .config import LMConfig
 
-Split = Callable[[Document], bool]
+_UNEVEN = 0.01
+_log = logging.getLogger(__name__)
+
+Split = Callable[[Document], str]
+"""Why a document is left out; empty if it is not."""
 
 
 def train_stream(config: LMConfig, place: Place) -> Source[Batch]:
     """The training documents, in an order of its own for each epoch; without end unless `num_data_epochs` says so."""
-    fraction = config.dataset.valid_fraction
-    split: Split = lambda document: bool(document) and not held_out(document, fraction)  # noqa: E731
-    weights = weights_between([_weights(source) for source in config.dataset.sources], scale=config.dataset.num_lanes)
-    blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=config.dataset.finished_source)
-    return batches(config, place, config.dataset.sources, split, blend, config.dataset.order)
+    dataset, fraction = config.dataset, config.dataset.valid_fraction
+    split = partial(_left_out, fraction=fraction, valid=False)
+    sources = open_sources(config, dataset.sources, by_document=dataset.order == "documents")
+    if place.rank == place.worker == 0:
+        _tell_unevenness(config, sources)
+    weights = weights_between([_weights(source) for source in dataset.sources], scale=num_readers(config, sources))
+    blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=dataset.finished_source)
+    return batches(config, place, sources, split, blend, dataset.order)
 
 
 def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
@@ -63,57 +74,80 @@ def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
     fraction = 1.0 if config.dataset.valid_sources else config.dataset.valid_fraction
     if not fraction:
         return lambda cursor: iter(())
-    split: Split = lambda document: bool(document) and held_out(document, fraction)  # noqa: E731
-    sources = config.dataset.valid_sources or config.dataset.sources
+    split = partial(_left_out, fraction=fraction, valid=True)
+    sources = open_sources(config, config.dataset.valid_sources or config.dataset.sources)
     blend = partial(mix, weights=lambda total: [1.0] * len(sources), epochs=1)
     return batches(config, place, sources, split, blend, "blocks")
 
 
 def batches(
-    config: LMConfig, place: Place, sources: Sequence[DataSource], split: Split, blend: Callable[..., Any], order: str
+    config: LMConfig, place: Place, corpora: Sequence[Corpus], split: Split, blend: Callable[..., Any], order: str
 ) -> Source[Batch]:
-    """Every lane reads its blocks of each source, blends the sources by tokens and packs its own rows."""
+    """Every reader reads its share of each source, blends the sources by tokens and packs rows for its lanes."""
     dataset, ends, seed = config.dataset, config.tokenizer, config.common.seed
-    tokenizer = make_tokenizer(config)
-    corpora = open_sources(config, sources, tokenizer, by_document=order == "documents")
+    tokenizer, size = make_tokenizer(config), num_readers(config, corpora)
     numbers = [source_list(config).index(corpus.name) for corpus in corpora]
 
-    def blocks(corpus: Corpus, lane: int, epoch: int) -> Blocks:
-        if order == "sequential":
-            return corpus.blocks.take(slice(lane, None, dataset.num_lanes))
-        mine = corpus.blocks.take(permutation(len(corpus.blocks), seed)[lane :: dataset.num_lanes])
-        return mine.take(permutation(len(mine), seed, lane, epoch))
+    def blocks(corpus: Corpus, reader: int, epoch: int) -> Blocks:
+        mine = share(corpus.blocks, reader, size, None if order == "sequential" else (seed, epoch))
+        return mine if order == "sequential" else mine.take(permutation(len(mine), seed, reader, epoch))
 
-    def tokens(corpus: Corpus, number: int, lane: int, epoch: int) -> Source[Tokens]:
-        encoded = partial(tokenize, tokenizer=tokenizer, source=number, add_bos=ends.add_bos, add_eos=ends.add_eos)
+    def tokens(corpus: Corpus, number: int, reader: int, epoch: int) -> Source[Tokens]:
+        name = f"{corpus.name} (reader {reader} of {size})" if size > 1 else corpus.name
+        least = 1 if dataset.packing == "concat" else 2  # alone in a row, a document of one token has no prediction
+        encode = partial(tokenize, tokenizer=tokenizer, add_bos=ends.add_bos, add_eos=ends.add_eos)
         stages: list[Any] = [
             partial(tolerate, limit=dataset.max_bad_records),
-            partial(keep, where=split),
-            partial(chunked, size=64, function=encoded),
+            partial(sift, reason=split, name=name),
+            partial(chunked, size=64, function=partial(encode, source=number, epoch=epoch)),
+            partial(sift, reason=partial(_too_short, least=least), name=name, needed=False),
         ]
         if order == "blocks" and dataset.shuffle_window > 1:
-            mixed = partial(_shuffled, key=(seed, lane, epoch))
+            mixed = partial(_shuffled, key=(seed, reader, epoch))
             stages.insert(2, partial(regroup, window=dataset.shuffle_window, function=mixed))
-        return pipe(partial(read_blocks, blocks=blocks(corpus, lane, epoch), read=corpus.read), *stages)
+        return pipe(partial(read_blocks, blocks=blocks(corpus, reader, epoch), read=corpus.read), *stages)
 
-    def lane(number: int) -> Source[Row]:
-        parts = [partial(tokens, *source, number) for source in zip(corpora, numbers, strict=True)]
+    def rows(reader: int) -> Source[Row]:
+        parts = [partial(tokens, *source, reader) for source in zip(corpora, numbers, strict=True)]
         documents = partial(blend, parts, size=lambda document: len(document.ids))
         if dataset.packing == "concat":
             return pipe(documents, partial(concat, length=dataset.max_seq_len))
-        key = None if order == "sequential" else (seed, number)
+        key = None if order == "sequential" else (seed, reader)
         packed = partial(pack, length=dataset.max_seq_len, key=key)
         return pipe(documents, partial(regroup, window=growing(dataset.pack_window), function=packed))
 
-    lanes = [lane(number) for number in range(dataset.num_lanes)]
-    rows_per_lane = dataset.batch_size // dataset.num_lanes
-    return partial(deal, lanes, rows_per_lane=rows_per_lane, length=dataset.max_seq_len, place=place)
+    return partial(
+        deal,
+        [rows(reader) for reader in range(size)],
+        num_lanes=dataset.num_lanes,
+        rows_per_lane=dataset.batch_size // dataset.num_lanes,
+        length=dataset.max_seq_len,
+        place=place,
+    )
 
 
-def open_sources(
-    config: LMConfig, sources: Sequence[DataSource], tokenizer: Tokenizer, *, by_document: bool = False
-) -> list[Corpus]:
+def num_readers(config: LMConfig, corpora: Sequence[Corpus]) -> int:
+    """How many readers share the sources: as the config says, or as many as it takes by their size."""
+    num_bytes = sum(file.size for corpus in corpora for file in corpus.files)
+    return config.dataset.num_readers or readers_for(num_bytes, config.dataset.num_lanes)
+
+
+def _tell_unevenness(config: LMConfig, corpora: Sequence[Corpus]) -> None:
+    """A warning for what several readers make uneven, and for workers that have no reader of their own."""
+    size, workers = num_readers(config, corpora), config.dataset.num_workers
+    if workers > size:
+        why = "the readers of this data (dataset.num_readers): workers that share one do the same work"
+        _log.warning("dataset.num_workers: expected at most %d, %s; found %d", size, why, workers)
+    for corpus in corpora:
+        more = unevenness(corpus.blocks, size)
+        if more > _UNEVEN:
+            text = "%s: its documents cannot be dealt evenly to %d readers: one gets %.0f %% more than the mean"
+            _log.warning(text + " (dataset.num_readers=1 uses all alike)", corpus.name, size, 100 * more)
+
+
+def open_sources(config: LMConfig, sources: Sequence[DataSource], *, by_document: bool = False) -> list[Corpus]:
     """The sources' files, cut into blocks, with the token cache behind them if there is one."""
+    tokenizer = make_tokenizer(config)
     opened = [
         open_corpus(
             source.path,
@@ -121,7 +155,6 @@ def open_sources(
             name=name,
             format=None if source.format == "auto" else source.format,
             reading=Reading(source.text_key, source.separator, source.dtype),
-            num_lanes=config.dataset.num_lanes,
             by_document=by_document,
         )
         for source, name in zip(sources, source_names(sources), strict=True)
@@ -135,7 +168,7 @@ def open_sources(
 def all_corpora(config: LMConfig) -> list[Corpus]:
     """The sources of training and of validation, in the order of the numbers that stand for them in batches."""
     dataset = config.dataset
-    return open_sources(config, [*dataset.sources, *dataset.valid_sources], make_tokenizer(config))
+    return open_sources(config, [*dataset.sources, *dataset.valid_sources])
 
 
 def source_list(config: LMConfig) -> list[str]:
@@ -161,6 +194,19 @@ def make_tokenizer(config: LMConfig) -> Tokenizer:
 
 def _weights(source: DataSource) -> list[tuple[int, float]]:
     return [(0, source.weight), *source.weight_schedule]
+
+
+def _left_out(document: Document, *, fraction: float, valid: bool) -> str:
+    """Why a document is no part of the split for training or validation; empty if it is one."""
+    if not document:
+        return "empty"
+    if held_out(document, fraction) == valid:
+        return ""
+    return "for training (dataset.valid_fraction)" if valid else "held out for validation (dataset.valid_fraction)"
+
+
+def _too_short(document: Tokens, *, least: int) -> str:
+    return "" if len(document.ids) >= least else f"of fewer than {least} tokens"
 
 
 def _shuffled(documents: Sequence[Document], index: int, *, key: tuple[int, ...]) -> list[Document]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fnrecipe.data import Batch, Cursor, Place, Source, Tokens, collate, cumulative_lengths, deal
+from fnrecipe.data import Batch, Cursor, Place, Source, Tokens, collate, cumulative_lengths, deal, joint, readers_for
 from fnrecipe.data.batch import join
 from fnrecipe.data.pack import Row
 from fnrecipe.errors import UsageError
@@ -115,27 +115,34 @@ def test_more_pieces_than_cumulative_lengths_have_room_for(size: int) -> None:
     assert cumulative_lengths(segments, 7).tolist() == [0, 2, 3, 4, 8, 9, 12]
 
 
-def lane(number: int, num_rows: int) -> Source[Row]:
-    """Rows that are each recognised by their ids: lane, row."""
+NUM_LANES = 8
+
+
+def reader(number: int, num_rows: int) -> Source[Row]:
+    """Rows that are each recognised by their ids: reader, row."""
     return listed([[piece([1000 * number + 10 * i, 1, 2]), piece([1000 * number + 10 * i + 5, 3])] for i in range(num_rows)])
 
 
-def dealt(lanes: Sequence[Source[Row]], rank: int, world_size: int) -> Source[Batch]:
-    return partial(deal, lanes, rows_per_lane=ROWS_PER_LANE, length=LENGTH, place=Place(rank, world_size))
+def dealt(readers: Sequence[Source[Row]], rank: int, world_size: int) -> Source[Batch]:
+    sizes = {"num_lanes": NUM_LANES, "rows_per_lane": ROWS_PER_LANE, "length": LENGTH}
+    return partial(deal, readers, place=Place(rank, world_size), **sizes)
 
 
-LANE_SIZES = {
+READER_SIZES = {
     "even": (4,) * 8,
     "uneven": (5, 0, 3, 9, 1, 2, 7, 4),
-    "one": (0, 0, 0, 0, 0, 5, 0, 0),
+    "one has rows": (0, 0, 0, 0, 0, 5, 0, 0),
     "the first half ends early": (1, 1, 1, 1, 8, 8, 8, 8),
     "none": (0,) * 8,
+    "four": (9, 33, 0, 16),
+    "two": (21, 50),
+    "one": (75,),
 }
 
 
-def gang(lanes: Sequence[Source[Row]], world_size: int, cursor: Cursor = None) -> list[tuple[Any, Cursor]]:
+def gang(readers: Sequence[Source[Row]], world_size: int, cursor: Cursor = None) -> list[tuple[Any, Cursor]]:
     """The global batches of all ranks and their joint cursors, up to the first batch that is padding on all ranks."""
-    streams = [dealt(lanes, rank, world_size)(cursor) for rank in range(world_size)]
+    streams = [dealt(readers, rank, world_size)(cursor) for rank in range(world_size)]
     steps = []
     while entries := list(filter(None, (next(stream, None) for stream in streams))):
         batch = join([part for part, _ in entries])
@@ -143,7 +150,7 @@ def gang(lanes: Sequence[Source[Row]], world_size: int, cursor: Cursor = None) -
         if not batch.mask.any():
             assert world_size > 1
             break
-        steps.append((plain(batch), json.loads(json.dumps({lane: at for _, after in entries for lane, at in after.items()}))))
+        steps.append((plain(batch), json.loads(json.dumps(joint(after for _, after in entries)))))
     return steps
 
 
@@ -151,89 +158,113 @@ def batches(steps: Sequence[tuple[Any, Cursor]]) -> list[Any]:
     return [batch for batch, _ in steps]
 
 
-def slow_global(lanes: Sequence[Source[Row]]) -> list[Any]:
-    """Step by step, lane by lane: the next rows of the lane, or empty ones."""
-    rows = [items(lane) for lane in lanes]
-    num_steps = -(-max(map(len, rows)) // ROWS_PER_LANE)
-    at = [range(step * ROWS_PER_LANE, (step + 1) * ROWS_PER_LANE) for step in range(num_steps)]
+def slow_global(readers: Sequence[Source[Row]]) -> list[Any]:
+    """Step by step, reader by reader: the next rows of the reader, or empty ones."""
+    rows, share = [items(reader) for reader in readers], NUM_LANES * ROWS_PER_LANE // len(readers)
+    num_steps = -(-max(map(len, rows)) // share)
+    at = [range(step * share, (step + 1) * share) for step in range(num_steps)]
     return [slow_batch([mine[i] if i < len(mine) else [] for mine in rows for i in step], LENGTH) for step in at]
 
 
-@pytest.mark.parametrize("sizes", LANE_SIZES.values(), ids=LANE_SIZES)
+def readers_of(sizes: Sequence[int]) -> list[Source[Row]]:
+    return [reader(number, size) for number, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("sizes", READER_SIZES.values(), ids=READER_SIZES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_the_global_batch_is_the_same_for_every_world_size(sizes: Sequence[int], world_size: int) -> None:
-    lanes = [lane(number, size) for number, size in enumerate(sizes)]
-    assert batches(gang(lanes, world_size)) == slow_global(lanes)
+    readers = readers_of(sizes)
+    assert batches(gang(readers, world_size)) == slow_global(readers)
 
 
-@pytest.mark.parametrize("sizes", LANE_SIZES.values(), ids=LANE_SIZES)
+@pytest.mark.parametrize("sizes", READER_SIZES.values(), ids=READER_SIZES)
 @pytest.mark.parametrize("after", WORLD_SIZES)
 @pytest.mark.parametrize("before", WORLD_SIZES)
 def test_joint_cursors_go_on_at_any_world_size(sizes: Sequence[int], before: int, after: int) -> None:
-    lanes = [lane(number, size) for number, size in enumerate(sizes)]
-    steps = gang(lanes, before)
+    readers = readers_of(sizes)
+    steps = gang(readers, before)
     for k, (_, cursor) in enumerate(steps, 1):
-        assert batches(gang(lanes, after, cursor)) == batches(steps[k:]), f"after step {k}"
+        assert batches(gang(readers, after, cursor)) == batches(steps[k:]), f"after step {k}"
 
 
+@pytest.mark.parametrize("sizes", ["uneven", "two", "one"])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_every_rank_resumes(world_size: int) -> None:
-    lanes = [lane(number, size) for number, size in enumerate(LANE_SIZES["uneven"])]
+def test_every_rank_resumes(sizes: str, world_size: int) -> None:
+    readers = readers_of(READER_SIZES[sizes])
     for rank in range(world_size):
-        check_resumes(dealt(lanes, rank, world_size), limit=20)
+        check_resumes(dealt(readers, rank, world_size), limit=20)
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 def test_ranks_that_run_out_go_on_with_padding(world_size: int) -> None:
-    lanes = [lane(number, size) for number, size in enumerate(LANE_SIZES["the first half ends early"])]
-    *_, (batch, cursor) = islice(dealt(lanes, 0, world_size)(None), 50)
-    mine = len(lanes) // world_size
+    sizes = READER_SIZES["the first half ends early"]
+    *_, (batch, cursor) = islice(dealt(readers_of(sizes), 0, world_size)(None), 50)
+    mine = len(sizes) // world_size
     assert plain(batch) == slow_batch([[]] * mine * ROWS_PER_LANE, LENGTH)
-    assert cursor == {str(number): LANE_SIZES["the first half ends early"][number] for number in range(mine)}
+    assert cursor == {"law": 2, **{str(number): sizes[number] for number in range(mine)}}
 
 
-def test_a_single_rank_ends_with_its_last_lane() -> None:
-    assert len(items(dealt([lane(0, 1), lane(1, 7)], 0, 1))) == 4
-    assert items(dealt([lane(0, 0), lane(1, 0)], 0, 1)) == []
+def test_a_single_rank_ends_with_its_last_reader() -> None:
+    assert len(items(dealt(readers_of([1, 17]), 0, 1))) == 3
+    assert items(dealt(readers_of([0, 0]), 0, 1)) == []
 
 
-@given(sizes=st.lists(st.integers(0, 6), min_size=8, max_size=8), world_size=st.sampled_from(WORLD_SIZES))
+@given(
+    sizes=st.sampled_from([1, 2, 4, 8]).flatmap(lambda n: st.lists(st.integers(0, 20), min_size=n, max_size=n)),
+    world_size=st.sampled_from(WORLD_SIZES),
+)
 def test_every_prediction_once(sizes: list[int], world_size: int) -> None:
-    lanes = [lane(number, size) for number, size in enumerate(sizes)]
+    readers = readers_of(sizes)
     found = [
         (token, target)
-        for batch in batches(gang(lanes, world_size))
+        for batch in batches(gang(readers, world_size))
         for tokens, targets, mask in zip(batch["tokens"][1], batch["targets"][1], batch["mask"][1], strict=True)
         for token, target, real in zip(tokens, targets, mask, strict=True)
         if real
     ]
-    expected = [pair for rows in map(items, lanes) for row in rows for piece in row for pair in pairwise(piece.ids.tolist())]
-    assert sorted(found) == sorted(expected)
+    rows = [row for reader in readers for row in items(reader)]
+    assert sorted(found) == sorted(pair for row in rows for piece in row for pair in pairwise(piece.ids.tolist()))
 
 
-def test_a_rank_holds_the_cursors_of_its_own_lanes() -> None:
-    lanes = [lane(number, 4) for number in range(8)]
-    [(_, cursor)] = islice(dealt(lanes, 1, 4)(None), 1)
-    assert cursor == {"2": 2, "3": 2}
+def test_a_rank_holds_the_cursors_of_the_readers_of_its_own_lanes() -> None:
+    [(_, cursor)] = islice(dealt(readers_of([4] * 8), 1, 4)(None), 1)
+    assert cursor == {"law": 2, "2": 2, "3": 2}
+    [(_, cursor)] = islice(dealt(readers_of([40] * 2), 2, 4)(None), 1)
+    assert cursor == {"law": 2, "1": 8}
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4), (1, 2)])
-def test_the_number_of_lanes_cannot_change(before: int, after: int) -> None:
-    *_, (_, cursor) = gang([lane(number, 4) for number in range(before)], 1)
-    with pytest.raises(UsageError, match=rf"dataset\.num_lanes: expected .*, found {after} lanes"):
-        items(dealt([lane(number, 4) for number in range(after)], 0, 1), cursor)
+def test_the_number_of_readers_cannot_change(before: int, after: int) -> None:
+    *_, (_, cursor) = gang(readers_of([40] * before), 1)
+    with pytest.raises(UsageError, match=rf"dataset\.num_readers: expected .*, found {after} of them"):
+        items(dealt(readers_of([40] * after), 0, 1), cursor)
 
 
-def test_a_rank_reads_no_other_lane() -> None:
+@pytest.mark.parametrize(
+    ("cursor", "found"), [({"0": 3, "1": 5}, "one before there were versions"), ({"law": 1, "0": 3}, "1"), ({"law": 3}, "3")]
+)
+def test_a_place_in_another_order_of_the_data_is_refused(cursor: Cursor, found: str) -> None:
+    with pytest.raises(UsageError, match=rf"expected version 2 of the order of the data, found {found}$"):
+        items(dealt(readers_of([4]), 0, 1), cursor)
+
+
+def test_a_rank_reads_for_no_other_lanes() -> None:
     def forbidden(cursor: Cursor) -> Any:
         raise AssertionError("not this rank's")
 
-    lanes = [forbidden, forbidden, lane(2, 3), lane(3, 1)]
-    assert len(take(dealt(lanes, 1, 2), None, 9)) == 9
+    assert len(take(dealt([forbidden, reader(1, 3)], 1, 2), None, 9)) == 9
 
 
 @pytest.mark.parametrize("world_size", [3, 5, 16])
 def test_lanes_that_cannot_be_shared_out(world_size: int) -> None:
     expected = rf"^dataset\.num_lanes: expected a multiple of the world size {world_size}, found 8$"
     with pytest.raises(UsageError, match=expected):
-        next(dealt([lane(number, 4) for number in range(8)], 0, world_size)(None))
+        next(dealt(readers_of([4] * 8), 0, world_size)(None))
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "num_lanes", "expected"),
+    [(0, 8, 1), (127, 8, 1), (128, 8, 2), (255, 8, 2), (256, 8, 4), (10**6, 8, 8), (10**6, 1, 1), (200, 6, 3), (70, 1024, 1)],
+)
+def test_a_reader_has_64_mebibytes_or_is_the_only_one(mebibytes: int, num_lanes: int, expected: int) -> None:
+    assert readers_for(mebibytes << 20, num_lanes) == expected

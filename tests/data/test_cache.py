@@ -234,7 +234,7 @@ from pathlib import Path
 
 from fnrecipe.data import byte_tokenizer, cached, open_corpus
 
-corpus = open_corpus(sys.argv[1], byte_tokenizer(), num_lanes=8)
+corpus = open_corpus(sys.argv[1], byte_tokenizer())
 print("ready", flush=True)
 sys.stdin.readline()
 for block in corpus.blocks:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fnrecipe.data import Block, Corpus, Document, byte_tokenizer, fingerprints, open_corpus
+from fnrecipe.data import Block, Corpus, Document, byte_tokenizer, fingerprints, open_corpus, share
 from fnrecipe.data.corpus import STDLIB, Reading, texts_of
 from fnrecipe.data.files import fingerprint
 from fnrecipe.errors import DataError, UsageError
@@ -92,6 +93,11 @@ def documents_of(corpus: Corpus) -> list[list[str]]:
     return [[shown(item) for item in items if isinstance(item, Document)] for items in found]
 
 
+def share_of(corpus: Corpus, number: int, size: int) -> list[list[str]]:
+    """The documents of a share of the blocks, by block."""
+    return documents_of(attrs.evolve(corpus, blocks=share(corpus.blocks, number, size, [7])))
+
+
 def shown(document: Document) -> str:
     return TOKENIZER.decode(document.ids.tolist()) if document.ids is not None else document.text or ""
 
@@ -100,29 +106,27 @@ def joined(blocks: Sequence[list[str]]) -> list[str]:
     return sorted(text for block in blocks for text in block)
 
 
-@pytest.mark.parametrize("num_lanes", [1, 3, 8, 64])
+@pytest.mark.parametrize("size", [1, 3, 8, 64])
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_document_once_whatever_the_number_of_lanes(tmp_path: Path, name: str, num_lanes: int) -> None:
-    corpus = open_some(write(tmp_path, name), name, num_lanes=num_lanes)
-    assert joined(documents_of(corpus)) == sorted(DOCUMENTS)
-    assert len(corpus.blocks) >= (len(DOCUMENTS) if name in WHOLE else num_lanes)
+def test_every_document_once_whatever_the_number_of_shares(tmp_path: Path, name: str, size: int) -> None:
+    corpus = open_some(write(tmp_path, name), name)
+    assert joined([block for number in range(size) for block in share_of(corpus, number, size)]) == sorted(DOCUMENTS)
     assert [file.name for file in corpus.files] == sorted(path.name for path in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("num_lanes", [1, 8, 64])
+@pytest.mark.parametrize("size", [1, 8, 64])
 @pytest.mark.parametrize("name", CLOSED)
-def test_one_closed_file_is_shared_out_to_all_lanes(tmp_path: Path, name: str, num_lanes: int) -> None:
-    corpus = open_some(write(tmp_path, name, [40]), name, num_lanes=num_lanes)
-    blocks = documents_of(corpus)
-    lanes = [joined(blocks[lane::num_lanes]) for lane in range(num_lanes)]
-    assert joined(lanes) == sorted(DOCUMENTS)
-    assert sum(map(bool, lanes)) >= min(num_lanes, 24)
+def test_one_closed_file_is_shared_out_by_documents(tmp_path: Path, name: str, size: int) -> None:
+    corpus = open_some(write(tmp_path, name, [40]), name)
+    counts = [sum(map(len, share_of(corpus, number, size))) for number in range(size)]
+    assert sum(counts) == len(DOCUMENTS)
+    assert max(counts) - min(counts) <= len(corpus.blocks)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *WHOLE])
 def test_a_block_a_document(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, name)
-    blocks = documents_of(open_some(path, name, by_document=True, num_lanes=8))
+    blocks = documents_of(open_some(path, name, by_document=True))
     assert max(map(len, blocks)) == 1
     assert [text for block in blocks for text in block] == DOCUMENTS
     assert joined(documents_of(open_some(path, name))) == joined(blocks)
@@ -150,14 +154,15 @@ def test_nothing_but_empty_files(tmp_path: Path, name: str, by_document: bool) -
 def test_parquet_without_rows(tmp_path: Path) -> None:
     path = write(tmp_path, "parquet", [0, 0])
     with pytest.raises(UsageError, match=f"^{tmp_path}: expected at least one document, found only empty files$"):
-        open_some(path, "parquet", num_lanes=8)
+        open_some(path, "parquet")
 
 
 def test_plain_and_compressed_files_side_by_side(tmp_path: Path) -> None:
     for number, (suffix, pack) in enumerate({".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstd}.items()):
         (tmp_path / f"{number}{suffix}").write_bytes(pack(jsonl(DOCUMENTS[number::3])))
-    for num_lanes in (1, 3, 100):
-        assert joined(documents_of(open_corpus(str(tmp_path), TOKENIZER, num_lanes=num_lanes))) == sorted(DOCUMENTS)
+    corpus = open_corpus(str(tmp_path), TOKENIZER)
+    for size in (1, 3, 100):
+        assert joined([block for number in range(size) for block in share_of(corpus, number, size)]) == sorted(DOCUMENTS)
 
 
 def test_a_directory_of_two_formats(tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_the_library_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    corpus = open_corpus(STDLIB, TOKENIZER, num_lanes=8)
+    corpus = open_corpus(STDLIB, TOKENIZER)
     assert [file.name for file in corpus.files] == ["json/__init__.py", "json/decoder.py", "os.py"]
     assert documents_of(corpus) == [["b = 2\n"], ["a = 1\n"]]
     assert corpus.name == STDLIB
@@ -244,7 +249,7 @@ def test_documents_at_an_address(tmp_path: Path, address: str, name: str) -> Non
     for path in tmp_path.iterdir():
         fsspec.filesystem("memory").pipe(f"/corpus/{path.name}", path.read_bytes())
     for pattern in (address, f"{address}/*"):
-        corpus = open_some(pattern, name, num_lanes=3)
+        corpus = open_some(pattern, name)
         assert joined(documents_of(corpus)) == sorted(DOCUMENTS)
         assert all(file.path.startswith("memory:///corpus/") for file in corpus.files)
 
@@ -276,7 +281,7 @@ SPARSE = {
     "a.txt": (10 << 30, Reading(separator="\n\n"), 10 << 10),
     "a.bin": (10 << 30, Reading(), 5 << 10),
     "b.bin": (10 << 30, Reading(dtype="uint32"), 10 << 8),
-    "a.jsonl.gz": (10 << 30, Reading(), 8),
+    "a.jsonl.gz": (10 << 30, Reading(), 1),
     "whole.txt": (10 << 30, Reading(), 1),
 }
 
@@ -290,7 +295,7 @@ def test_a_big_file_is_planned_without_reading_it(
     tracemalloc.start()
     try:
         start = time.process_time()
-        blocks = open_corpus(str(tmp_path / name), TOKENIZER, reading=reading, num_lanes=8).blocks
+        blocks = open_corpus(str(tmp_path / name), TOKENIZER, reading=reading).blocks
         seconds = time.process_time() - start
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -177,3 +179,22 @@ def test_padding_of_windows_of_512_documents_is_below_half_a_percent() -> None:
         rows += len(pack(documents, 0, length=length, key=(0,)))
         used += int(window.sum())
     assert 0 <= 1 - used / (rows * length) < 0.005
+
+
+EPOCHS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), max_size=6)
+
+
+@given(epochs=EPOCHS, length=LENGTHS, key=st.sampled_from([None, (3,)]))
+def test_rows_hold_the_epochs_of_a_window_one_after_the_other(epochs: list[list[int]], length: int, key: Any) -> None:
+    documents = [attrs.evolve(doc, epoch=number, source=0) for number, sizes in enumerate(epochs) for doc in numbered(sizes)]
+    rows = pack(documents, 0, length=length, key=key)
+    first_last = [(min(piece.epoch for piece in row), max(piece.epoch for piece in row)) for row in rows]
+    assert all(last <= first for (_, last), (first, _) in pairwise(first_last))
+    assert all(sum(len(piece.ids) - 1 for piece in row) <= length for row in rows)
+    assert sum(len(piece.ids) - 1 for row in rows for piece in row) == sum(chain(*epochs))
+
+
+def test_a_row_that_one_epoch_leaves_open_is_filled_by_the_next() -> None:
+    documents = [attrs.evolve(doc, epoch=number, source=0) for number in range(40) for doc in numbered([3, 4])]
+    rows = pack(documents, 0, length=100, key=(1,))
+    assert [sum(len(piece.ids) - 1 for piece in row) for row in rows] == [98, 98, 84]

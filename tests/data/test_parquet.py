@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe.data import Block, Document, byte_tokenizer, open_corpus
-from fnrecipe.data.blocks import stripe
+from fnrecipe.data.blocks import share
 from fnrecipe.data.document import Read
 from fnrecipe.data.formats.parquet import plan, read
 from fnrecipe.errors import DataError, UsageError
@@ -65,18 +65,19 @@ def test_stripes_share_each_row_group_out_in_turn(
 ) -> None:
     path = write(tmp_path_factory.getbasetemp() / "striped.parquet", pa.array(documents, pa.string()), rows)
     groups = [documents[start : start + rows] for start in range(0, len(documents), rows)]
-    blocks = stripe(plan([str(path)]), stripes * max(len(groups), 1))
-    assert [texts(list(read(block, key="text"))) for block in blocks] == [
-        group[number::stripes] for group in groups for number in range(stripes if groups else 0)
-    ]
+    blocks = plan([str(path)])
+    assert len(blocks.sizes) == len(groups)
+    for number in range(stripes):
+        found = [texts(list(read(block, key="text"))) for block in share(blocks, number, stripes, None)]
+        assert found == [group[number::stripes] for group in groups]
 
 
-@pytest.mark.parametrize("num_lanes", [1, 3, 4, 64])
-def test_more_lanes_than_row_groups(tmp_path: Path, num_lanes: int) -> None:
+@pytest.mark.parametrize("size", [1, 3, 4, 64])
+def test_more_readers_than_row_groups(tmp_path: Path, size: int) -> None:
     path = write(tmp_path / "a.parquet", WORDS)
-    corpus = open_corpus(str(path), byte_tokenizer(), num_lanes=num_lanes)
-    assert len(corpus.blocks) >= num_lanes
-    assert sorted(texts([item for block in corpus.blocks for item in corpus.read(block)])) == sorted(WORDS)
+    corpus = open_corpus(str(path), byte_tokenizer())
+    blocks = [block for number in range(size) for block in share(corpus.blocks, number, size, [3])]
+    assert sorted(texts([item for block in blocks for item in corpus.read(block)])) == sorted(WORDS)
 
 
 def test_tables_without_rows(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ BAD_COLUMNS = {
 def test_bad_values_are_named_by_row(tmp_path: Path, column: pa.Array, found: str, stripes: int) -> None:
     values = column.to_pylist()
     path = write(tmp_path / "a.parquet", pa.concat_arrays([column] * 2), 3)
-    for block in stripe(plan([str(path)]), 2 * stripes):
+    for block in (block for number in range(stripes) for block in share(plan([str(path)]), number, stripes, None)):
         rows = range(3)[block.stripe :: block.stripes]
         where = [
             f"{path}: row {row} of row group {block.start}: expected text in the column 'text', found {found}" for row in rows

@@ -82,10 +82,10 @@ PIECES = st.lists(st.sampled_from([WORD, "\n", "\n\n", "a", "ü ", "\r", "<|", "
 
 
 @pytest.mark.parametrize(("separator", "pattern"), [(WORD, r"<\|sep\|>"), ("\n\n", r"\n\n+"), ("\n", r"\n")])
-@given(content=PIECES, num_lanes=st.integers(1, 3))
-def test_documents_equal_those_of_split(scratch: Path, separator: str, pattern: str, content: str, num_lanes: int) -> None:
+@given(content=PIECES, limit=st.integers(1, 9))
+def test_documents_equal_those_of_split(scratch: Path, separator: str, pattern: str, content: str, limit: int) -> None:
     scratch.write_bytes(content.encode())
-    blocks = cut([str(scratch)], [len(content.encode())], num_lanes)
+    blocks = cut([str(scratch)], [len(content.encode())], limit)
     found = texts([item for block in blocks for item in read(block, separator=separator)])
     assert found == [text for text in re.split(pattern, content) if text.strip()]
 

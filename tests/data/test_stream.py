@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import threading
 import time
 import traceback
@@ -27,6 +28,7 @@ from fnrecipe.data import (
     prefetch,
     regroup,
     repeat,
+    sift,
     tolerate,
     weights_between,
 )
@@ -380,3 +382,24 @@ def test_prefetch_of_size_0_reads_nothing_ahead() -> None:
     assert not reading_ahead()
     stream.close()  # type: ignore[attr-defined]
     assert source.closed
+
+
+def odd(number: int) -> str:
+    return "odd" if number % 2 else "large" if number > 9 else ""
+
+
+def sifted(
+    caplog: pytest.LogCaptureFixture, values: list[int], cursor: Cursor = None, **options: bool
+) -> tuple[list[int], list[str]]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        found = items(pipe(listed(values), partial(sift, reason=odd, name="web", **options)), cursor)
+    return found, [record.getMessage() for record in caplog.records]
+
+
+def test_sift_warns_where_nothing_is_left_from_start_to_end(caplog: pytest.LogCaptureFixture) -> None:
+    assert sifted(caplog, [1, 2, 3, 4, 20]) == ([2, 4], [])
+    assert sifted(caplog, [1, 20, 3]) == ([], ["web: expected documents to use, found none but 2 odd, 1 large"])
+    assert sifted(caplog, []) == ([], ["web: expected documents to use, found none"])
+    assert sifted(caplog, [], needed=False) == ([], [])
+    assert sifted(caplog, [2, 1, 3], 1) == ([], [])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fnrecipe.data import Corpus, Document, Tokens, byte_tokenizer, collate, open_corpus
+from fnrecipe.data import Corpus, Document, Tokens, byte_tokenizer, collate, open_corpus, pipe, watch_padding
 from fnrecipe.data.survey import fill, read_through, survey
 from fnrecipe.errors import DataError
+from tests.data.laws import items, listed
 
 TEXTS = [f"{'ä' * (number % 7)}{'x' * (number * 37 % 101)}" for number in range(600)]
 LENGTHS = [len(text.encode()) for text in TEXTS if text]
@@ -24,7 +27,7 @@ def corpus(tmp_path: Path) -> Corpus:
     for number, line in sorted({**BAD, 100: "", 200: " ", 400: "\t"}.items()):
         lines.insert(number, line)
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
-    return open_corpus(str(tmp_path / "a.jsonl"), byte_tokenizer(), num_lanes=2)
+    return open_corpus(str(tmp_path / "a.jsonl"), byte_tokenizer())
 
 
 def in_order(corpus: Corpus) -> list[Document | DataError]:
@@ -80,3 +83,19 @@ def test_how_full_rows_are_is_added_up_over_batches() -> None:
     assert (found.positions, found.targets, found.pieces, found.rows) == (60, 18, 4, 6)
     none = fill(iter([]))
     assert (none.positions, none.targets, none.pieces, none.rows) == (0, 0, 0, 0)
+
+
+def padded(caplog: pytest.LogCaptureFixture, targets: Sequence[int]) -> list[str]:
+    """What is said of batches of one row of ten, with so many targets each."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        batches = [collate([[piece(count)] if count else []], 10) for count in targets]
+        assert len(items(pipe(listed(batches), watch_padding))) == len(targets)
+    return [record.getMessage().partition(";")[0] for record in caplog.records]
+
+
+def test_rows_that_are_mostly_padding_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert padded(caplog, []) == padded(caplog, [8] * 600) == []
+    assert padded(caplog, [7] * 600) == ["30 % of the positions of the first 8 batches are padding"]
+    assert padded(caplog, [10] * 8 + [5] * 56) == ["44 % of the positions of the first 64 batches are padding"]
+    assert padded(caplog, [2, 4]) == ["70 % of the positions of the first 2 batches are padding"]

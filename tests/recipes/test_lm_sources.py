@@ -137,7 +137,7 @@ def flat_lanes(batches: Sequence[Batch], rows_per_lane: int) -> list[list[int]]:
 @pytest.mark.parametrize("form", ENTERED)
 def test_concat_gives_every_prediction_but_those_at_the_ends_of_rows(tmp_path: Path, form: Write, order: str) -> None:
     ends = TokenizerSection(add_bos=False)
-    config = recipe(form(tmp_path, DOCUMENTS), packing="concat", order=order, epochs=2, ends=ends)
+    config = recipe(form(tmp_path, DOCUMENTS), packing="concat", order=order, epochs=2, ends=ends, num_readers=2)
     lanes = flat_lanes(items(train(config)), 2)
     assert all(flat[-1] == END for flat in lanes)
     found = [text for flat in lanes for text in bytes(i if i < END else 0 for i in flat[:-1]).decode().split("\0")]
@@ -149,7 +149,7 @@ def letters(folder: Path, name: str, count: int) -> str:
     return write(folder / f"{name}.jsonl", [name * (1 + 17 * i % 60) for i in range(count)]).path
 
 
-MIXED: dict[str, Any] = {"max_seq_len": 64, "batch_size": 2, "num_lanes": 2, "pack_window": 1}
+MIXED: dict[str, Any] = {"max_seq_len": 64, "batch_size": 2, "num_lanes": 2, "num_readers": 2, "pack_window": 1}
 LARGEST = 62
 
 
@@ -260,21 +260,21 @@ def test_a_bad_record_beyond_the_limit_ends_the_stream(tmp_path: Path, limit: in
     assert (f"bad records skipped before it: {limit}" in str(caught.value)) == (limit > 0)
 
 
-def test_the_limit_of_bad_records_is_for_each_lane_and_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_limit_of_bad_records_is_for_each_reader_and_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = write_bad(tmp_path / "bad.jsonl")
-    lanes = []
+    readers = []
     with caplog.at_level(logging.WARNING):
         for rank in range(2):
             caplog.clear()
-            for _ in islice(train_stream(recipe(source, max_bad_records=len(BAD)), Place(rank, 2))(None), 60):
+            for _ in islice(train_stream(recipe(source, num_readers=2, max_bad_records=len(BAD)), Place(rank, 2))(None), 60):
                 pass
-            lanes.append(len(caplog.records))
-    assert sum(lanes) == len(BAD)
-    assert min(lanes) > 0
-    found = items(train(recipe(source, max_bad_records=max(lanes), epochs=3)))
+            readers.append(len(caplog.records))
+    assert sum(readers) == len(BAD)
+    assert min(readers) > 0
+    found = items(train(recipe(source, num_readers=2, max_bad_records=max(readers), epochs=3)))
     assert Counter(pieces(found)) == Counter({piece: 3 * count for piece, count in expected_pieces(DOCUMENTS).items()})
     with pytest.raises(DataError):
-        items(train(recipe(source, max_bad_records=max(lanes) - 1)))
+        items(train(recipe(source, num_readers=2, max_bad_records=max(readers) - 1)))
 
 
 def test_bad_records_are_not_counted_twice_by_resuming(tmp_path: Path) -> None:

@@ -24,12 +24,15 @@ def plan(paths: Sequence[str]) -> Blocks:
     Raises:
         DataError: if a file is not Parquet.
     """
-    rows = []
+    rows: list[tuple[int, ...]] = []
+    sizes: list[int] = []
     for number, path in enumerate(paths):
         with _parquet(path) as file:
-            groups = [g for g in range(file.num_row_groups) if file.metadata.row_group(g).num_rows]
-        rows += [(number, group, group + 1, 0, 1) for group in groups]
-    return Blocks(paths, np.array(rows, np.int64).reshape(-1, 5))
+            groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
+        found = {g: group.total_byte_size for g, group in enumerate(groups) if group.num_rows}
+        rows += [(number, group, group + 1, 0, 1) for group in found]
+        sizes += found.values()
+    return Blocks(paths, np.array(rows, np.int64).reshape(-1, 5), np.array(sizes, np.int64))
 
 
 def read(block: Block, *, key: str) -> Iterator[Read]:

@@ -6,6 +6,7 @@ A header is 256 int32: 20240520 and version 1 for uint16 ids (GPT-2), 20240801 a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,7 @@ def sizes(paths: Sequence[str], dtype: str) -> list[int]:
 def read(block: Block, *, dtype: str, eos: int, bos: int, vocab_size: int) -> Iterator[Read]:
     """The documents that start in a block of tokens: at the file's start and after each `eos`; a leading `bos` is no part."""
     tokens = _array(block.path, dtype)
-    start = block.start if block.start == 0 or tokens[block.start - 1] == eos else _after(tokens, block.start, eos)
-    while start < block.stop:
-        stop = _after(tokens, start, eos)
+    for start, stop in islice(_spans(tokens, block, eos), block.stripe, None, block.stripes):
         found: NDArray[Any] = tokens[start:stop]
         outside = np.flatnonzero((found < 0) | (found >= vocab_size))
         if len(outside):
@@ -41,13 +40,21 @@ def read(block: Block, *, dtype: str, eos: int, bos: int, vocab_size: int) -> It
             ids = np.array(found, np.int32)
             ids = ids[: -1 if ids[-1] == eos else None]
             yield Document(ids=ids[1 if len(ids) and ids[0] == bos else 0 :])
-        start = stop
 
 
 def starts(path: str, dtype: str, eos: int) -> NDArray[np.int64]:
     """Where each document of a file starts, int64."""
     tokens = _array(path, dtype)
     return np.concatenate([np.zeros(min(len(tokens), 1), np.int64), np.flatnonzero(tokens[:-1] == eos) + 1])
+
+
+def _spans(tokens: NDArray[np.generic], block: Block, eos: int) -> Iterator[tuple[int, int]]:
+    """Where each document of a block starts and stops."""
+    start = block.start if block.start == 0 or tokens[block.start - 1] == eos else _after(tokens, block.start, eos)
+    while start < block.stop:
+        stop = _after(tokens, start, eos)
+        yield start, stop
+        start = stop
 
 
 def _after(tokens: NDArray[np.generic], start: int, eos: int) -> int:
