@@ -1,7 +1,6 @@
 """The stream: from JSONL to batches, against the tokenizer alone and against other libraries (`pip install -e '.[bench]'`).
 
-The documents are every second top-level piece of the sources of Python's library that is shorter than 20,000 characters (one
-of 700,000 would leave all lanes but its own without work); the tokenizer is a byte-level BPE of 8192 tokens trained on them;
+The documents are every second top-level piece of the sources of Python's library that is shorter than 20,000 characters; the tokenizer is a byte-level BPE of 8192 tokens trained on them;
 batches are 8 rows of 1024. The bare systems have all texts in memory and only encode them; fnrecipe reads, parses, splits
 off validation documents, shuffles, tokenises, packs by best fit, collates and hands over through its thread. The peers (see
 `stream_peers.py`) read, parse, tokenise, join documents end to end and batch.
@@ -96,7 +95,7 @@ def _memory(folder: str) -> list[Result]:
 
 
 def _padding(folder: Path) -> list[Result]:
-    """Of rows from windows of full size, while all lanes have documents."""
+    """Of rows from windows of full size."""
     results = []
     for window in (64, 512):
         source = train_stream(_config(folder, window=window, epochs=None), Place())
@@ -146,7 +145,7 @@ def _resume(folder: Path, name: str) -> Callable[[], float]:
 
 
 def _by_workers(folder: Path, workers: int) -> Callable[[], float]:
-    config = _config(folder)
+    config = attrs.evolve(_config(folder), dataset=attrs.evolve(_config(folder).dataset, num_readers=2))
     if not workers:
         return setup(OURS[0], str(folder))
     source = partial(spread, partial(train_stream, config), place=Place(), workers=workers, size=2)
