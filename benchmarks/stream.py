@@ -1,9 +1,10 @@
 """The stream: from JSONL to batches, against the tokenizer alone and against other libraries (`pip install -e '.[bench]'`).
 
 The documents are every second top-level piece of the sources of Python's library that is shorter than 20,000 characters;
-the tokenizer is a byte-level BPE of 8192 tokens trained on them; batches are 8 rows of 1024. The bare systems have all texts in memory and only encode them; fnrecipe reads, parses, splits
-off validation documents, shuffles, tokenises, packs by best fit, collates and hands over through its thread. The peers (see
-`stream_peers.py`) read, parse, tokenise, join documents end to end and batch.
+the tokenizer is a byte-level BPE of 8192 tokens trained on them; batches are 8 rows of 1024. The bare systems have all texts
+in memory and only encode them; fnrecipe reads, parses, splits off validation documents, shuffles, tokenises, packs by best
+fit, collates and hands over through its thread. The peers (see `stream_peers.py`) read, parse, tokenise, join documents end
+to end and batch.
 """
 
 from __future__ import annotations
