@@ -39,6 +39,8 @@ def _split_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @config_options
 def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours."""
+    from fnrecipe.data.survey import NO_ROW
+
     found, config = _load(recipe, files, pairs)
     tokenizer, shown = _needed(found, "tokenizer")(config), 0
     names = [corpus.name for corpus in _needed(found, "corpora")(config)]
@@ -49,7 +51,7 @@ def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tu
         if shown == rows:
             return 0
     if not shown:
-        raise UsageError("dataset: expected at least one row, found none")
+        raise UsageError(NO_ROW)
     return 0
 
 
@@ -66,7 +68,7 @@ def stats(
     import numpy as np
     from rich.table import Table
 
-    from fnrecipe.data.survey import fill, survey
+    from fnrecipe.data.survey import NO_ROW, fill, survey
 
     found, config = _load(recipe, files, pairs)
     tokenizer = _needed(found, "tokenizer")(config)
@@ -98,7 +100,7 @@ def stats(
     rows = fill(batch for batch, _ in islice(source(None), batches))
     seconds, busy = time.perf_counter() - started[0], time.process_time() - started[1]
     if not rows.rows:
-        raise UsageError("dataset: expected at least one row, found none")
+        raise UsageError(NO_ROW)
     click.echo(
         f"{rows.rows:,} rows: {rows.pieces / rows.rows:.1f} pieces a row, "
         f"{1 - rows.targets / rows.positions:.2%} padding; {rows.targets / seconds:,.0f} tokens/s, "

@@ -27,6 +27,7 @@ from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.data import Batch, Place, Source, each, fingerprints, joint, pipe
+from fnrecipe.data.survey import NO_ROW
 from fnrecipe.display import Display, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.fetch import Fetched, fetch, lag
@@ -153,7 +154,7 @@ class _Run:
             late.append(self._publication(pending, clock))
         self._record(late, keep=0)
         if number == 0:
-            raise UsageError("dataset: expected at least one row of training data, found none")
+            raise UsageError(NO_ROW)
         if number > saved:
             self._save(state, number, cursor)
         return self._end(state, number, number - first, time.monotonic() - started, stop)

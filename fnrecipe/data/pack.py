@@ -28,7 +28,7 @@ def split(document: Tokens, length: int) -> list[Tokens]:
     starts = range(0, n, length)
     share = [document.num_bytes * min(start, n) // max(n, 1) for start in (*starts, n)]
     return [
-        attrs.evolve(document, ids=document.ids[start : start + length + 1], num_bytes=after - before)
+        Tokens(document.ids[start : start + length + 1], after - before, document.source, document.epoch)
         for start, (before, after) in zip(starts, pairwise(share), strict=True)
     ]
 

@@ -18,6 +18,10 @@ from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.data.tokenizer import Tokenizer, tokenize
 from fnrecipe.errors import DataError
 
+NO_ROW = (
+    "dataset: expected at least one row, found none: each document is empty, bad, on the other side of the split "
+    "(dataset.valid_fraction), or of fewer tokens than it takes to predict one"
+)
 _CHUNK = 256
 _WATCHED, _PADDING = (8, 64, 512), 0.2
 _log = logging.getLogger(__name__)
