@@ -127,7 +127,7 @@ def test_data_that_is_not_there_is_told(tmp_path: Path, train: Train, files: lis
 def test_data_of_blank_lines_only_is_told(tmp_path: Path, train: Train) -> None:
     (tmp_path / "a.jsonl").write_text("\n  \n\n")
     assert_data_error(
-        train(tmp_path / "out", jsonl(tmp_path / "a.jsonl")), "expected at least one row of training data, found none"
+        train(tmp_path / "out", jsonl(tmp_path / "a.jsonl")), "expected at least one row, found none: each document is empty"
     )
 
 
