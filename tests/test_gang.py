@@ -16,7 +16,7 @@ import torch
 
 from fnrecipe import checkpoint
 from fnrecipe.errors import UsageError
-from fnrecipe.gang import Gang, check_same, first_host, gather
+from fnrecipe.gang import Gang, check_same, gather
 from fnrecipe.mesh import check_size
 from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
 
@@ -58,6 +58,16 @@ def by_hand(number: int, texts: Path, out: Path, environment: dict[str, str], **
     command = [sys.executable, "-m", "fnrecipe.cli", *arguments(texts, out, **changes)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **names})
+
+
+def by_hand_environment() -> dict[str, str]:
+    return {
+        "RANK": "{number}",
+        "LOCAL_RANK": "{number}",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": free_port(),
+    }
 
 
 def free_port() -> str:
@@ -200,7 +210,7 @@ def test_restarts_by_torchrun_go_on_by_themselves(alone: Path, texts: Path, tmp_
 
 
 def test_a_rank_that_hangs_ends_the_others_and_is_named(texts: Path, tmp_path: Path) -> None:
-    environment = {"RANK": "{number}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    environment = by_hand_environment()
     changes = {"regime__num_steps": 100_000, "lr_scheduler__config__cycle_len": 40, "gang__timeout": 0.1}
     ranks = [by_hand(number, texts, tmp_path, environment, **changes) for number in range(2)]
     wait_for(ranks[0], tmp_path, 3)
@@ -238,7 +248,7 @@ def test_a_killed_rank_ends_the_run_with_its_name(texts: Path, tmp_path: Path) -
 
 
 def test_a_rank_with_another_config_is_refused(texts: Path, tmp_path: Path) -> None:
-    environment = {"RANK": "{number}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    environment = by_hand_environment()
     ranks = [by_hand(n, texts, tmp_path, environment, optimizer__config__lr=[1e-3, 2e-3][n]) for n in range(2)]
     for rank, ended in enumerate(map(end, ranks)):
         assert ended.status == 2
@@ -271,14 +281,6 @@ def test_a_size_that_does_not_divide_is_refused_with_those_that_do(size: int, wr
 def test_sizes_that_divide_are_taken() -> None:
     for size in (1, 2, 4):
         check_size({"a": 8, "b": 4}, size)
-
-
-@pytest.mark.parametrize(
-    ("hosts", "expected"),
-    [("gpu[003-010,012],cpu7", "gpu003"), ("node1", "node1"), ("a,b", "a"), ("n[7]", "n7"), ("x-1-[02,05]", "x-1-02")],
-)
-def test_the_first_host_of_a_slurm_list(hosts: str, expected: str) -> None:
-    assert first_host(hosts) == expected
 
 
 def test_a_gang_of_one_asks_nobody() -> None:
