@@ -77,14 +77,14 @@ def export(here: Launched) -> None:
 
 
 def follow() -> None:
-    """Makes a rank of `--nproc` end when its launcher does, by SIGKILL, which also ends one that hangs.
-
-    Until the run notes signals, each of them ends the rank without a word: the launcher has it as well and tells of it.
-    """
-    if meeting() is None:
+    """Makes a rank of `--nproc` or torchrun end when its launcher does, by SIGKILL, which also ends one that hangs."""
+    if meeting() is not None:
+        parent = int(os.environ[VARIABLE].partition(":")[0])
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run notes signals; the launcher tells of what comes before
+    elif os.environ.get("TORCHELASTIC_RUN_ID") is not None:
+        parent = os.getppid()
+    else:
         return
-    parent = int(os.environ[VARIABLE].partition(":")[0])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:

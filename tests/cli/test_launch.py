@@ -152,15 +152,21 @@ def test_ranks_end_with_their_launcher_even_if_they_hang(tmp_path: Path) -> None
     process.communicate(timeout=60)  # to the end of the output: of all processes that can write to it
 
 
-WATCHES = """
-import os, subprocess, sys
-code = "import os; from fnrecipe.launcher import watch; print('ready', flush=True); watch(os.getppid())"
+READY = "os.write(1, b'ready\\\\n')"
+PARENT = """
+import subprocess, sys
+code = "import os, time; from fnrecipe.launcher import follow, watch; parent = os.getppid(); {body}"
 subprocess.run([sys.executable, "-c", code])
 """
 
 
-def test_where_no_kernel_ends_a_rank_it_watches_its_launcher() -> None:
-    process = subprocess.Popen([sys.executable, "-c", WATCHES], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    "body", [f"follow(); {READY}; time.sleep(3600)", f"{READY}; watch(parent)"], ids=["torchrun", "no Linux"]
+)
+def test_ranks_end_with_torchrun_and_where_no_kernel_ends_them_too(body: str) -> None:
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
+    command = [sys.executable, "-c", PARENT.format(body=body)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.kill()
@@ -199,7 +205,7 @@ def test_a_run_ends_with_its_launcher_and_goes_on_until_a_hangup_but_not_under_a
     assert (refused.status, refused.output) == (2, "")
     assert [line.split(": ")[-1][:21] for line in refused.errors.splitlines()] == [
         "holds a run with anot",
-        "0.002 there, 0.5 now",
+        "0.0015 there, 0.5 now",
     ]
 
 
