@@ -71,13 +71,14 @@ def launch(size: int) -> int:
     with _noted() as received:
         statuses, words = _run(size, received)
     causes = [rank for rank, word in words.items() if not word.lost]
+    failed = [rank for rank, status in enumerate(statuses) if _failed(status)]
+    killed = [rank for rank in failed if (statuses[rank] or 0) < 0]
     if len(received) > 1 or (received and -received[0] in statuses and not causes):
         signal.raise_signal(received[-1])
-    if words and (causes or not any(map(_killed, statuses))):
+    if causes or (words and not killed):
         return _show(words, (causes or list(words))[0], size)
-    for rank, status in enumerate(statuses):
-        if _failed(status):
-            raise FnrecipeError(f"rank {rank} {_how(status)}; the same command goes on from the last checkpoint")
+    for rank in killed or failed:
+        raise FnrecipeError(f"rank {rank} {_how(statuses[rank])}; the same command goes on from the last checkpoint")
     return max(status or 0 for status in statuses)
 
 
@@ -87,7 +88,7 @@ def _run(size: int, received: list[signal.Signals]) -> tuple[list[int | None], M
     try:
         with TemporaryDirectory(prefix="fnrecipe-", ignore_cleanup_errors=True) as directory:
             try:
-                _name_directory(size, directory)
+                _set_variables(size, directory)
                 for rank in range(size):
                     ranks.append(_start(rank))
                 return _wait(ranks, received), _words(size, Path(directory))
@@ -99,7 +100,7 @@ def _run(size: int, received: list[signal.Signals]) -> tuple[list[int | None], M
         raise FnrecipeError(f"--nproc: cannot start {size} processes: {error}") from error
 
 
-def _name_directory(size: int, directory: str) -> None:
+def _set_variables(size: int, directory: str) -> None:
     """Sets the variables that are the same for all ranks; the user's own choice of threads and network stays."""
     os.environ[VARIABLE] = f"{os.getpid()}:{directory}"
     os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = str(size)
@@ -150,10 +151,6 @@ def _show(words: Mapping[int, Word], rank: int, size: int) -> int:
 
 def _failed(status: int | None) -> bool:
     return status is not None and status not in (0, *EXIT_STATUS.values())
-
-
-def _killed(status: int | None) -> bool:
-    return status is not None and status < 0
 
 
 def _how(status: int | None) -> str:

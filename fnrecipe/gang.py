@@ -68,7 +68,7 @@ def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=timeout)
     except (ValueError, RuntimeError) as error:
-        raise LostError(f"the processes of the run did not find each other: {error}") from error
+        raise LostError(f"the processes of the run did not find each other: {_on_one_line(error)}") from error
     try:
         yield Gang(rank, size, control, store)
     finally:
@@ -114,12 +114,15 @@ def last_words(gang: Gang) -> Iterator[None]:
         with suppress(RuntimeError):
             gang.store.set(_word(gang.rank), "" if lost else (str(error) or type(error).__name__))
         if lost:
-            raise LostError(_blame(gang)) from error
+            raise LostError(_blame(gang, error)) from error
         raise
 
 
-def _blame(gang: Gang, seconds: float = 3.0) -> str:
-    """Which ranks are the cause of the end: those that left word of another cause, or else those that left none in time."""
+def _blame(gang: Gang, error: BaseException, seconds: float = 3.0) -> str:
+    """Which ranks are the cause of the end: those that left word of another cause, or else those that left none in time.
+
+    If all ranks have lost each other, as by NCCL with two of them on one GPU, the cause is the `error` itself.
+    """
     others, deadline = [rank for rank in range(gang.size) if rank != gang.rank], time.monotonic() + seconds
     words: dict[int, str] = {}
     with suppress(RuntimeError):
@@ -129,7 +132,11 @@ def _blame(gang: Gang, seconds: float = 3.0) -> str:
             time.sleep(0.05)
     causes = [f"rank {rank} failed: {word}" for rank, word in words.items() if word]
     silent = [f"rank {rank} does not answer: it hangs or was killed" for rank in others if rank not in words]
-    return "; ".join(causes or silent) or "the ranks lost contact"
+    return "; ".join(causes or silent) or f"the ranks lost contact: {_on_one_line(error)}"
+
+
+def _on_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _word(rank: int) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fnrecipe import checkpoint
-from fnrecipe.errors import UsageError
-from fnrecipe.gang import Gang, check_same, gather
+from fnrecipe.errors import LostError, UsageError
+from fnrecipe.gang import Gang, check_same, gather, last_words
 from fnrecipe.mesh import check_size
 from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
 
@@ -281,6 +282,21 @@ def test_a_size_that_does_not_divide_is_refused_with_those_that_do(size: int, wr
 def test_sizes_that_divide_are_taken() -> None:
     for size in (1, 2, 4):
         check_size({"a": 8, "b": 4}, size)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("", "the ranks lost contact: NCCL error: Last error: Duplicate GPU detected"),
+        ("a.jsonl:3: not JSON", "rank 1 failed: a.jsonl:3: not JSON"),
+    ],
+)
+def test_what_ends_a_rank_is_told_by_the_rank_that_knows(word: str, expected: str) -> None:
+    gang = Gang(0, 2, store=dist.HashStore())  # type: ignore[attr-defined]
+    gang.store.set("last word of rank 1", word)
+    with pytest.raises(LostError) as caught, last_words(gang):
+        raise RuntimeError("NCCL error:\nLast error:\nDuplicate GPU detected")
+    assert str(caught.value) == expected
 
 
 def test_a_gang_of_one_asks_nobody() -> None:

@@ -74,7 +74,6 @@ def until_ready(process: subprocess.Popen[str]) -> None:
         ("raise (LostError, DataError)[rank](f'line {rank}')", 1, "rank 1: error: line 1\n"),
         ("raise (DataError, LostError)[rank](f'line {rank}')", 1, "rank 0: error: line 0\n"),
         ("raise LostError(f'rank {1 - rank} does not answer')", 1, "rank 0: error: rank 1 does not answer\n"),
-        ("os._exit(5)", 1, "error: rank 0 ended with status 5; the same command goes on from the last checkpoint\n"),
     ],
 )
 def test_ranks_end_with_the_status_and_the_one_error_of_one_process(
@@ -91,12 +90,21 @@ def test_a_defect_shows_one_traceback(tmp_path: Path) -> None:
     assert ended.errors.endswith("KeyError: 'k'\n")
 
 
-@pytest.mark.parametrize("how", ["os.kill(os.getpid(), signal.SIGKILL)", "signal.raise_signal(40)"])
-def test_a_rank_that_is_killed_ends_the_others_with_one_line(tmp_path: Path, how: str) -> None:
-    ended = end(launcher(tmp_path, f"{how} if rank else time.sleep(3600)"))
-    (line,) = ended.errors.splitlines()
-    assert ended.status == 1
-    assert line.startswith("error: rank 1 was ended by SIG" if "40" not in how else "error: rank 1 was ended by signal 40")
+LOST = "raise LostError('rank 1 does not answer')"
+
+
+@pytest.mark.parametrize(
+    ("dies", "others", "how"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(3600)", "was ended by SIGKILL"),
+        ("os.abort()", LOST, "was ended by SIGABRT"),
+        ("signal.raise_signal(40)", LOST, "was ended by signal 40"),
+        ("os._exit(5)", "time.sleep(3600)", "ended with status 5"),
+    ],
+)
+def test_a_rank_that_dies_ends_the_others_with_one_line(tmp_path: Path, dies: str, others: str, how: str) -> None:
+    ended = end(launcher(tmp_path, f"if rank: {dies}\n    {others}"))
+    assert ended == Ended(1, "", f"error: rank 1 {how}; the same command goes on from the last checkpoint\n")
 
 
 @pytest.mark.parametrize(
