@@ -194,22 +194,23 @@ def train(texts: Path, out: Path, **changes: object) -> subprocess.Popen[str]:
     """A run of two ranks with a data worker each, in a group of processes of its own."""
     config = pairs(texts, dataset__num_lanes=8, gang__num_leaves=8, dataset__num_workers=1, trainer__jit="off", **changes)
     command = [sys.executable, "-m", "fnrecipe.cli", "train", "--config", *config, f"--out={out}", "--nproc=2", "lm"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    environment, pipe = {**os.environ, "TMPDIR": str(out.parent)}, subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
 
 
 @pytest.mark.slow
 def test_a_run_ends_with_its_launcher_and_goes_on_until_a_hangup_but_not_under_another_config(
     texts: Path, tmp_path: Path
 ) -> None:
-    assert signal_at(train(texts, tmp_path), tmp_path, 6, signal.SIGKILL).status == -signal.SIGKILL
-    process = train(texts, tmp_path)
+    out = tmp_path / "out"
+    assert signal_at(train(texts, out), out, 6, signal.SIGKILL).status == -signal.SIGKILL
+    process = train(texts, out)
     process.send_signal = lambda number: os.killpg(process.pid, number)  # type: ignore[method-assign]
-    ended = signal_at(process, tmp_path, 13, signal.SIGHUP)
+    ended = signal_at(process, out, 13, signal.SIGHUP)
     assert (ended.status, ended.errors) == (129, "")
     assert "going on after step" in ended.output
     assert ended.output.count("SIGHUP: saved step") == 1
-    refused = end(train(texts, tmp_path, optimizer__config__lr=0.5))
+    refused = end(train(texts, out, optimizer__config__lr=0.5))
     assert (refused.status, refused.output) == (2, "")
     assert [line.split(": ")[-1][:21] for line in refused.errors.splitlines()] == [
         "holds a run with anot",
