@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,13 +11,16 @@ import click
 
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config
+from fnrecipe.cli.errors import show
 from fnrecipe.cli.graph import graph
+from fnrecipe.cli.launch import Word, leave
 from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
 from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import train
 from fnrecipe.config import resolve
-from fnrecipe.errors import FnrecipeError
+from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError
+from fnrecipe.launcher import follow, launched, meeting
 
 if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe
@@ -56,16 +59,36 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
 
 
 def _exit(command: click.Command) -> NoReturn:
-    """Runs a command; errors that a user can mend become one message and an exit status."""
+    """Runs a command; errors that a user can mend become one message and an exit status.
+
+    The ranks of `--nproc` leave it to their launcher to show one error, whether it is the user's or a defect.
+    """
+    follow()
+    directory = meeting()
     try:
         sys.exit(command.main(standalone_mode=False))
     except FnrecipeError as error:
-        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        for line in str(error).splitlines():
-            click.echo(line if line.startswith(" ") else f"{rank}error: {line}", err=True)
+        if directory is None:
+            show(str(error), _rank())
+        else:
+            leave(Word(str(error), error.exit_status, lost=isinstance(error, LostError)), directory)
         sys.exit(error.exit_status)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except Exception:
+        if directory is None:
+            raise
+        leave(Word(traceback.format_exc(), is_trace=True), directory)
+        sys.exit(EXIT_FAILED)
+
+
+def _rank() -> int | None:
+    """The number of this rank; None for a process alone, or one whose error is that nobody knows."""
+    try:
+        here = launched()
+    except UsageError:
+        return None
+    return here.rank if here.size > 1 else None

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from fnrecipe.cli.find import find
-from fnrecipe.cli.launch import launch
+from fnrecipe.cli.launch import check_only_launcher, launch
 from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
 from fnrecipe.config import resolve
+from fnrecipe.launcher import meeting
 
 
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")
 @click.argument("recipe")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where everything is written.")
-@click.option("--nproc", type=click.IntRange(min=2), help="Start so many processes on this machine, by torch's launcher.")
+@click.option("--nproc", type=click.IntRange(min=1), help="Start so many processes on this machine.")
 @config_options
 @with_changes_option
 def train(
@@ -33,13 +32,10 @@ def train(
     """
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
-    if nproc is not None:
-        return launch(nproc, _without_nproc(sys.argv[1:]))
+    if nproc is not None and meeting() is None:
+        check_only_launcher()
+        if nproc > 1:
+            return launch(nproc)
     from fnrecipe import run
 
     return run.train(found.load(), config, out, with_changes=with_changes)
-
-
-def _without_nproc(args: Sequence[str]) -> list[str]:
-    at = next(i for i, arg in enumerate(args) if arg.startswith("--nproc"))
-    return [*args[:at], *args[at + (1 if "=" in args[at] else 2) :]]

@@ -42,6 +42,10 @@ class NonFiniteError(FnrecipeError):
     exit_status = EXIT_NON_FINITE
 
 
+class LostError(FnrecipeError):
+    """Another process of the run failed or is gone, and this one ends because of it."""
+
+
 @attrs.frozen
 class Problem:
     """One thing that is wrong with a config: `path: expected …, found … (source)`."""

@@ -1,4 +1,4 @@
-"""The gang: the processes of a run, as torchrun or Slurm started them, and what their shells tell each other.
+"""The gang: the processes of a run, as their launcher started them, and what their shells tell each other.
 
 They speak JSON over gloo: nothing is unpickled, and the device is not waited for. The step's own collectives go over the axes
 of a mesh (`fnrecipe.parts`), in `fnrecipe.transforms.reduce`.
@@ -22,7 +22,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from fnrecipe.data import Batch, Cursor, Source, Stream
-from fnrecipe.errors import FnrecipeError, UsageError
+from fnrecipe.errors import LostError, UsageError
+from fnrecipe.launcher import export, launched, meeting
 
 
 @attrs.frozen(eq=False)
@@ -54,25 +55,34 @@ def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
     """The gang that the environment names, for as long as the context lasts; a gang of one if it names none.
 
     Raises:
-        FnrecipeError: if the others do not come within `minutes`.
+        LostError: if the others do not come within `minutes`.
     """
-    if world_size() == 1:
+    size, rank = world_size(), launched().rank
+    if size == 1:
         yield Gang()
         return
     timeout = timedelta(minutes=minutes)
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # so that no address of an attempt before is found
-        store = PrefixStore(f"attempt {attempt}", store)
+        store = _store(size, timeout)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=timeout)
     except (ValueError, RuntimeError) as error:
-        raise FnrecipeError(f"the processes of the run did not find each other: {error}") from error
+        raise LostError(f"the processes of the run did not find each other: {_on_one_line(error)}") from error
     try:
         yield Gang(rank, size, control, store)
     finally:
         dist.destroy_process_group()
+
+
+def _store(size: int, timeout: timedelta) -> Any:
+    """The store of all ranks: a file of those that `--nproc` started, or else a server at MASTER_ADDR."""
+    directory = meeting()
+    if directory is not None:
+        return dist.FileStore(str(directory / "store"), size)  # type: ignore[attr-defined]
+    store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # so that no address of an attempt before is found
+    return PrefixStore(f"attempt {attempt}", store)
 
 
 def gather(gang: Gang, value: Any) -> list[Any]:
@@ -93,7 +103,7 @@ def last_words(gang: Gang) -> Iterator[None]:
     """Leaves word of what ends this rank; if that is the loss of another one, it is told by that one's word or by its silence.
 
     Raises:
-        FnrecipeError: for a rank that is gone or does not answer.
+        LostError: for a rank that is gone or does not answer.
     """
     try:
         yield
@@ -104,12 +114,15 @@ def last_words(gang: Gang) -> Iterator[None]:
         with suppress(RuntimeError):
             gang.store.set(_word(gang.rank), "" if lost else (str(error) or type(error).__name__))
         if lost:
-            raise FnrecipeError(_blame(gang)) from error
+            raise LostError(_blame(gang, error)) from error
         raise
 
 
-def _blame(gang: Gang, seconds: float = 3.0) -> str:
-    """Which ranks are the cause of the end: those that left word of another cause, or else those that left none in time."""
+def _blame(gang: Gang, error: BaseException, seconds: float = 3.0) -> str:
+    """Which ranks are the cause of the end: those that left word of another cause, or else those that left none in time.
+
+    If all ranks have lost each other, as by NCCL with two of them on one GPU, the cause is the `error` itself.
+    """
     others, deadline = [rank for rank in range(gang.size) if rank != gang.rank], time.monotonic() + seconds
     words: dict[int, str] = {}
     with suppress(RuntimeError):
@@ -119,7 +132,11 @@ def _blame(gang: Gang, seconds: float = 3.0) -> str:
             time.sleep(0.05)
     causes = [f"rank {rank} failed: {word}" for rank, word in words.items() if word]
     silent = [f"rank {rank} does not answer: it hangs or was killed" for rank in others if rank not in words]
-    return "; ".join(causes or silent) or "the ranks lost contact"
+    return "; ".join(causes or silent) or f"the ranks lost contact: {_on_one_line(error)}"
+
+
+def _on_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _word(rank: int) -> str:
@@ -165,19 +182,8 @@ def together(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: 
 
 
 def world_size() -> int:
-    """The number of processes, after those that `srun` has started are given torch's names for what they are."""
-    get = os.environ.get
-    if get("WORLD_SIZE") is None and int(get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
-        os.environ["RANK"], os.environ["LOCAL_RANK"] = os.environ["SLURM_PROCID"], os.environ["SLURM_LOCALID"]
-        os.environ.setdefault("MASTER_ADDR", first_host(get("SLURM_STEP_NODELIST", "localhost")))
-        os.environ.setdefault("MASTER_PORT", str(20000 + int(get("SLURM_JOB_ID", "0")) % 20000))
-    return int(get("WORLD_SIZE", "1"))
-
-
-def first_host(hosts: str) -> str:
-    """The first host of a Slurm list: `gpu[003-010,012],cpu7` begins with gpu003."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", hosts)
-    if found is None:
-        raise UsageError(f"SLURM_STEP_NODELIST: expected a list of hosts, found {hosts!r}")
-    return found[1] + (found[2] or "")
+    """The number of processes, after those that Slurm has started are given torch's names for what they are."""
+    here = launched()
+    if here.port:
+        export(here)
+    return here.size

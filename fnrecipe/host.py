@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fnrecipe.errors import UsageError
+from fnrecipe.launcher import launched
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -30,7 +31,7 @@ def pick_device(name: str) -> torch.device:
         raise UsageError("gang.device: expected a CUDA device for gang.device=cuda, found none; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cuda", launched().local_rank % torch.cuda.device_count())
 
 
 def prepare(num_threads: int | None) -> None:

@@ -60,7 +60,7 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
     parts = {"gang.num_leaves": config.gang.num_leaves, "dataset.num_lanes": config.dataset.num_lanes}
     check_size(parts, replicas * shards)
     device = host.pick_device(config.gang.device)
-    with joined(device, config.gang.timeout) as gang, ExitStack() as stack:
+    with joined(device, config.gang.timeout) as gang, last_words(gang), ExitStack() as stack:
         if gang.leads:
             stack.enter_context(directory.claimed(out))
             if not with_changes:
@@ -68,14 +68,13 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         host.prepare(config.common.torch.num_threads)
         files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(Signals(once=not gang.alone))
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
         telling = partial(told, tell=display.line, waiting=display.waiting)
         step, evaluate = functions(recipe, config, mesh, device, telling)
         work = work_of(recipe, config, device, gang.size)
-        stack.enter_context(last_words(gang))
         stack.callback(host.unfreeze_objects)
         try:
             run = _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work)

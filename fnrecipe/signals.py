@@ -6,13 +6,17 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 0}
+EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 0, signal.SIGHUP: 129}
 
 
 class Signals:
-    """While entered, notes the first of SIGINT, SIGTERM and SIGUSR1 in `received`; the second has its usual effect."""
+    """While entered, notes the first of EXIT_STATUS's signals in `received`; the second has its usual effect.
 
-    def __init__(self) -> None:
+    With `once` the second has none: launchers send a rank what came to its whole process group as well, and force its end.
+    """
+
+    def __init__(self, *, once: bool = False) -> None:
+        self._once = once
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Signals:
@@ -24,6 +28,8 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and self._once:
+            return
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

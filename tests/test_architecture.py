@@ -25,6 +25,7 @@ EFFECTS = {
     "shards",
     "record",
     "gang",
+    "launcher",
     "mesh",
     "run",
     "directory",

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fnrecipe import checkpoint
-from fnrecipe.errors import UsageError
-from fnrecipe.gang import Gang, check_same, first_host, gather
+from fnrecipe.errors import LostError, UsageError
+from fnrecipe.gang import Gang, check_same, gather, last_words
 from fnrecipe.mesh import check_size
 from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
 
@@ -58,6 +59,16 @@ def by_hand(number: int, texts: Path, out: Path, environment: dict[str, str], **
     command = [sys.executable, "-m", "fnrecipe.cli", *arguments(texts, out, **changes)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **names})
+
+
+def by_hand_environment() -> dict[str, str]:
+    return {
+        "RANK": "{number}",
+        "LOCAL_RANK": "{number}",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": free_port(),
+    }
 
 
 def free_port() -> str:
@@ -200,7 +211,7 @@ def test_restarts_by_torchrun_go_on_by_themselves(alone: Path, texts: Path, tmp_
 
 
 def test_a_rank_that_hangs_ends_the_others_and_is_named(texts: Path, tmp_path: Path) -> None:
-    environment = {"RANK": "{number}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    environment = by_hand_environment()
     changes = {"regime__num_steps": 100_000, "lr_scheduler__config__cycle_len": 40, "gang__timeout": 0.1}
     ranks = [by_hand(number, texts, tmp_path, environment, **changes) for number in range(2)]
     wait_for(ranks[0], tmp_path, 3)
@@ -238,7 +249,7 @@ def test_a_killed_rank_ends_the_run_with_its_name(texts: Path, tmp_path: Path) -
 
 
 def test_a_rank_with_another_config_is_refused(texts: Path, tmp_path: Path) -> None:
-    environment = {"RANK": "{number}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    environment = by_hand_environment()
     ranks = [by_hand(n, texts, tmp_path, environment, optimizer__config__lr=[1e-3, 2e-3][n]) for n in range(2)]
     for rank, ended in enumerate(map(end, ranks)):
         assert ended.status == 2
@@ -274,11 +285,18 @@ def test_sizes_that_divide_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "expected"),
-    [("gpu[003-010,012],cpu7", "gpu003"), ("node1", "node1"), ("a,b", "a"), ("n[7]", "n7"), ("x-1-[02,05]", "x-1-02")],
+    ("word", "expected"),
+    [
+        ("", "the ranks lost contact: NCCL error: Last error: Duplicate GPU detected"),
+        ("a.jsonl:3: not JSON", "rank 1 failed: a.jsonl:3: not JSON"),
+    ],
 )
-def test_the_first_host_of_a_slurm_list(hosts: str, expected: str) -> None:
-    assert first_host(hosts) == expected
+def test_what_ends_a_rank_is_told_by_the_rank_that_knows(word: str, expected: str) -> None:
+    gang = Gang(0, 2, store=dist.HashStore())  # type: ignore[attr-defined]
+    gang.store.set("last word of rank 1", word)
+    with pytest.raises(LostError) as caught, last_words(gang):
+        raise RuntimeError("NCCL error:\nLast error:\nDuplicate GPU detected")
+    assert str(caught.value) == expected
 
 
 def test_a_gang_of_one_asks_nobody() -> None:
