@@ -35,7 +35,7 @@ def refuse(constant: str) -> Any:
 def test_every_line_is_json_and_numbers_come_back(extra: list[dict[str, Any]], cut: int) -> None:
     given_rows = numbered(extra)
     with tempfile.TemporaryDirectory() as root:
-        path = Path(root) / "metrics/train.jsonl"
+        path = Path(root) / "train.jsonl"
         record.append(path, given_rows[:cut])
         record.append(path, given_rows[cut:])
         text = path.read_text()
