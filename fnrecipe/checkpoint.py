@@ -11,7 +11,7 @@ SHA256SUMS, each rank some of the files, and SHA256SUMS, state.json, the headers
 each other; it unpickles nothing, follows no link, and falls back to the checkpoint before a damaged one.
 
     step_00000100.tmp       half written or half removed, by a process that was killed
-    step_00000100.damaged   a checkpoint that was found damaged and set aside; the newest of these is kept
+    step_00000100.damaged   a checkpoint that was found damaged and set aside, until another one is; it counts for nothing
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import attrs
 import safetensors
 
 from fnrecipe import manifest, shards
-from fnrecipe.damage import DAMAGE, STATE, SUMS, check, described, digest, told, visible_damage
+from fnrecipe.damage import DAMAGE, STATE, SUMS, UNKNOWN, check, described, digest, told, visible_damage
 from fnrecipe.errors import CheckpointError
 from fnrecipe.files import sync
 from fnrecipe.gang import Gang, gather
@@ -126,16 +126,16 @@ def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
 
 
 def tidy(root: Path, step: int) -> None:
-    """Sets aside the checkpoints after `step`, which `newest` passed over as damaged.
+    """Sets aside the checkpoints after `step`, which `newest` passed over as damaged: the last of them is kept.
 
-    Of all that were ever set aside the newest is kept; what a killed process left half written is removed.
+    What a killed process left half written is removed.
     """
     _set_aside_after(root, step)
-    _clear(root)
+    _remove_halves(root)
 
 
 def prune(root: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what `tidy` removes.
+    """Removes all but the `keep` newest checkpoints, and what a killed process left half written.
 
     A damaged checkpoint does not count and is set aside. To find it, all but the bytes of the tensors is read again.
     """
@@ -144,7 +144,7 @@ def prune(root: Path, keep: int) -> None:
         if problem:
             _log.warning("%s: damaged checkpoint set aside: %s", place, problem)
             _set_aside(place)
-    _clear(root)
+    _remove_halves(root)
     for place in committed(root)[:-keep]:
         gone = _beside(place, _TMP)
         place.rename(gone)
@@ -216,15 +216,15 @@ def _verified(place: Path, gang: Gang) -> Manifest | str:
     """The manifest of a checkpoint, of whose files each rank reads some; or what is wrong with it.
 
     Raises:
-        CheckpointError: on all ranks, if it is of another format.
+        CheckpointError: on all ranks, if it is of another format, or of another user who lets nobody read it.
     """
     found: Manifest | None = None
     damage, refusal = "", ""
     try:
         found, sums = described(place, _step(place))
         check(place, found, found.shards[gang.rank :: gang.size], sums)
-    except CheckpointError as error:
-        refusal = f"{place}: {error}"
+    except UNKNOWN as error:
+        refusal = f"{place}: {told(error)}"
     except DAMAGE as error:
         damage = told(error)
     damages, refusals = zip(*gather(gang, [damage, refusal]), strict=True)
@@ -242,11 +242,12 @@ def _set_aside_after(root: Path, step: int) -> None:
 
 
 def _set_aside(place: Path) -> None:
-    aside = _beside(place, _DAMAGED)
-    shutil.rmtree(aside, ignore_errors=True)
-    place.rename(aside)
+    """Renames a damaged checkpoint; it takes the place of the one that was set aside before it."""
+    for before in _named(place.parent, _DAMAGED):
+        shutil.rmtree(before, ignore_errors=True)
+    place.rename(_beside(place, _DAMAGED))
 
 
-def _clear(root: Path) -> None:
-    for place in [*_named(root, _TMP), *_named(root, _DAMAGED)[:-1]]:
+def _remove_halves(root: Path) -> None:
+    for place in _named(root, _TMP):
         shutil.rmtree(place, ignore_errors=True)  # which passes over files and links

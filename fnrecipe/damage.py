@@ -7,6 +7,7 @@ could not be, and no tensor is made before all of it has been checked.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from fnrecipe.manifest import Manifest
 STATE, SUMS = "state.json", "SHA256SUMS"
 DAMAGE = (OSError, ValueError, RuntimeError, safetensors.SafetensorError)
 """What reading a damaged checkpoint raises."""
+UNKNOWN = (CheckpointError, PermissionError)
+"""What reading one raises of which it cannot be said whether it is damaged: of another format, or of another user."""
 
 _MAX_SUMS = 1 << 24
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z0-9_.]+)\n")
@@ -31,8 +34,8 @@ def described(place: Path, step: int) -> tuple[Manifest, dict[str, str]]:
     """What a checkpoint says of itself: its manifest, and the digests of its files by name.
 
     Raises:
-        OSError, ValueError: if they cannot be read, or do not agree with each other or with `step`.
-        CheckpointError: if it is of another format.
+        one of DAMAGE: if they cannot be read, or do not agree with each other or with `step`.
+        one of UNKNOWN: if that cannot be said.
     """
     check_kind(place, stat.S_IFDIR)
     text = read(place / SUMS, _MAX_SUMS).decode()
@@ -55,10 +58,11 @@ def check(place: Path, found: Manifest, names: Sequence[str], sums: Mapping[str,
 
     Raises:
         one of DAMAGE: if not.
+        PermissionError: if they may not be read.
     """
     headers = found.headers()
     for name in names:
-        check_kind(place / name)
+        os.close(opened(place / name))  # the library would open anything
         if shards.header(place / name) != headers[name]:
             raise ValueError(f"{name} does not hold the tensors of {STATE}")
         if sums is not None and digest(place / name) != sums[name]:
@@ -70,7 +74,7 @@ def visible_damage(place: Path, step: int) -> str:
     try:
         found, _ = described(place, step)
         check(place, found, found.shards)
-    except CheckpointError:  # it may be whole for the version that wrote it
+    except UNKNOWN:
         return ""
     except DAMAGE as error:
         return told(error)

@@ -119,10 +119,14 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
     """Whether a run that was trained there may go on under `config`: with more steps, but no other change of what it computes.
 
     Raises:
-        UsageError: with the difference, if there is a checkpoint of another config.
+        UsageError: with the difference, if there is a checkpoint of another config; if that cannot be read.
     """
     path = out / CONFIG
-    if path.exists() and checkpoint.committed(out / CHECKPOINTS):
+    try:
+        trained = path.exists() and checkpoint.committed(out / CHECKPOINTS)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot read the output directory: {error.strerror}") from None
+    if trained:
         old, new = read_file(path), flatten(config, "")
         found = difference(values(old), values(new)).items()
         changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}

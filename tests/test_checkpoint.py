@@ -24,6 +24,7 @@ from fnrecipe.random import key
 from fnrecipe.step import init_state
 from tests.checkpoints import CURSOR, FILES, FINGERPRINTS, assert_is_step, newest, save_two, sign, silent, small_state
 from tests.helpers import assert_same_bits
+from tests.nobody import error_of_nobody, public
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn),
@@ -202,6 +203,15 @@ def test_another_format_is_refused_by_name(two: Path, number: int) -> None:
     sign(place)
     with pytest.raises(CheckpointError, match=f"step_00000020: expected checkpoint format 3, found {number}"):
         checkpoint.newest(two, silent)
+
+
+@pytest.mark.parametrize("name", [".", *FILES])
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(name: str) -> None:
+    with public() as root:
+        (save_two(root) / "step_00000020" / name).chmod(0o000)
+        told = error_of_nobody(lambda: checkpoint.newest(root, silent))
+    assert told.startswith(f"CheckpointError: {root}/step_00000020: ")
+    assert "Permission denied" in told
 
 
 class Planted:

@@ -8,8 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from fnrecipe import checkpoint, directory
 from fnrecipe.config import yaml
 from fnrecipe.errors import FnrecipeError, UsageError
+from tests.nobody import error_of_nobody, public
 
 BASE: dict[str, Any] = {
     "optimizer": {"config": {"lr": 0.1, "betas": [0.9, 0.95]}},
@@ -223,49 +224,36 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
     assert str(caught.value) == f"{tmp_path}: cannot lock the output directory: {os.strerror(number)}; {advice}"
 
 
-def error_of_nobody(out: Path) -> str:
-    """What a user without rights is told that claims `out`."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.getuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            with directory.claimed(out):
-                pass
-        except BaseException as error:
-            os.write(writing, f"{type(error).__name__}: {error}".encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with open(reading) as pipe:
-        return pipe.read()
+def claim(out: Path) -> None:
+    with directory.claimed(out):
+        pass
 
 
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A directory that every user can enter."""
-    with tempfile.TemporaryDirectory() as root:
-        Path(root).chmod(0o777)
-        yield Path(root)
-
-
-def test_a_lock_of_another_user_is_told(public: Path) -> None:
-    for name in ("logs", "metrics"):
-        (public / name).mkdir()
-    (public / ".lock").touch(mode=0o400)
+def test_a_lock_of_another_user_is_told() -> None:
     told = "cannot open the lock of the output directory: Permission denied"
-    assert error_of_nobody(public) == f"UsageError: {public}/.lock: {told}"
+    with public() as out:
+        for name in ("logs", "metrics"):
+            (out / name).mkdir()
+        (out / ".lock").touch(mode=0o400)
+        assert error_of_nobody(partial(claim, out)) == f"UsageError: {out}/.lock: {told}"
 
 
-def test_a_directory_of_another_user_is_told(public: Path) -> None:
-    (public / "out").mkdir(mode=0o555)
+def test_a_directory_of_another_user_is_told() -> None:
     told = "cannot write to the output directory: Permission denied"
-    assert error_of_nobody(public / "out") == f"UsageError: {public}/out: {told}"
-    (public / "out").chmod(0o000)
-    assert error_of_nobody(public / "out/below") == f"UsageError: {public}/out/below: {told}"
+    with public() as root:
+        out = root / "out"
+        out.mkdir(mode=0o555)
+        assert error_of_nobody(partial(claim, out)) == f"UsageError: {out}: {told}"
+        out.chmod(0o000)
+        assert error_of_nobody(partial(claim, out / "below")) == f"UsageError: {out}/below: {told}"
+
+
+def test_checkpoints_of_another_user_are_told() -> None:
+    with public() as out:
+        write_config(out)
+        (out / directory.CHECKPOINTS).mkdir(mode=0o000)
+        told = error_of_nobody(lambda: directory.check_config(out, BASE))
+    assert told == f"UsageError: {out}/checkpoints: cannot read the output directory: Permission denied"
 
 
 # A claim holds for one directory, not for its name.

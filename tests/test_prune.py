@@ -108,6 +108,15 @@ def test_of_damaged_checkpoints_the_newest_is_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == {"step_00000006", "step_00000007.damaged", "step_00000008"}
 
 
+def test_the_one_set_aside_last_is_kept_whatever_its_step(two: Path) -> None:
+    damage(two / "step_00000020")
+    checkpoint.tidy(two, 10)
+    save(two, 12)
+    damage(two / "step_00000012")
+    checkpoint.tidy(two, 10)
+    assert names(two) == {"step_00000010", "step_00000012.damaged"}
+
+
 def test_the_disk_does_not_fill_with_checkpoints_that_are_damaged_again_and_again(tmp_path: Path) -> None:
     for step in range(1, 12):
         save(tmp_path, step)
