@@ -7,13 +7,17 @@
 
 A checkpoint is written beside its place, synced to disk and renamed: the rename is the only commit. All ranks write and read
 together, in a directory that all of them see; none of them holds more than its own part. Loading checks every byte against
-SHA256SUMS, each rank some of the files, unpickles nothing, and falls back to the checkpoint before a damaged one.
+SHA256SUMS, each rank some of the files, and SHA256SUMS, state.json, the headers of the files and the directory's name against
+each other; it unpickles nothing, follows no link, and falls back to the checkpoint before a damaged one.
+
+    step_00000100.tmp       half written or half removed, by a process that was killed
+    step_00000100.damaged   a checkpoint that was found damaged and set aside, until another one is; it counts for nothing
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +27,19 @@ from typing import Any, TypeVar
 import attrs
 import safetensors
 
-from fnrecipe import shards
+from fnrecipe import manifest, shards
+from fnrecipe.damage import DAMAGE, STATE, SUMS, UNKNOWN, check, described, digest, told, visible_damage
 from fnrecipe.errors import CheckpointError
 from fnrecipe.files import sync
 from fnrecipe.gang import Gang, gather
+from fnrecipe.manifest import Manifest
 from fnrecipe.parts import Mesh
 from fnrecipe.shards import Saved
 from fnrecipe.tree import Tree
 
-FORMAT = 3
-_NAME = re.compile(r"step_(\d{8,})")
-_LINE = re.compile(r"([0-9a-f]{64})  ([\w.]+)\n")
-_STATE, _SUMS = "state.json", "SHA256SUMS"
+_NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,})")
+_TMP, _DAMAGED = ".tmp", ".damaged"
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -59,8 +64,8 @@ def save(
         CheckpointError: on every rank, if one of them cannot write; what was there before is still there.
     """
     place = _place(root, step)
-    beside, name = place.with_suffix(".tmp"), f"state_{gang.rank:04d}.safetensors"
-    if place.exists() and not _damage(place, gang):
+    beside, name = _beside(place, _TMP), f"state_{gang.rank:04d}.safetensors"
+    if gather(gang, os.path.lexists(place))[0] and isinstance(_verified(place, gang), Manifest):
         return place
 
     def write() -> tuple[str, dict[str, Any]]:
@@ -68,14 +73,13 @@ def save(
         if not written:
             return "", {}
         sync(beside / name)
-        return f"{_digest(beside / name)}  {name}\n", {path: attrs.astuple(saved) for path, saved in written.items()}
+        return f"{digest(beside / name)}  {name}\n", {path: attrs.astuple(saved) for path, saved in written.items()}
 
-    def commit(lines: Sequence[str], tensors: Mapping[str, Saved]) -> None:
-        _write_state(beside, lines, {"step": step, "cursor": cursor, "files": dict(files)}, tensors)
+    def commit(lines: Sequence[str], tensors: dict[str, Saved]) -> None:
+        names = [line.split()[1] for line in lines]
+        _write_state(beside, lines, Manifest(step, cursor, dict(files), names, tensors))
         beside.rename(place)
-        for later in committed(root):
-            if _step(later) > step:  # damaged, or the run would have gone on from there; `prune` must not count it
-                _set_aside(later)
+        _set_aside_after(root, step)  # or the run would have gone on from there
         sync(root)
 
     _on_all_ranks(gang, place, lambda: _make_room(place, beside) if gang.leads else None)
@@ -92,13 +96,16 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged.
     """
-    steps = gather(gang, [_step(place) for place in committed(root)])[0]
+    steps, aside = gather(gang, [[_step(place) for place in _named(root)], bool(_named(root, _DAMAGED))])[0]
     for step in reversed(steps):
-        damage = _damage(_place(root, step), gang)
-        if not damage:
-            return _read(_place(root, step))
-        warn(f"{_place(root, step)}: damaged checkpoint passed over: {damage}")
-    if steps:
+        place = _place(root, step)
+        found = _verified(place, gang)
+        if isinstance(found, Manifest):
+            return Checkpoint(place, found.step, found.cursor, found.files, found.tensors)
+        if not gather(gang, os.path.lexists(place))[0]:  # pruned by another process, which has written newer ones
+            return newest(root, warn, gang)
+        warn(f"{place}: damaged checkpoint passed over: {found}")
+    if steps or aside:
         raise CheckpointError(f"{root}: every checkpoint is damaged; move the directory away to start from scratch")
     return None
 
@@ -118,32 +125,56 @@ def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
         raise CheckpointError(f"{checkpoint.place}: cannot read the checkpoint: {error}") from error
 
 
+def tidy(root: Path, step: int) -> None:
+    """Sets aside the checkpoints after `step`, which `newest` passed over as damaged: the last of them is kept.
+
+    What a killed process left half written is removed.
+    """
+    _set_aside_after(root, step)
+    _remove_halves(root)
+
+
 def prune(root: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what a killed process left half written."""
+    """Removes all but the `keep` newest checkpoints, and what a killed process left half written.
+
+    A damaged checkpoint does not count and is set aside. To find it, all but the bytes of the tensors is read again.
+    """
+    for place in committed(root):
+        problem = visible_damage(place, _step(place))
+        if problem:
+            _log.warning("%s: damaged checkpoint set aside: %s", place, problem)
+            _set_aside(place)
+    _remove_halves(root)
     for place in committed(root)[:-keep]:
-        gone = place.with_suffix(".tmp")
+        gone = _beside(place, _TMP)
         place.rename(gone)
         shutil.rmtree(gone)
-    for place in root.glob("step_*.tmp"):
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def committed(root: Path) -> list[Path]:
     """The checkpoint directories below `root`, oldest first."""
-    if not root.is_dir():
+    return [place for place in _named(root) if place.is_dir() and not place.is_symlink()]
+
+
+def _named(root: Path, suffix: str = "") -> list[Path]:
+    """What is called like a checkpoint below `root`, by its step."""
+    try:
+        places = [place for place in root.iterdir() if _NAME.fullmatch(place.name.removesuffix(suffix))]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    places = [place for place in root.iterdir() if _NAME.fullmatch(place.name) and place.is_dir() and not place.is_symlink()]
-    return sorted(places, key=_step)
+    return sorted((place for place in places if place.name.endswith(suffix)), key=_step)
 
 
 def _place(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
+def _beside(place: Path, suffix: str) -> Path:
+    return place.with_name(place.name + suffix)
+
+
 def _step(place: Path) -> int:
-    match = _NAME.fullmatch(place.name)
-    assert match
-    return int(match[1])
+    return int(place.name.removeprefix("step_").partition(".")[0])
 
 
 def _on_all_ranks(gang: Gang, place: Path, work: Callable[[], T]) -> list[T]:
@@ -155,79 +186,68 @@ def _on_all_ranks(gang: Gang, place: Path, work: Callable[[], T]) -> list[T]:
     given, problem = None, ""
     try:
         given = work()
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         problem = getattr(error, "strerror", None) or str(error)
     results = gather(gang, [given, problem])
     for rank, (_, problem) in enumerate(results):
         if problem:
-            shutil.rmtree(place.with_suffix(".tmp"), ignore_errors=True)
+            shutil.rmtree(_beside(place, _TMP), ignore_errors=True)
             by = "" if gang.alone else f"rank {rank}: "
             raise CheckpointError(f"{place}: cannot write the checkpoint: {by}{problem}")
     return [given for given, _ in results]
 
 
 def _make_room(place: Path, beside: Path) -> None:
-    if place.exists():
+    if os.path.lexists(place):
         _set_aside(place)
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside.parent.mkdir(exist_ok=True)  # not its parents: they are the output directory
+    beside.mkdir()
 
 
-def _write_state(beside: Path, lines: Sequence[str], facts: Mapping[str, Any], tensors: Mapping[str, Saved]) -> None:
-    names = [line.split()[1] for line in lines]
-    saved = {path: attrs.astuple(saved) for path, saved in tensors.items()}
-    document = {"format": FORMAT, **facts, "shards": names, "tensors": saved}
-    (beside / _STATE).write_text(_lines(document) + "\n")
-    (beside / _SUMS).write_text("".join([*lines, f"{_digest(beside / _STATE)}  {_STATE}\n"]))
-    for path in (beside / _STATE, beside / _SUMS, beside):
+def _write_state(beside: Path, lines: Sequence[str], what: Manifest) -> None:
+    (beside / STATE).write_text(manifest.text(what))
+    (beside / SUMS).write_text("".join([*lines, f"{digest(beside / STATE)}  {STATE}\n"]))
+    for path in (beside / STATE, beside / SUMS, beside):
         sync(path)
 
 
-def _lines(value: Any, indent: str = "") -> str:
-    """JSON with a line for each entry of a mapping, and none for those of a list."""
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    entries = [f"{indent} {json.dumps(key)}: {_lines(entry, indent + ' ')}" for key, entry in value.items()]
-    return "\n".join(["{", ",\n".join(entries), indent + "}"]) if entries else "{}"
+def _verified(place: Path, gang: Gang) -> Manifest | str:
+    """The manifest of a checkpoint, of whose files each rank reads some; or what is wrong with it.
 
-
-def _read(place: Path) -> Checkpoint:
-    document = json.loads((place / _STATE).read_text())
-    if document["format"] != FORMAT:
-        raise CheckpointError(f"{place}: expected checkpoint format {FORMAT}, found {document['format']}")
-    tensors = {path: Saved(*saved) for path, saved in document["tensors"].items()}
-    return Checkpoint(place, document["step"], document["cursor"], document["files"], tensors)
-
-
-def _damage(place: Path, gang: Gang) -> str:
-    """What is wrong with the bytes of a checkpoint, of whose files each rank looks at some; empty if nothing."""
+    Raises:
+        CheckpointError: on all ranks, if it is of another format, or of another user who lets nobody read it.
+    """
+    found: Manifest | None = None
+    damage, refusal = "", ""
     try:
-        found = _damage_of_files(place, gang.rank, gang.size)
-    except (OSError, UnicodeDecodeError) as error:
-        found = str(error)
-    return next(filter(None, gather(gang, found)), "")
+        found, sums = described(place, _step(place))
+        check(place, found, found.shards[gang.rank :: gang.size], sums)
+    except UNKNOWN as error:
+        refusal = f"{place}: {told(error)}"
+    except DAMAGE as error:
+        damage = told(error)
+    damages, refusals = zip(*gather(gang, [damage, refusal]), strict=True)
+    if any(refusals):
+        raise CheckpointError(next(filter(None, refusals)))
+    if found is None or any(damages):
+        return str(next(filter(None, damages)))
+    return found
 
 
-def _damage_of_files(place: Path, rank: int, size: int) -> str:
-    text = (place / _SUMS).read_text()
-    sums = {name: digest for digest, name in _LINE.findall(text)}
-    if "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
-        return f"{_SUMS} is not what was written"
-    shares = [_STATE, *[name for name in sums if name != _STATE][rank::size]]
-    if any(_digest(place / name) != sums.get(name) for name in shares):
-        return f"its files are not what {_SUMS} says"
-    document = json.loads((place / _STATE).read_text())
-    if document["format"] == FORMAT and list(sums) != [*document["shards"], _STATE]:
-        return f"{_SUMS} does not have all files"
-    return ""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _set_aside_after(root: Path, step: int) -> None:
+    for place in committed(root):
+        if _step(place) > step:
+            _set_aside(place)
 
 
 def _set_aside(place: Path) -> None:
-    aside = place.with_suffix(".damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    place.rename(aside)
+    """Renames a damaged checkpoint; it takes the place of the one that was set aside before it."""
+    for before in _named(place.parent, _DAMAGED):
+        shutil.rmtree(before, ignore_errors=True)
+    place.rename(_beside(place, _DAMAGED))
+
+
+def _remove_halves(root: Path) -> None:
+    for place in _named(root, _TMP):
+        shutil.rmtree(place, ignore_errors=True)  # which passes over files and links

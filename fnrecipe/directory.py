@@ -15,14 +15,14 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fnrecipe import checkpoint
-from fnrecipe.config import yaml
-from fnrecipe.config.layers import difference, flatten, values
-from fnrecipe.errors import UsageError
+from fnrecipe.config.layers import difference, flatten, read_file, values
+from fnrecipe.errors import FnrecipeError, UsageError, one_line
+from fnrecipe.files import opened
 
 CONFIG, RUN = "config.yaml", "run.json"
 TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
@@ -54,36 +54,80 @@ def writing(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Makes `out` if need be and holds it for this process alone.
+def claimed(out: Path) -> Iterator[int]:
+    """Makes `out` if need be and holds it for this process alone; gives a descriptor of it, by which `check_claim` knows it.
 
     Raises:
         UsageError: if it cannot be made or written to, or another run holds it.
     """
     with writing(out):
-        (out / "logs").mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a+")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UsageError(f"{out}: another run (process {lock.read().strip() or 'unknown'}) is writing here") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
+        for path in (TRAIN, SPEED):
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+        claim = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    with _closed(claim), _closed(_open_lock(out)) as lock:
+        _hold(out, lock)
+        yield claim
+
+
+def check_claim(out: Path, claim: int) -> None:
+    """Whether `out` is still the directory that was claimed.
+
+    Raises:
+        FnrecipeError: if it was removed, renamed or replaced.
+    """
+    there = False
+    with suppress(FileNotFoundError, NotADirectoryError):
+        there = os.path.samestat(out.stat(), os.fstat(claim))
+    if not there:
+        raise FnrecipeError(f"{out}: the output directory was removed, renamed or replaced while the run was writing to it")
+
+
+def _open_lock(out: Path) -> int:
+    path = out / ".lock"
+    try:
+        return opened(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot open the lock of the output directory: {error.strerror}") from None
+
+
+def _hold(out: Path, lock: int) -> None:
+    """Locks the open file `lock` and writes the number of this process into it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
+        process = holder if holder.isdecimal() else "unknown"
+        raise UsageError(f"{out}: another run (process {process}) is writing here") from None
+    except OSError as error:
+        advice = "choose an output directory on a file system that locks files"
+        raise UsageError(f"{out}: cannot lock the output directory: {error.strerror}; {advice}") from None
+    with writing(out):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+@contextmanager
+def _closed(descriptor: int) -> Iterator[int]:
+    """The open file `descriptor`, closed after the context."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def check_config(out: Path, config: dict[str, Any]) -> None:
     """Whether a run that was trained there may go on under `config`: with more steps, but no other change of what it computes.
 
     Raises:
-        UsageError: with the difference, if there is a checkpoint of another config.
+        UsageError: with the difference, if there is a checkpoint of another config; if that cannot be read.
     """
     path = out / CONFIG
-    if path.exists() and checkpoint.committed(out / CHECKPOINTS):
-        old, new = yaml.load(path.read_text(), str(path)), flatten(config, "")
+    try:
+        trained = path.exists() and checkpoint.committed(out / CHECKPOINTS)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot read the output directory: {error.strerror}") from None
+    if trained:
+        old, new = read_file(path), flatten(config, "")
         found = difference(values(old), values(new)).items()
         changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}
         if changes:
@@ -109,7 +153,7 @@ def check_files(out: Path, old: Mapping[str, str], new: Mapping[str, str]) -> No
 
 def _few(names: Sequence[str], limit: int = 10) -> str:
     more = f", … ({len(names):,} in all)" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(one_line, names[:limit])) + more
 
 
 def _is_extension(path: str, old: Any, new: Any) -> bool:

@@ -14,7 +14,6 @@ from fnrecipe.files import replace
 
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         for row in rows:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
@@ -41,5 +40,5 @@ def last_step(path: Path) -> int:
 def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from signal import Signals as Signal
 from typing import Any
@@ -26,10 +26,10 @@ from fnrecipe.build import batches, first_state, functions, to_device, to_host
 from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Place, Source, each, fingerprints, joint, pipe
+from fnrecipe.data import Batch, Cursor, Place, Source, Stream, each, fingerprints, joint, pipe
 from fnrecipe.data.survey import NO_ROW
 from fnrecipe.display import Display, duration
-from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
+from fnrecipe.errors import CheckpointError, FnrecipeError, NonFiniteError, UsageError, one_line
 from fnrecipe.fetch import Fetched, fetch, lag
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
@@ -61,10 +61,9 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
     check_size(parts, replicas * shards)
     device = host.pick_device(config.gang.device)
     with joined(device, config.gang.timeout) as gang, last_words(gang), ExitStack() as stack:
-        if gang.leads:
-            stack.enter_context(directory.claimed(out))
-            if not with_changes:
-                directory.check_config(out, unstructure(config))
+        claim = stack.enter_context(directory.claimed(out)) if gang.leads else None
+        if claim is not None and not with_changes:
+            directory.check_config(out, unstructure(config))
         host.prepare(config.common.torch.num_threads)
         files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
@@ -77,7 +76,9 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         work = work_of(recipe, config, device, gang.size)
         stack.callback(host.unfreeze_objects)
         try:
-            run = _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work)
+            run = _Run(
+                recipe, config, out, claim, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work
+            )
             return run.go()
         except OSError as error:  # a full disk, say; what is saved is untouched
             raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
@@ -98,7 +99,8 @@ class _Run:
 
     recipe: Recipe[Any]
     config: Any
-    out: Path
+    _out: Path
+    claim: int | None
     with_changes: bool
     files: Mapping[str, str]
     device: torch.device
@@ -109,6 +111,13 @@ class _Run:
     step: Step
     evaluate: Callable[[Tree, Batch], Sums]
     work: Work
+
+    @property
+    def out(self) -> Path:
+        """The output directory; it is still the one that was claimed whenever something is about to be read or written."""
+        if self.claim is not None:
+            directory.check_claim(self._out, self.claim)
+        return self._out
 
     def go(self) -> int:
         """The fold, observed."""
@@ -170,10 +179,16 @@ class _Run:
             if not self.with_changes:
                 directory.check_files(self.out, found.files, self.files)
             state = checkpoint.restore(found, state)
+            if int(state.step) != found.step:
+                raise CheckpointError(
+                    f"{found.place}: expected the state of step {found.step}, found that of {int(state.step)}"
+                )
             self.display.line(f"going on after step {found.step:,}")
         step, cursor = (found.step, found.cursor) if found else (0, None)
-        for path in (directory.TRAIN, directory.VALID, directory.SPEED) if self.gang.leads else ():
-            record.rewind(self.out / path, step)
+        if self.gang.leads:
+            checkpoint.tidy(self.out / directory.CHECKPOINTS, step)
+            for path in (directory.TRAIN, directory.VALID, directory.SPEED):
+                record.rewind(self.out / path, step)
         gather(self.gang, step)  # nobody looks at what is recorded before it is rewound
         return state, cursor, step
 
@@ -184,7 +199,8 @@ class _Run:
 
     def _stream(self, cursor: Any) -> Any:
         agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
-        return pipe(batches(self.recipe, self.config, self._place, self.device), timed, agreed, self._each(to_device))(cursor)
+        source = batches(self.recipe, self.config, self._place, self.device)
+        return pipe(source, _picked_up, timed, agreed, self._each(to_device))(cursor)
 
     @cached_property
     def _valid(self) -> Source[Batch]:
@@ -268,6 +284,25 @@ class _Run:
         if self.gang.leads:
             replace(self.out / directory.SAMPLE, f"{text}\n".encode())
         self.display.line(f"sample:\n{text}")
+
+
+def _picked_up(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]:
+    """The same stream.
+
+    Raises:
+        CheckpointError: if it fails on the cursor of a checkpoint before it gives anything: another stream's, or none at all.
+    """
+    try:
+        stream = source(cursor)
+        first = list(islice(stream, 1))
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        if cursor is None:
+            raise
+        found = one_line(f"{type(error).__name__}: {error}")
+        raise CheckpointError(
+            f"expected a cursor in the checkpoint at which this stream goes on, found one at which it fails: {found}"
+        ) from error
+    yield from chain(first, stream)
 
 
 def _check_finite(rows: Sequence[Mapping[str, float]], limit: int) -> None:

@@ -5,6 +5,8 @@ What lies where is told in the coordinates of the whole tensors, so that a reade
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -18,11 +20,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.errors import one_line
 from fnrecipe.parts import Mesh, extent, is_part, owned
 from fnrecipe.tree import Tree
 
 Ranges: TypeAlias = Sequence[Sequence[int]]
 """(start, stop) along each dimension."""
+
+Header: TypeAlias = dict[str, tuple[str, list[int]]]
+"""Dtype and shape of each tensor in a file."""
 
 
 @attrs.frozen
@@ -45,7 +51,10 @@ def write(path: Path, state: Tree, mesh: Mesh) -> dict[str, Saved]:
     mine = {name: leaf for name, leaf in tree.paths(state, is_part).items() if owned(leaf, mesh)}
     tensors = {name: tree.leaves(leaf)[0].detach().cpu().contiguous() for name, leaf in mine.items()}
     if tensors:
+        with path.open("xb") as file:  # the library gives what it writes to its owner alone, whatever the umask says
+            mode = os.fstat(file.fileno()).st_mode
         safetensors.torch.save_file(tensors, path)
+        path.chmod(stat.S_IMODE(mode))
     return {
         name: Saved(_dtype(leaf), list(shape), {path.name: ranges})
         for name, leaf in mine.items()
@@ -83,11 +92,28 @@ def read(folder: Path, saved: Mapping[str, Saved], like: Tree) -> Tree:
         return tree.like(like, [part(name, leaf) for name, leaf in tree.paths(like, is_part).items()])
 
 
+def header(path: Path) -> Header:
+    """What is in a file, by its own header. The library refuses one that does not describe all bytes of the file, each once.
+
+    Raises:
+        OSError, safetensors.SafetensorError, RuntimeError: if there is no such file, or it is none of these.
+    """
+
+    def facts(file: Any, name: str) -> tuple[str, list[int]]:
+        shape = file.get_slice(name).get_shape()
+        nothing = _values(file, name, (slice(0, 0),) * len(shape))  # in torch's dtype
+        return str(nothing.dtype).removeprefix("torch."), shape
+
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        return {name: facts(file, name) for name in names}
+
+
 def mismatches(saved: Mapping[str, Saved], like: Tree) -> list[str]:
     """Each tensor that only one of them has, or that differs in dtype or shape; one line each, sorted."""
     wanted = {name: Saved(_dtype(leaf), list(extent(leaf)[0]), {}) for name, leaf in tree.paths(like, is_part).items()}
     problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
-    problems += [f"{name}: not in the state of this config" for name in saved.keys() - wanted.keys()]
+    problems += [f"{one_line(name)}: not in the state of this config" for name in saved.keys() - wanted.keys()]
     for name in wanted.keys() & saved.keys():
         if str(wanted[name]) != str(saved[name]):
             problems.append(f"{name}: expected {wanted[name]}, found {saved[name]} in the checkpoint")

@@ -22,6 +22,8 @@ PURE = {
 }
 EFFECTS = {
     "checkpoint",
+    "damage",
+    "manifest",
     "shards",
     "record",
     "gang",

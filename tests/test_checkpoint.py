@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -20,41 +19,22 @@ import safetensors.torch
 import torch
 
 from fnrecipe import checkpoint, optim, tree
-from fnrecipe.checkpoint import Checkpoint
 from fnrecipe.errors import CheckpointError
 from fnrecipe.random import key
-from fnrecipe.step import State, init_state
+from fnrecipe.step import init_state
+from tests.checkpoints import CURSOR, FILES, FINGERPRINTS, assert_is_step, newest, save_two, sign, silent, small_state
 from tests.helpers import assert_same_bits
+from tests.nobody import error_of_nobody, public
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 ]
-FILES = ("state_0000.safetensors", "state.json", "SHA256SUMS")
-CURSOR = {"0": [1, [2, "x"]], "1": None}
-FINGERPRINTS = {"a: ü/1.jsonl": "7 bytes, 0123456789abcdef", "b: 2.jsonl": "0 bytes, fedcba9876543210"}
-
-
-def small_state(value: float = 1.0) -> State:
-    params = {"layers": {"0": {"query": torch.full((2, 3), value)}}, "norm": torch.ones(3)}
-    return init_state(params, optim.scale_by_adam(), key(0))
-
-
-def silent(text: str) -> None:
-    raise AssertionError(f"no warning was expected: {text}")
-
-
-def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    warnings: list[str] = []
-    return checkpoint.newest(root, warnings.append), warnings
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
-    """A directory of checkpoints of steps 10 and 20, whose parameters are 10 and 20."""
-    for step in (10, 20):
-        checkpoint.save(tmp_path, step, small_state(float(step)), CURSOR, FINGERPRINTS)
-    return tmp_path
+    return save_two(tmp_path)
 
 
 def names(root: Path) -> set[str]:
@@ -63,12 +43,6 @@ def names(root: Path) -> set[str]:
 
 def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def assert_is_step(found: Checkpoint | None, step: int) -> None:
-    assert found is not None
-    assert found.step == step
-    assert_same_bits(checkpoint.restore(found, small_state()).params["layers"]["0"]["query"], torch.full((2, 3), float(step)))
 
 
 # What is written comes back.
@@ -231,10 +205,13 @@ def test_another_format_is_refused_by_name(two: Path, number: int) -> None:
         checkpoint.newest(two, silent)
 
 
-def sign(place: Path) -> None:
-    """Makes the sums those of the files."""
-    digests = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in FILES[:2]}
-    (place / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+@pytest.mark.parametrize("name", [".", *FILES])
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(name: str) -> None:
+    with public() as root:
+        (save_two(root) / "step_00000020" / name).chmod(0o000)
+        told = error_of_nobody(lambda: checkpoint.newest(root, silent))
+    assert told.startswith(f"CheckpointError: {root}/step_00000020: ")
+    assert "Permission denied" in told
 
 
 class Planted:
@@ -255,10 +232,9 @@ def test_a_planted_pickle_is_never_opened(two: Path, tmp_path: Path) -> None:
     assert_is_step(checkpoint.newest(two, silent), 20)
     (place / FILES[0]).write_bytes(bomb)
     sign(place)
-    found = checkpoint.newest(two, silent)
-    assert found is not None
-    with pytest.raises(CheckpointError, match="step_00000020: cannot read the checkpoint"):
-        checkpoint.restore(found, small_state())
+    found, (warning,) = newest(two)
+    assert_is_step(found, 10)
+    assert "step_00000020: damaged" in warning
     assert not canary.exists()
     pickle.loads(bomb)  # noqa: S301 (the bomb does go off)
     assert canary.exists()
@@ -268,13 +244,19 @@ def test_stray_names_are_neither_loaded_nor_removed(two: Path, tmp_path_factory:
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "step_00000099"
     shutil.copytree(two / "step_00000020", elsewhere)
     strays = ["step_12.bak", "step_x", "step_", "step_00000030.bak", "step_00000040.damaged", "step_50", "xstep_00000060", "70"]
+    strays += ["step_000000050", "step_\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661", "step_00000050\n"]
     for name in strays:
         shutil.copytree(two / "step_00000020", two / name)
     (two / "step_00000080").write_text("a file")
     (two / "step_00000090").symlink_to(elsewhere)
     before = contents(elsewhere)
     assert [place.name for place in checkpoint.committed(two)] == ["step_00000010", "step_00000020"]
-    assert_is_step(checkpoint.newest(two, silent), 20)
+    found, warnings = newest(two)
+    assert_is_step(found, 20)
+    assert [text.partition("step_")[2] for text in warnings] == [
+        "00000090: damaged checkpoint passed over: step_00000090: expected a directory, found a link",
+        "00000080: damaged checkpoint passed over: step_00000080: expected a directory, found a file",
+    ]
     checkpoint.prune(two, 1)
     assert names(two) == {"step_00000020", "step_00000080", "step_00000090", *strays}
     assert contents(elsewhere) == before

@@ -1,0 +1,51 @@
+"""Checkpoints for several tests: small ones, what is found of them, and sums that are right for whatever is in them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from fnrecipe import checkpoint, optim
+from fnrecipe.checkpoint import Checkpoint
+from fnrecipe.random import key
+from fnrecipe.step import State, init_state
+from tests.helpers import assert_same_bits
+
+FILES = ("state_0000.safetensors", "state.json", "SHA256SUMS")
+CURSOR = {"0": [1, [2, "x"]], "1": None}
+FINGERPRINTS = {"a: ü/1.jsonl": "7 bytes, 0123456789abcdef", "b: 2.jsonl": "0 bytes, fedcba9876543210"}
+
+
+def small_state(value: float = 1.0) -> State:
+    params = {"layers": {"0": {"query": torch.full((2, 3), value)}}, "norm": torch.ones(3)}
+    return init_state(params, optim.scale_by_adam(), key(0))
+
+
+def save_two(root: Path) -> Path:
+    """Checkpoints of steps 10 and 20, whose parameters are 10 and 20."""
+    for step in (10, 20):
+        checkpoint.save(root, step, small_state(float(step)), CURSOR, FINGERPRINTS)
+    return root
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"no warning was expected: {text}")
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    warnings: list[str] = []
+    return checkpoint.newest(root, warnings.append), warnings
+
+
+def assert_is_step(found: Checkpoint | None, step: int) -> None:
+    assert found is not None
+    assert found.step == step
+    assert_same_bits(checkpoint.restore(found, small_state()), small_state(float(step)))
+
+
+def sign(place: Path) -> None:
+    """Makes the sums those of the files."""
+    digests = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in FILES[:2]}
+    (place / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
