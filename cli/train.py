@@ -10,13 +10,13 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.launch import launch
-from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, with_changes_option
 from fnrecipe.config import resolve
 
 
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")
 @click.argument("recipe")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where everything is written.")
+@click.option("--out", required=True, type=FilePath(), metavar="DIR", help="Where everything is written.")
 @click.option("--nproc", type=click.IntRange(min=2), help="Start so many processes on this machine, by torch's launcher.")
 @config_options
 @with_changes_option

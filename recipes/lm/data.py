@@ -120,7 +120,7 @@ def open_sources(
             tokenizer,
             name=name,
             format=None if source.format == "auto" else source.format,
-            reading=Reading(source.text_key, source.separator, source.dtype),
+            reading=Reading(source.text_key, source.separator, source.dtype, config.dataset.max_record_bytes),
             num_lanes=config.dataset.num_lanes,
             by_document=by_document,
         )
