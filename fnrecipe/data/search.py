@@ -71,8 +71,7 @@ def find_files(pattern: str, suffixes: Sequence[str]) -> Found:
         else:
             sizes = _local(remote.local_path(pattern), suffixes, left)
     if not sizes:
-        plain = ", ".join(suffix for suffix in suffixes if not suffix.endswith(compressed.SUFFIXES))
-        raise UsageError(f"{pattern}: expected data ({plain}), found {_instead(pattern, left)}")
+        raise UsageError(_nothing(pattern, suffixes, left))
     paths = sorted(sizes)
     folders = [os.path.dirname(path) + "/" for path in paths]
     root = os.path.commonprefix(folders).rpartition("/")[0] + "/"  # noqa: RUF071 (commonpath would mend the // of addresses)
@@ -216,10 +215,10 @@ def _counts(left: Mapping[str, int]) -> str:
     return one_line(", ".join(kinds[:_KINDS_TOLD] + [f"{len(kinds) - _KINDS_TOLD} more kinds"] * (len(kinds) > _KINDS_TOLD)))
 
 
-def _instead(pattern: str, left: Mapping[str, int]) -> str:
-    if any(left.values()):
-        return f"only {_counts(left)}"
-    return "none in this directory" if os.path.isdir(pattern) else "no file, directory or match"
+def _nothing(pattern: str, suffixes: Sequence[str], left: Mapping[str, int]) -> str:
+    found = "none in this directory" if os.path.isdir(remote.local_path(pattern)) else "no file, directory or match"
+    plain = ", ".join(suffix for suffix in suffixes if not suffix.endswith(compressed.SUFFIXES))
+    return f"{pattern}: expected data, found {found} ({plain})" + (f", but {_counts(left)}" if any(left.values()) else "")
 
 
 @contextmanager

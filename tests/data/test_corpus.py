@@ -219,7 +219,7 @@ def test_formats_that_are_not_read_from_compressed_files(tmp_path: Path, name: s
 
 def test_nothing_is_there(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.jsonl", tmp_path / "*.jsonl"):
-        with pytest.raises(UsageError, match=re.escape(f"{path}: expected data (.jsonl, ")):
+        with pytest.raises(UsageError, match=re.escape(f"{path}: expected data, found no file, directory or match (.jsonl, ")):
             open_corpus(str(path), TOKENIZER)
 
 

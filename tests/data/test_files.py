@@ -93,7 +93,7 @@ def test_what_a_path_names(tmp_path: Path, pattern: str, expected: list[str]) ->
     if expected:
         assert found(f"{tmp_path}/{pattern}", str(tmp_path)) == expected
     else:
-        with pytest.raises(UsageError, match=r"expected data \(\.jsonl\), found (no file, directory or match|only 1 folder)"):
+        with pytest.raises(UsageError, match=r"expected data, found no file, directory or match \(\.jsonl\)"):
             find_files(f"{tmp_path}/{pattern}", SUFFIXES)
 
 
@@ -104,10 +104,12 @@ def test_a_directory_may_end_in_a_slash(tmp_path: Path) -> None:
 
 def test_a_directory_without_data(tmp_path: Path) -> None:
     make(tmp_path, "a.txt", ".b.jsonl")
-    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}: expected data (.jsonl), found only 1 .txt, 1 hidden")):
+    with pytest.raises(
+        UsageError, match=re.escape(f"{tmp_path}: expected data, found none in this directory (.jsonl), but 1 .txt, 1 hidden")
+    ):
         find_files(str(tmp_path), SUFFIXES)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}/empty: expected data (.jsonl), found none in this directory")):
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}/empty: expected data, found none in this directory (.jsonl)")):
         find_files(f"{tmp_path}/empty", SUFFIXES)
 
 
@@ -186,8 +188,8 @@ def test_names_of_addresses_are_relative_to_the_common_folder(memory: MemoryFile
 
 
 ADDRESSES = {
-    "memory://absent.jsonl": "expected data (.jsonl), found no file, directory or match",
-    "memory://absent/*.jsonl": "expected data (.jsonl), found no file, directory or match",
+    "memory://absent.jsonl": "expected data, found no file, directory or match (.jsonl)",
+    "memory://absent/*.jsonl": "expected data, found no file, directory or match (.jsonl)",
     "nonsense://bucket/a.jsonl": "expected an address of files that are read as they are, found 'nonsense'; valid names:",
     "htps://host/a.jsonl": "expected an address of files that are read as they are, found 'htps'; did you mean https?",
     "zip://a.jsonl::/absent.zip": "expected the address of one file system, found several",
