@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from fnrecipe.config import resolve
 from fnrecipe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from fnrecipe.data import Batch, Source
+    from fnrecipe.data import Batch, Corpus, Source
     from fnrecipe.recipe import Recipe
 
 
@@ -43,7 +43,7 @@ def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tu
 
     found, config = _load(recipe, files, pairs)
     tokenizer, shown = _needed(found, "tokenizer")(config), 0
-    names = [corpus.name for corpus in _needed(found, "corpora")(config)]
+    names = [corpus.name for corpus in _corpora(found, config)]
     for batch, _ in _stream(found, config, valid)(None):
         for row in range(len(batch.tokens))[: rows - shown]:
             _show_row(batch, row, tokenizer.decode, names)
@@ -75,7 +75,7 @@ def stats(
     columns = ("source", "files", "size", "documents", "bad", "tokens", "bytes/token", "median", "90 %", "longest", "> row")
     table = Table(*columns, caption="lengths in tokens; > row: share of documents longer than a row")
     warnings: list[DataError] = []
-    for corpus in _needed(found, "corpora")(config):
+    for corpus in _corpora(found, config):
         counted = survey(corpus, tokenizer, documents)
         tokens = int(counted.lengths.sum())
         middle, high, longest = np.quantile(counted.lengths, [0.5, 0.9, 1.0]) if len(counted.lengths) else (0, 0, 0)
@@ -123,7 +123,7 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     if getattr(config.dataset, "cache", None) is None:
         raise UsageError("dataset.cache: expected a folder for the tokens, found null (--config dataset.cache=DIR)")
     console, started = Console(stderr=True), time.perf_counter()
-    for corpus in _needed(found, "corpora")(config):
+    for corpus in _corpora(found, config):
         blocks = track(read_through(corpus), corpus.name, len(corpus.blocks), console=console, disable=not console.is_terminal)
         documents = sum(count for _, count in blocks)
         click.echo(f"{corpus.name}: {documents:,} documents in {len(corpus.blocks):,} blocks")
@@ -143,6 +143,14 @@ def _needed(recipe: Recipe[Any], field: str) -> Callable[..., Any]:
     if function is None:
         raise UsageError(f"{recipe.name}: this recipe has no `{field}`, which `fnrecipe data` needs")
     return function
+
+
+def _corpora(recipe: Recipe[Any], config: Any) -> Sequence[Corpus]:
+    from fnrecipe.data import tell_left_out
+
+    corpora: Sequence[Corpus] = _needed(recipe, "corpora")(config)
+    tell_left_out(corpora)
+    return corpora
 
 
 def _stream(recipe: Recipe[Any], config: Any, valid: bool) -> Source[Batch]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fnrecipe.cli.find import find
-from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=ConfigCommand, short_help="Show the train step as code, and what it costs.")
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the step as code to DIR/step.py.")
+@click.option("--out", type=FilePath(), metavar="DIR", help="Write the step as code to DIR/step.py.")
 @config_options
 def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     """Trace the train step of RECIPE and count its operations, FLOPs and bytes. No parameter is made, no data is read.

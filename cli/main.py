@@ -14,7 +14,7 @@ from fnrecipe.cli.dump_config import dump_config
 from fnrecipe.cli.errors import show
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
-from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, with_changes_option
 from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import train
@@ -46,7 +46,7 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
     """The command line of a recipe's own module: `python -m my_lm.train DIR --config …`."""
 
     @click.command(cls=ConfigCommand, help=f"Train the recipe {recipe.name} in DIR, or go on with the run that is there.")
-    @click.argument("out", type=click.Path(path_type=Path), metavar="DIR")
+    @click.argument("out", type=FilePath(), metavar="DIR")
     @config_options
     @with_changes_option
     def command(out: Path, files: tuple[Path, ...], pairs: tuple[str, ...], with_changes: bool) -> int:

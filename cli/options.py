@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 
+from fnrecipe.config.paths import expanded
 from fnrecipe.errors import UsageError
 
 _PAIR = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
@@ -41,12 +43,22 @@ def _one_pair_an_option(args: Sequence[str]) -> list[str]:
     return spread
 
 
+class FilePath(click.Path):
+    """A `Path`, with a home directory in the place of `~`, which shells leave alone in `--out=~/runs` and in quotes."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(expanded(os.fspath(value)), param, ctx)
+
+
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     files = click.option(
         "--config-file",
         "files",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         metavar="FILE",
         help="YAML over the recipe's defaults; a later file goes over an earlier one.",
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fnrecipe.cli.find import find
-from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=ConfigCommand, short_help="Measure where the time of a step goes.")
 @click.argument("recipe")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the traces are written.")
+@click.option("--out", required=True, type=FilePath(), metavar="DIR", help="Where the traces are written.")
 @click.option("--steps", default=5, show_default=True, type=click.IntRange(min=1), help="Measure N steps.", metavar="N")
 @config_options
 def profile(recipe: str, out: Path, steps: int, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from fnrecipe.cli.options import FilePath
+from fnrecipe.config.paths import expanded
 from fnrecipe.errors import UsageError
 
 FORMATS = ("auto", "jsonl", "parquet", "text", "python")
@@ -22,7 +24,7 @@ def tokenizer() -> None:
 
 @tokenizer.command(short_help="Train a byte-level BPE.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The tokenizer.json to write.")
+@click.option("--out", required=True, type=FilePath(), metavar="FILE", help="The tokenizer.json to write.")
 @click.option("--vocab-size", default=32000, show_default=True, type=click.IntRange(min=257), help="Tokens in all.")
 @click.option("--special-token", "special", multiple=True, help="A token that text never gives; the first ends documents.")
 @click.option("--format", "format_", default="auto", type=click.Choice(FORMATS), help="Of the files; auto: by their suffix.")
@@ -43,7 +45,7 @@ def train(
     fnrecipe tokenizer train data/ --out tokenizer.json --vocab-size 32000
     """
     from fnrecipe.data import Reading, byte_tokenizer, open_corpus
-    from fnrecipe.data.corpus import texts_of
+    from fnrecipe.data.corpus import tell_left_out, texts_of
     from fnrecipe.data.tokenizer import END_OF_TEXT, train_bpe
 
     if len(special) + 256 > vocab_size:
@@ -52,7 +54,8 @@ def train(
         )
     reading = Reading(text_key, separator)
     form = None if format_ == "auto" else format_
-    corpora = [open_corpus(path, byte_tokenizer(), format=form, reading=reading) for path in paths]
+    corpora = [open_corpus(expanded(path), byte_tokenizer(), format=form, reading=reading) for path in paths]
+    tell_left_out(corpora)
     texts = chain.from_iterable(map(texts_of, corpora))
     first = next(texts, None)
     if first is None:

@@ -8,14 +8,14 @@ import click
 
 from fnrecipe.cli.find import find
 from fnrecipe.cli.launch import check_only_launcher, launch
-from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, with_changes_option
 from fnrecipe.config import resolve
 from fnrecipe.launcher import meeting
 
 
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")
 @click.argument("recipe")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where everything is written.")
+@click.option("--out", required=True, type=FilePath(), metavar="DIR", help="Where everything is written.")
 @click.option("--nproc", type=click.IntRange(min=1), help="Start so many processes on this machine.")
 @config_options
 @with_changes_option

@@ -26,7 +26,7 @@ from fnrecipe.build import batches, first_state, functions, to_device, to_host
 from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Cursor, Place, Source, Stream, each, fingerprints, joint, pipe
+from fnrecipe.data import Batch, Cursor, Place, Source, Stream, each, fingerprints, joint, pipe, tell_left_out
 from fnrecipe.data.survey import NO_ROW
 from fnrecipe.display import Display, duration
 from fnrecipe.errors import CheckpointError, FnrecipeError, NonFiniteError, UsageError, one_line
@@ -65,11 +65,13 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         if claim is not None and not with_changes:
             directory.check_config(out, unstructure(config))
         host.prepare(config.common.torch.num_threads)
-        files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
+        corpora = recipe.corpora(config) if recipe.corpora else []
+        files = fingerprints(corpora)
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
         signals = stack.enter_context(Signals(once=not gang.alone))
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
+        tell_left_out(corpora if gang.leads else [])
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
         telling = partial(told, tell=display.line, waiting=display.waiting)
         step, evaluate = functions(recipe, config, mesh, device, telling)

@@ -180,7 +180,7 @@ def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> N
 @pytest.mark.parametrize("name", select("data"))
 def test_only_its_own_module_imports_a_library_that_only_some_data_needs(name: str) -> None:
     users = {
-        "fsspec": {"fnrecipe.data.files"},
+        "fsspec": {"fnrecipe.data.remote"},
         "pyarrow": {"fnrecipe.data.formats.parquet"},
         "tokenizers": {"fnrecipe.data.tokenizer"},
         "multiprocessing": {"fnrecipe.data.processes"},

@@ -179,6 +179,15 @@ def test_a_bad_record_within_the_limit_is_told_and_skipped(bad: Path, texts: Pat
     assert sum(row["targets"] for row in metrics(tmp_path / "out")) == sum(len(text) + 1 for text in trained)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_directory_holds_beside_its_data_is_told_once_a_run(texts: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(texts, tmp_path / "data")
+    (tmp_path / "data/README.md").touch()
+    assert train(tmp_path / "data", tmp_path / "out", dataset__num_workers=workers) == 0
+    lines = log(tmp_path / "out").splitlines()
+    assert [line for line in lines if "left out" in line] == [f"{tmp_path}/data: left out: 1 .md"]
+
+
 # Several sources.
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from attrs import field, frozen
+from attrs.converters import optional
 
 from fnrecipe.config.bounds import (
     Count,
@@ -21,6 +22,7 @@ from fnrecipe.config.bounds import (
     ProperFraction,
     Size,
 )
+from fnrecipe.config.paths import expanded
 from fnrecipe.errors import Problem
 
 
@@ -63,9 +65,12 @@ class DataSource:
     """A file, a directory, a glob or an address, or `stdlib:` for the sources of Python's library; and its share of the tokens.
 
     `weight_schedule`: points (tokens trained on, weight) that follow `weight`, joined by straight lines.
+    In a config, its path alone may stand for a source, and a source alone for a list of one.
     """
 
-    path: str
+    PLAIN_TEXT: ClassVar[str] = "path"
+
+    path: str = field(converter=expanded)
     name: str | None = None
     format: Literal["auto", "jsonl", "parquet", "text", "python", "tokens"] = "auto"
     text_key: str = "text"
@@ -80,6 +85,8 @@ class DataSource:
             yield Problem("weight_schedule", "numbers of tokens above 0 that increase", str(steps[1:]))
         if self.weight == 0 and not any(weight for _, weight in self.weight_schedule):
             yield Problem("weight", "a number above 0, at least later in weight_schedule", "0")
+        if not self.path:
+            yield Problem("path", "a file, a directory, a glob or an address", "''")
         if self.separator == "":
             yield Problem("separator", "text, or null for one document a file", "''")
 
@@ -90,6 +97,7 @@ class DatasetSection:
     valid_sources: tuple[DataSource, ...] = ()
     valid_fraction: ProperFraction = 0.05
     max_bad_records: Size = 0
+    max_record_bytes: Count = 64 << 20
     order: Literal["blocks", "documents", "sequential"] = "blocks"
     shuffle_window: Count = 256
     finished_source: Literal["drop", "repeat", "stop"] = "drop"
@@ -102,7 +110,7 @@ class DatasetSection:
     num_readers: Count | None = None
     num_workers: Size = 0
     prefetch: Size = 2
-    cache: str | None = None
+    cache: str | None = field(default=None, converter=optional(expanded))
 
     def contradictions(self) -> Iterator[Problem]:
         if not self.sources:
@@ -136,7 +144,7 @@ class TokenizerSection:
     """`byte`: one token a byte. `hf`: a Hugging Face `tokenizer.json` at `path`."""
 
     family: Literal["byte", "hf"] = "byte"
-    path: str | None = None
+    path: str | None = field(default=None, converter=optional(expanded))
     bos_token: str | None = None
     eos_token: str | None = None
     add_bos: bool = True

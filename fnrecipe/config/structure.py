@@ -160,11 +160,16 @@ def _optional(value: Any, cls: Any) -> Any:
 
 
 def _section(cls: type) -> Any:
+    """A section from its mapping; or from text, where the class has a field `PLAIN_TEXT` that it is the value of."""
+    short = getattr(cls, "PLAIN_TEXT", None)
     from_mapping: Any = make_dict_structure_fn(cls, _CONVERTER, _cattrs_forbid_extra_keys=True)
 
     def hook(value: Any, _: Any) -> Any:
+        if short is not None and isinstance(value, str):
+            value = {short: value}
         if not isinstance(value, dict):
-            raise _MismatchError(f"a section with the keys {', '.join(field.name for field in attrs.fields(cls))}", value)
+            keys = ", ".join(field.name for field in attrs.fields(cls))
+            raise _MismatchError(f"{'text or ' if short else ''}a section with the keys {keys}", value)
         return from_mapping(value, cls)
 
     return hook
@@ -174,8 +179,10 @@ def _tuple(cls: Any) -> Any:
     kinds = get_args(cls)
 
     def hook(value: Any, _: Any) -> Any:
+        if isinstance(value, str) and hasattr(kinds[0], "PLAIN_TEXT"):
+            value = [value]
         if not isinstance(value, (list, tuple)):
-            raise _MismatchError("a list", value)
+            raise _MismatchError(f"{'text or ' if hasattr(kinds[0], 'PLAIN_TEXT') else ''}a list", value)
         if kinds[-1] is Ellipsis:
             return tuple(_CONVERTER.structure(list(value), list[kinds[0]]))  # type: ignore[valid-type]
         if len(value) != len(kinds):

@@ -13,6 +13,7 @@ from fnrecipe.data.corpus import Corpus as Corpus
 from fnrecipe.data.corpus import Reading as Reading
 from fnrecipe.data.corpus import fingerprints as fingerprints
 from fnrecipe.data.corpus import open_corpus as open_corpus
+from fnrecipe.data.corpus import tell_left_out as tell_left_out
 from fnrecipe.data.document import Document as Document
 from fnrecipe.data.document import held_out as held_out
 from fnrecipe.data.lanes import Place as Place

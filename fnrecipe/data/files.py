@@ -1,23 +1,21 @@
-"""Files of data, local or remote, plain or compressed: what a path names, how each is opened, and how each is recognised."""
+"""Files of data, local or remote, plain or compressed: how each is opened, and how each is recognised."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
-import sys
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
-from glob import escape, glob, has_magic
-from typing import IO, Any
+from typing import IO
 
 import attrs
 
-from fnrecipe.errors import DataError, UsageError
+from fnrecipe.data import compressed, remote
+from fnrecipe.errors import DataError, one_line
 
-COMPRESSIONS = (".gz", ".zst")
 _SAMPLE = 1 << 16
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @attrs.frozen
@@ -29,25 +27,6 @@ class File:
     size: int
 
 
-def find_files(pattern: str, suffixes: Sequence[str]) -> list[File]:
-    """The files that a path names: the file itself, those below a directory with one of `suffixes`, or a glob's matches.
-
-    Sorted by path; hidden files and folders are not searched. In a directory that holds `*.chunk.*` files, as fairseq2
-    lays its data out, only these are taken. With `://` in it, the path is an address that fsspec understands.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    paths, size = (_remote if "://" in pattern else _local)(pattern, tuple(suffixes))
-    if not paths:
-        found = "none in this directory" if os.path.isdir(pattern) else "no file, directory or match"
-        raise UsageError(f"{pattern}: expected data, found {found} ({', '.join(suffixes)})")
-    kept = sorted(paths)
-    folders = [os.path.dirname(path) + "/" for path in kept]
-    root = os.path.commonprefix(folders).rpartition("/")[0] + "/"  # noqa: RUF071 (commonpath would mend the // of addresses)
-    return [File(path, path.removeprefix(root), size(path)) for path in kept]
-
-
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed.
@@ -55,20 +34,13 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     Raises:
         DataError: if it cannot be read.
     """
-    with _reported(path), _open(path) as raw:
-        if path.endswith(".gz"):
-            with gzip.open(raw) as file:
-                yield file  # type: ignore[misc]
-        elif path.endswith(".zst"):
-            with _zstd().open(raw) as file:
-                yield file
-        else:
-            yield raw
+    with reported(path), _open(path) as raw, compressed.content(raw, lower_name(path)) as content:
+        yield content
 
 
-def damage(error: BaseException) -> bool:
-    """Whether an error says that compressed bytes are cut off or wrong."""
-    return isinstance(error, EOFError | gzip.BadGzipFile | zlib.error | _zstd().ZstdError)
+def lower_name(path: str) -> str:
+    """The path as suffixes are looked for in it: in lower case, and without what follows `?` in an address of the web."""
+    return (path.partition("?")[0] if path.startswith(("http://", "https://")) else path).lower()
 
 
 def fingerprint(file: File) -> str:
@@ -76,82 +48,49 @@ def fingerprint(file: File) -> str:
 
     For an address, of what its file system knows of the file: a checksum or a time, without reading it.
     """
-    if "://" in file.path:
-        system, inner = _filesystem(file.path)
-        with _reported(file.path):
-            return f"{file.size} bytes, {system.ukey(inner)[:16]}"
-    digest = hashlib.sha256()
-    with _reported(file.path), _open(file.path) as raw:
-        for start in sorted({0, max(file.size - _SAMPLE, 0) // 2, max(file.size - _SAMPLE, 0)}):
-            raw.seek(start)
-            digest.update(raw.read(_SAMPLE))
+    with reported(file.path):
+        if remote.is_address(file.path):
+            return f"{file.size} bytes, {remote.fingerprint(file.path)}"
+        digest = hashlib.sha256()
+        with _open(file.path) as raw:
+            for start in sorted({0, max(file.size - _SAMPLE, 0) // 2, max(file.size - _SAMPLE, 0)}):
+                raw.seek(start)
+                digest.update(raw.read(_SAMPLE))
     return f"{file.size} bytes, {digest.hexdigest()[:16]}"
 
 
-def _local(pattern: str, suffixes: tuple[str, ...]) -> tuple[list[str], Callable[[str], int]]:
-    if os.path.isdir(pattern):
-        below = glob(os.path.join(escape(pattern), "**", "*"), recursive=True)
-        return _data([path for path in below if os.path.isfile(path)], suffixes), os.path.getsize
-    if os.path.isfile(pattern):
-        return [pattern], os.path.getsize
-    return [path for path in set(glob(pattern, recursive=True)) if os.path.isfile(path)], os.path.getsize
+def check_regular(path: str, mode: int) -> None:
+    """Refuses what is neither a file nor a folder by its mode: reading a pipe waits for a writer, and takes what is read away.
 
-
-def _remote(pattern: str, suffixes: tuple[str, ...]) -> tuple[list[str], Callable[[str], int]]:
-    system, inner = _filesystem(pattern)
-    with _reported(pattern):
-        if has_magic(inner):
-            found = [path for path, info in system.glob(inner, detail=True).items() if info["type"] == "file"]
-        elif system.isdir(inner):
-            found = _data(system.find(inner), suffixes)
-        else:
-            found = [inner] if system.exists(inner) else []
-    found = [path for path in found if path.count("/.") <= inner.count("/.")]
-    return [system.unstrip_protocol(path) for path in found], lambda path: int(system.size(_filesystem(path)[1]) or 0)
-
-
-def _data(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
-    """The files of a directory that hold its data."""
-    found = [path for path in paths if path.endswith(suffixes)]
-    return [path for path in found if ".chunk." in os.path.basename(path)] or found
-
-
-def _filesystem(address: str) -> tuple[Any, str]:
-    import fsspec  # type: ignore[import-untyped]
-
-    if "::" in address:
-        raise UsageError(f"{address}: expected the address of one file system, found several chained by ::")
-    try:
-        system, inner = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{address}: cannot read this kind of address: {error}") from None
-    return system, inner
-
-
-def _open(path: str) -> IO[bytes]:
-    if "://" not in path:
-        return open(path, "rb")
-    system, inner = _filesystem(path)
-    file: IO[bytes] = system.open(inner, "rb", cache_type="none" if not path.endswith(COMPRESSIONS) else "readahead")
-    return file
+    Raises:
+        DataError: naming what it is.
+    """
+    kind = _KINDS.get(stat.S_IFMT(mode))
+    if kind:
+        raise DataError(f"{path}: expected a file that can be read again, found {kind}; write it to a file first")
 
 
 @contextmanager
-def _reported(path: str) -> Iterator[None]:
+def reported(path: str) -> Iterator[None]:
+    """Turns what the operating system, or a decompressor, says of a file into one line that names it."""
     try:
         yield
     except Exception as error:
-        if damage(error):
+        if compressed.is_damage(error):
             raise DataError(f"{path}: expected a whole compressed file, found damage: {error}") from None
         if isinstance(error, OSError):
-            raise DataError(f"{path}: cannot read the data: {error.strerror or error}") from None
+            raise DataError(f"{path}: cannot read the data: {one_line(error.strerror or str(error))}") from None
         raise
 
 
-def _zstd() -> Any:
-    """The standard library's zstd, which Python has had since 3.14."""
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
+def _open(path: str) -> IO[bytes]:
+    """The file as it is stored. A pipe that took a file's place after the search is refused, and not waited for."""
+    if remote.is_address(path):
+        return remote.open_file(path, ahead=lower_name(path).endswith(compressed.SUFFIXES))
+    file = open(remote.local_path(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    try:
+        check_regular(path, os.fstat(file.fileno()).st_mode)
+    except DataError:
+        file.close()
+        raise
+    return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import IO
@@ -11,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnrecipe.data.blocks import Block
-from fnrecipe.data.files import damage, opened
+from fnrecipe.data.compressed import is_damage
+from fnrecipe.data.encoding import every_other_byte_is_zero, signature
+from fnrecipe.data.files import opened
 from fnrecipe.errors import DataError, one_line
 
 WHOLE = int(np.iinfo(np.int64).max)
+# A record is held in memory several times: as bytes, as text, as ids and what the tokenizer makes of it. 64 MiB are 16 million
+# tokens, more than any book, and eight lanes of them still fit a small machine.
+MAX_RECORD_BYTES = 64 << 20
 _CHUNK = 1 << 20
 _TAIL = 1 << 15
 _BOM = b"\xef\xbb\xbf"
@@ -36,17 +42,23 @@ class Record:
     def text(self) -> str | DataError:
         """The record as text; the error is a value, for whoever reads the stream to raise or to count."""
         try:
-            return self.data.decode()
+            text = self.data.decode()
         except UnicodeDecodeError as error:
-            found = f"byte {self.data[error.start]:#04x} at byte {error.start} of the record"
+            found = signature(self.data) or f"byte {self.data[error.start]:#04x} at byte {error.start} of the record"
             return self.bad(f"expected UTF-8, found {found}")
+        if every_other_byte_is_zero(self.data):
+            return self.bad(
+                "expected UTF-8, found what looks like UTF-16 (convert it: iconv -f UTF-16LE -t UTF-8, or UTF-16BE)"
+            )
+        return text
 
 
-def read_records(block: Block, separator: bytes) -> Iterator[Record | DataError]:
-    """The records of a block without those of white space alone; a byte order mark at the start of a file is left out.
+def read_records(block: Block, separator: bytes, limit: int = MAX_RECORD_BYTES) -> Iterator[Record | DataError]:
+    """The records of a block without those of white space alone, and without byte order marks in front of them.
 
-    A record starts at the file's start and after each separator. Compressed bytes that are cut off or wrong end the block
-    with an error as its last item.
+    A record starts at the file's start and after each separator, whose line feeds may have a carriage return before them.
+    One of more than `limit` bytes is an error, and is not kept in memory. Compressed bytes that are cut off or wrong end the
+    block with an error as its last item.
 
     Raises:
         DataError: if the file cannot be read, or ends before the block does.
@@ -54,69 +66,82 @@ def read_records(block: Block, separator: bytes) -> Iterator[Record | DataError]
     end = 0
     with opened(block.path) as file:
         try:
-            records = (record for record in _split(file, block, separator) if not record[1].isspace())
+            records = (r for r in _split(file, block, separator, limit) if not r[1].isspace() or len(r[1]) > limit)
             for offset, data in islice(records, block.stripe, None, block.stripes):
                 end = offset + len(data)
-                yield Record(block.path, offset, data.removeprefix(_BOM) if offset == 0 else data)
+                record = Record(block.path, offset, data.removeprefix(_BOM))
+                yield record if len(data) <= limit else too_long(record, limit)
         except Exception as error:
-            if not damage(error):
+            if not is_damage(error):
                 raise
             if block.stripe == 0:  # one report of each damage
                 yield _damaged(block.path, end, error)
 
 
-def read_whole(path: str) -> Iterator[Record | DataError]:
-    """The file as one record; nothing if it is empty."""
+def read_whole(path: str, limit: int = MAX_RECORD_BYTES) -> Iterator[Record | DataError]:
+    """The file as one record, or an error if it is longer than `limit`; nothing if it is empty."""
     with opened(path) as file:
         try:
-            data = file.read().removeprefix(_BOM)
+            data = file.read(limit + 1)
         except Exception as error:
-            if not damage(error):
+            if not is_damage(error):
                 raise
             yield _damaged(path, 0, error)
-        else:
-            yield from [Record(path, 0, data)] if data else []
+            return
+    record = Record(path, 0, data.removeprefix(_BOM))
+    if len(data) > limit:
+        yield too_long(record, limit)
+    elif record.data:
+        yield record
 
 
 def record_starts(path: str, size: int, separator: bytes) -> NDArray[np.int64]:
     """The offset of each record of an uncompressed file, int64: one pass over its bytes."""
-    found = [np.zeros(min(size, 1), np.int64)]
-    overlap = len(separator) - 1
     with opened(path) as file:
-        base, kept = 0, b""
-        while chunk := file.read(_CHUNK):
-            data = kept + chunk
-            equal = np.ones(max(len(data) - overlap, 0), bool)
-            for place, byte in enumerate(separator):
-                equal &= np.frombuffer(data, np.uint8)[place : place + len(equal)] == byte
-            found.append(np.flatnonzero(equal) + base + len(separator))
-            kept = data[max(len(data) - overlap, 0) :]
-            base += len(data) - len(kept)
-    starts = np.concatenate(found)
+        starts = np.fromiter(_starts(file, separator), np.int64)
     return starts[starts < size]
 
 
-def _split(file: IO[bytes], block: Block, separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """(offset, record) of the records that start in the block."""
-    size, keep = len(separator), len(separator) - 1
+def separator_end(text: str, separator: str) -> int:
+    """Where the separator at the end of a record's text begins; the text's length if there is none."""
+    if "\n" not in separator or "\r" not in text[-2 * len(separator) :]:
+        return len(text.removesuffix(separator))
+    form = re.escape(separator).replace("\\\n", "\r?\n")
+    found = re.compile(form + r"\Z").search(text, max(len(text) - 2 * len(separator), 0))
+    return found.start() if found else len(text)
+
+
+def _split(file: IO[bytes], block: Block, separator: bytes, limit: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, record) of the records that start in the block; of one longer than `limit`, more than that from its start on."""
+    next_end, width = _ends(separator)
+    keep = width - 1
     read = _careful(file)
-    base = max(block.start - size, 0)  # offset of the buffer's first byte: before the block stands the separator, if any
+    base = max(block.start - width, 0)  # offset of the buffer's first byte: before the block stands the separator, if any
     if base:
         file.seek(base)
-    buffer, start, inside = b"", 0, block.start == 0  # `inside`: whether a record is known to begin at `start`
+    # `inside`: whether a record is known to begin at `start`; else one does where the next separator behind `start` ends.
+    inside = block.start == 0
+    buffer, start = b"", 0 if inside else block.start - base - 1
     while base + start < block.stop:
-        found = buffer.find(separator, max(start - keep, 0))
-        if found >= 0:
+        end = next_end(buffer, start)
+        if end:
             if inside:
-                yield base + start, buffer[start : found + size]
-            start, inside = found + size, True
+                yield base + start, buffer[start:end]
+            start, inside = end, True
             if start > _CHUNK:
                 buffer, base, start = buffer[start - keep :], base + start - keep, keep
             continue
+        if inside and len(buffer) - start > limit:
+            yield base + start, buffer[start:]
+            inside = False
         left = block.stop - base - len(buffer)
-        if left <= 0 and not inside:
-            return
-        chunk = read(min(left, max(_CHUNK, len(buffer))) if left > 0 else max(_TAIL, len(buffer) - start))
+        if not inside:
+            if left <= 0:
+                return
+            kept = buffer[max(len(buffer) - keep, 0) :]
+            buffer, base, start = kept, base + len(buffer) - len(kept), max(start - len(buffer), 0) + len(kept)
+        size = min(left, max(_CHUNK, len(buffer))) if left > 0 else max(_TAIL, len(buffer) - start)
+        chunk = read(min(size, max(limit - len(buffer) + start, _TAIL) if inside else _CHUNK))
         if not chunk:
             if left > 0 and block.stop != WHOLE:
                 expected = f"expected {block.stop:,} bytes or more, as when the run began"
@@ -125,6 +150,46 @@ def _split(file: IO[bytes], block: Block, separator: bytes) -> Iterator[tuple[in
                 yield base + start, buffer[start:]
             return
         buffer += chunk
+
+
+def _starts(file: IO[bytes], separator: bytes) -> Iterator[int]:
+    """0, and the place behind each separator."""
+    next_end, width = _ends(separator)
+    base, buffer = 0, b""
+    yield 0
+    while chunk := file.read(_CHUNK):
+        kept = buffer[max(len(buffer) - width + 1, 0) :]
+        base += len(buffer) - len(kept)
+        buffer, end = kept + chunk, len(kept)
+        while end := next_end(buffer, end):
+            yield base + end
+
+
+def _ends(separator: bytes) -> tuple[Callable[[bytes, int], int], int]:
+    """A function to the end of the first separator that ends behind a place, or 0; and the bytes of the longest separator.
+
+    A carriage return before a separator's first byte needs no search: it belongs to the record.
+    """
+    size = len(separator)
+    if size == 1:
+        return (lambda buffer, start: buffer.find(separator, start) + 1), 1
+    if b"\n" not in separator[1:]:  # twice as fast as a pattern
+
+        def literal_end(buffer: bytes, start: int) -> int:
+            found = buffer.find(separator, max(start - size + 1, 0))
+            return found + size if found >= 0 else 0
+
+        return literal_end, size
+    pattern = re.compile(re.escape(separator[:1]) + re.escape(separator[1:]).replace(b"\\\n", b"\r?\n"))
+    width = size + separator[1:].count(b"\n")
+
+    def next_end(buffer: bytes, start: int) -> int:
+        found = pattern.search(buffer, max(start - width + 1, 0))
+        while found and found.end() <= start:
+            found = pattern.search(buffer, found.start() + 1)
+        return found.end() if found else 0
+
+    return next_end, width
 
 
 def _careful(file: IO[bytes]) -> Callable[[int], bytes]:
@@ -139,7 +204,7 @@ def _careful(file: IO[bytes]) -> Callable[[int], bytes]:
                 parts.append(part)
                 size -= len(part)
         except Exception as error:
-            if not damage(error):
+            if not is_damage(error):
                 raise
             met.append(error)
         if met and not parts:
@@ -147,6 +212,10 @@ def _careful(file: IO[bytes]) -> Callable[[int], bytes]:
         return b"".join(parts)
 
     return read
+
+
+def too_long(record: Record, limit: int) -> DataError:
+    return record.bad(f"expected a record of at most {limit:,} bytes (dataset.max_record_bytes), found more")
 
 
 def _damaged(path: str, end: int, error: Exception) -> DataError:

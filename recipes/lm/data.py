@@ -154,7 +154,7 @@ def open_sources(config: LMConfig, sources: Sequence[DataSource], *, by_document
             tokenizer,
             name=name,
             format=None if source.format == "auto" else source.format,
-            reading=Reading(source.text_key, source.separator, source.dtype),
+            reading=Reading(source.text_key, source.separator, source.dtype, config.dataset.max_record_bytes),
             by_document=by_document,
         )
         for source, name in zip(sources, source_names(sources), strict=True)

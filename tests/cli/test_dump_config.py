@@ -149,3 +149,10 @@ def test_an_import_that_fails_inside_a_recipe_keeps_its_traceback(tmp_path: Path
     assert ended.status == 1
     assert "needs.py" in ended.err
     assert "no_such_part" in ended.err
+
+
+def test_a_config_file_may_lie_in_a_home_directory(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("common: {seed: 5}")
+    ended = fnrecipe("dump-config", "lm", "--config-file=~/mine.yaml", cwd=tmp_path, HOME=str(tmp_path))
+    assert (ended.status, ended.err) == (0, "")
+    assert "seed: 5" in ended.out

@@ -32,6 +32,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_what_a_directory_holds_beside_its_data_is_told_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/words.JSONL").write_bytes((folder / "words.jsonl").read_bytes())
+    (tmp_path / "data/README.md").touch()
+    args = ["~/data", "--text-key", "body", "--vocab-size", "300", "--out=~/made/tokenizer.json"]
+    ended = fnrecipe("tokenizer", "train", *args, cwd=folder, HOME=str(tmp_path))
+    assert (ended.status, ended.err) == (0, f"{tmp_path}/data: left out: 1 .md\n")
+    assert (tmp_path / "made/tokenizer.json").is_file()
+
+
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> tuple[Path, Ended]:
     """A tokenizer of 700 tokens, and how the command that made it ended."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from fnrecipe.config import DataSource, resolve, source_names
+from fnrecipe.config import DataSource, resolve, source_names, unstructure, yaml
 from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import config
 
@@ -163,3 +165,55 @@ def test_values_at_their_bounds_are_taken(pair: str) -> None:
 )
 def test_a_source_is_called_by_the_end_of_its_path(path: str, name: str) -> None:
     assert source_names([DataSource(path), DataSource(path, name="mine"), DataSource("b")]) == [name, "mine", "b"]
+
+
+def sources(*pairs: str, key: str = "sources") -> list[str]:
+    resolved, _ = resolve(config, pairs=[*pairs, "dataset.valid_fraction=0"])
+    return [source.path for source in getattr(resolved.dataset, key)]
+
+
+SHORT = {
+    "a path": ("data/web", ["data/web"]),
+    "an address": ("s3://bucket/*.jsonl", ["s3://bucket/*.jsonl"]),
+    "paths": ("[a, b/c.jsonl]", ["a", "b/c.jsonl"]),
+    "paths and mappings": ("[a, {path: b, weight: 2}]", ["a", "b"]),
+    "quoted": ("'a: b'", ["a: b"]),
+}
+
+
+@pytest.mark.parametrize("key", ["sources", "valid_sources"])
+@pytest.mark.parametrize(("text", "expected"), SHORT.values(), ids=SHORT)
+def test_a_path_stands_for_a_source_and_comes_back_from_yaml(tmp_path: Path, text: str, expected: list[str], key: str) -> None:
+    assert sources(f"dataset.{key}={text}", key=key) == expected
+    (tmp_path / "short.yaml").write_text(f"dataset: {{{key}: {text}, valid_fraction: 0}}")
+    short, _ = resolve(config, [tmp_path / "short.yaml"])
+    (tmp_path / "dumped.yaml").write_text(yaml.dump(unstructure(short)))
+    assert resolve(config, [tmp_path / "dumped.yaml"])[0] == short
+    assert [source.path for source in getattr(short.dataset, key)] == expected
+
+
+WRONG = {
+    "3": "dataset.sources: expected text or a list, found 3 (command line)",
+    "''": "dataset.sources[0].path: expected a file, a directory, a glob or an address, found '' (command line)",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG.items(), ids=WRONG)
+def test_what_is_no_source(text: str, expected: str) -> None:
+    assert refusal(f"dataset.sources={text}") == [expected]
+
+
+def test_every_path_of_a_config_may_begin_in_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    pairs = ["dataset.sources=[~/a, {path: ~}]", "dataset.cache=~/c", "tokenizer={family: hf, path: ~/t.json}"]
+    with pytest.raises(ConfigError, match=r"sources\[1\]\.path: expected text, found null"):
+        resolve(config, pairs=pairs)
+    resolved, _ = resolve(config, pairs=["dataset.sources=[~/a, {path: '~'}, b/~, ./~c, ~nobody-of-this-name]", *pairs[1:]])
+    assert [source.path for source in resolved.dataset.sources] == [
+        "/home/me/a",
+        "/home/me",
+        "b/~",
+        "./~c",
+        "~nobody-of-this-name",
+    ]
+    assert (resolved.dataset.cache, resolved.tokenizer.path) == ("/home/me/c", "/home/me/t.json")

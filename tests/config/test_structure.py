@@ -72,9 +72,8 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("gang.num_leaves=3", "a power of two", "3"),
         ("gang.num_leaves=0", "a power of two", "0"),
         ("gang.num_leaves=-8", "a power of two", "-8"),
-        ("dataset.sources=data.jsonl", "a list", "'data.jsonl'"),
-        ("dataset.sources={path: a}", "a list", "{'path': 'a'}"),
-        ("dataset.sources=null", "a list", "null"),
+        ("dataset.sources={path: a}", "text or a list", "{'path': 'a'}"),
+        ("dataset.sources=null", "text or a list", "null"),
         ("optimizer.config.betas=0.9", "a list", "0.9"),
         ("optimizer.config.betas=[]", "a list of 2 values", "[]"),
         ("optimizer.config.betas=[0.9, 0.95, 0.99]", "a list of 2 values", "[0.9, 0.95, 0.99]"),
@@ -99,9 +98,9 @@ def test_a_wrong_value_is_one_line(pair: str, expected: str, found: str) -> None
         ),
         ("gang.device=gpu", "gang.device: expected auto or cpu or cuda, found 'gpu' (command line); did you mean cpu?"),
         (
-            "dataset.sources=[{path: a}, b]",
-            "dataset.sources[1]: expected a section with the keys path, name, format, text_key, "
-            "separator, dtype, weight, weight_schedule, found 'b' (command line)",
+            "dataset.sources=[{path: a}, 3]",
+            "dataset.sources[1]: expected text or a section with the keys path, name, format, text_key, "
+            "separator, dtype, weight, weight_schedule, found 3 (command line)",
         ),
         (
             "dataset.sources=[{path: a}, {path: 3}]",

@@ -256,7 +256,7 @@ def data_sources(draw: st.DrawFn) -> tuple[tuple[c.DataSource, ...], tuple[c.Dat
     names = draw(st.lists(texts.filter(bool), min_size=1, max_size=5, unique=True))
     sources = [
         c.DataSource(
-            path=draw(texts),
+            path=draw(texts.filter(bool)),
             name=name,
             format=draw(formats),
             text_key=draw(texts),

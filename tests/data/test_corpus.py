@@ -181,15 +181,45 @@ def test_a_directory_takes_no_notice_of_other_files(tmp_path: Path) -> None:
     assert joined(documents_of(open_corpus(str(tmp_path), TOKENIZER))) == sorted(DOCUMENTS[:2])
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl.bz2", "a"])
+@pytest.mark.parametrize("name", ["a.js", "a.jsonl.zip", "a"])
 def test_an_unknown_suffix(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(jsonl(["a"]))
     with pytest.raises(
-        UsageError, match=rf"^{re.escape(str(path))}: expected a file called \.jsonl, .*\.parquet, .* or `format` set"
+        UsageError, match=rf"^{re.escape(str(path))}: expected a file called \.jsonl, \.ndjson, .*\.parquet, .* or `format` set"
     ):
         open_corpus(str(path), TOKENIZER)
     assert joined(documents_of(open_corpus(str(path), TOKENIZER, format="jsonl"))) == ["a"]
+
+
+OTHER_JSON = {
+    "an array": (b'[{"text": "a"}, {"text": "b"}]', "one array; convert it: jq -c '.[]' FILE > FILE.jsonl"),
+    "an array over lines": (BOM + b'\n[\n{"text": "a"},\n{"text": "b"}]\n', "one array; convert it: jq -c '.[]'"),
+    "an object over lines": (b'{\r\n  "text": "a"\r\n}\r\n', "one object over several lines; convert it: jq -c '.'"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.JSON", "a.json.gz"])
+@pytest.mark.parametrize(("content", "expected"), OTHER_JSON.values(), ids=OTHER_JSON)
+def test_json_that_is_not_lines_is_refused_by_name(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    (tmp_path / "b.jsonl").write_bytes(jsonl(["b"]))
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(
+        UsageError, match=re.escape(f"{tmp_path}/{name}: expected a JSON object on each line, found {expected}")
+    ):
+        open_corpus(str(tmp_path), TOKENIZER)
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.bin.XZ"])
+def test_formats_that_are_not_read_from_compressed_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"some")
+    (tmp_path / "b.jsonl").write_bytes(jsonl(["b"]))
+    assert open_corpus(str(tmp_path), TOKENIZER).left_out == f"{tmp_path}: left out: 1 .{name.partition('.')[2].lower()}"
+    format: Any = "parquet" if "parquet" in name else "tokens"
+    with pytest.raises(
+        UsageError, match=rf"{name}: expected a file of format={format} that is not compressed as a whole; unpack"
+    ):
+        open_corpus(str(tmp_path / name), TOKENIZER, format=format)
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +13,8 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from fnrecipe.data.files import File, find_files, fingerprint, opened
+from fnrecipe.data.files import File, fingerprint, opened
+from fnrecipe.data.search import find_files
 from fnrecipe.errors import DataError, UsageError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -38,7 +41,7 @@ def make(root: Path, *names: str) -> None:
 
 
 def found(pattern: str, root: str) -> list[str]:
-    return [file.path.removeprefix(f"{root}/") for file in find_files(pattern, SUFFIXES)]
+    return [file.path.removeprefix(f"{root}/") for file in find_files(pattern, SUFFIXES).files]
 
 
 TREE = [
@@ -90,19 +93,24 @@ def test_what_a_path_names(tmp_path: Path, pattern: str, expected: list[str]) ->
     if expected:
         assert found(f"{tmp_path}/{pattern}", str(tmp_path)) == expected
     else:
-        with pytest.raises(UsageError, match=r"expected data, found no file, directory or match \(\.jsonl, \.jsonl\.gz\)"):
+        with pytest.raises(UsageError, match=r"expected data, found no file, directory or match \(\.jsonl\)"):
             find_files(f"{tmp_path}/{pattern}", SUFFIXES)
 
 
 def test_a_directory_may_end_in_a_slash(tmp_path: Path) -> None:
     make(tmp_path, *TREE)
-    assert [file.name for file in find_files(f"{tmp_path}/sub/", SUFFIXES)] == ["c.jsonl", "c.jsonl.gz", "deep/d.jsonl"]
+    assert [file.name for file in find_files(f"{tmp_path}/sub/", SUFFIXES).files] == ["c.jsonl", "c.jsonl.gz", "deep/d.jsonl"]
 
 
 def test_a_directory_without_data(tmp_path: Path) -> None:
     make(tmp_path, "a.txt", ".b.jsonl")
-    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}: expected data, found none in this directory (")):
+    with pytest.raises(
+        UsageError, match=re.escape(f"{tmp_path}: expected data, found none in this directory (.jsonl), but 1 .txt, 1 hidden")
+    ):
         find_files(str(tmp_path), SUFFIXES)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}/empty: expected data, found none in this directory (.jsonl)")):
+        find_files(f"{tmp_path}/empty", SUFFIXES)
 
 
 NAMES: dict[str, list[str]] = {
@@ -118,7 +126,7 @@ NAMES: dict[str, list[str]] = {
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 def test_names_are_relative_to_the_common_folder(tmp_path: Path, names: list[str]) -> None:
     make(tmp_path, *names)
-    files = find_files(str(tmp_path), SUFFIXES)
+    files = find_files(str(tmp_path), SUFFIXES).files
     common = os.path.commonpath([tmp_path / os.path.dirname(name) for name in names])
     paths = sorted(str(tmp_path / name) for name in names)
     assert files == [File(path, os.path.relpath(path, common), os.path.getsize(path)) for path in paths]
@@ -128,7 +136,7 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     make(tmp_path, "a.jsonl", "sub/b.jsonl", "sub/c.jsonl")
     monkeypatch.chdir(tmp_path)
     for pattern, names in {"a.jsonl": ["a.jsonl"], "sub": ["b.jsonl", "c.jsonl"], "**/*.jsonl": None}.items():
-        files = find_files(pattern, SUFFIXES)
+        files = find_files(pattern, SUFFIXES).files
         assert [file.name for file in files] == (names or ["a.jsonl", "sub/b.jsonl", "sub/c.jsonl"])
 
 
@@ -160,7 +168,7 @@ REMOTE: dict[str, list[str]] = {
 def test_what_an_address_names(memory: MemoryFileSystem, pattern: str, expected: list[str]) -> None:
     for number, name in enumerate(["b.jsonl", "a.jsonl", "a.txt", "sub/c.jsonl.gz", ".d.jsonl", ".hidden/e.jsonl"]):
         memory.pipe(f"/data/{name}", b"x" * number)
-    files = find_files(f"memory://data/{pattern}", SUFFIXES)
+    files = find_files(f"memory://data/{pattern}", SUFFIXES).files
     assert [file.path for file in files] == [f"memory:///data/{name}" for name in expected]
     assert [file.size for file in files] == [memory.size(f"/data/{name}") for name in expected]
 
@@ -168,21 +176,22 @@ def test_what_an_address_names(memory: MemoryFileSystem, pattern: str, expected:
 def test_an_address_of_chunk_files(memory: MemoryFileSystem) -> None:
     for name in ("en.chunk.1.jsonl", "en.chunk.0.jsonl", "en.val.jsonl"):
         memory.pipe(f"/data/{name}", b"{}")
-    files = find_files("memory://data", SUFFIXES)
+    files = find_files("memory://data", SUFFIXES).files
     assert [file.name for file in files] == ["en.chunk.0.jsonl", "en.chunk.1.jsonl"]
 
 
 def test_names_of_addresses_are_relative_to_the_common_folder(memory: MemoryFileSystem) -> None:
     for name in ("part-1/a.jsonl", "part-10/a.jsonl"):
         memory.pipe(f"/data/{name}", b"{}")
-    assert [file.name for file in find_files("memory://data", SUFFIXES)] == ["part-1/a.jsonl", "part-10/a.jsonl"]
-    assert [file.name for file in find_files("memory://data/part-1/a.jsonl", SUFFIXES)] == ["a.jsonl"]
+    assert [file.name for file in find_files("memory://data", SUFFIXES).files] == ["part-1/a.jsonl", "part-10/a.jsonl"]
+    assert [file.name for file in find_files("memory://data/part-1/a.jsonl", SUFFIXES).files] == ["a.jsonl"]
 
 
 ADDRESSES = {
-    "memory://absent.jsonl": "expected data, found no file, directory or match",
-    "memory://absent/*.jsonl": "expected data, found no file, directory or match",
-    "nonsense://bucket/a.jsonl": "cannot read this kind of address: Protocol not known: nonsense",
+    "memory://absent.jsonl": "expected data, found no file, directory or match (.jsonl)",
+    "memory://absent/*.jsonl": "expected data, found no file, directory or match (.jsonl)",
+    "nonsense://bucket/a.jsonl": "expected an address of files that are read as they are, found 'nonsense'; valid names:",
+    "htps://host/a.jsonl": "expected an address of files that are read as they are, found 'htps'; did you mean https?",
     "zip://a.jsonl::/absent.zip": "expected the address of one file system, found several",
     "simplecache::memory://a.jsonl": "expected the address of one file system, found several",
 }
@@ -202,6 +211,12 @@ STORED: dict[str, Callable[[bytes], bytes]] = {
     "one.gz": gzip.compress,
     "members.gz": lambda data: gzip.compress(data[:7]) + gzip.compress(b"") + gzip.compress(data[7:]),
     "padded.gz": lambda data: gzip.compress(data) + bytes(512),
+    "ONE.GZ": gzip.compress,
+    "one.bz2": bz2.compress,
+    "streams.bz2": lambda data: bz2.compress(data[:7]) + bz2.compress(b"") + bz2.compress(data[7:]),
+    "one.xz": lzma.compress,
+    "streams.xz": lambda data: lzma.compress(data[:7]) + bytes(4) + lzma.compress(data[7:]) + bytes(8),
+    "no checksum.xz": lambda data: lzma.compress(data, check=lzma.CHECK_NONE),
     "one.zst": zstd,
     "frames.zst": lambda data: zstd(data[:7]) + zstd(b"") + zstd(data[7:]),
 }
@@ -218,7 +233,7 @@ def test_opened_gives_the_content(tmp_path: Path, memory: MemoryFileSystem, name
             assert file.read() == CONTENT[5:]
 
 
-@pytest.mark.parametrize("name", ["gone.jsonl", "gone.gz", "gone.zst", "folder"])
+@pytest.mark.parametrize("name", ["gone.jsonl", "gone.gz", "gone.bz2", "gone.xz", "gone.zst", "folder"])
 def test_a_file_that_cannot_be_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     with (
@@ -233,7 +248,7 @@ def test_an_address_that_cannot_be_opened(memory: MemoryFileSystem) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["a.gz", "a.zst"])
+@pytest.mark.parametrize("name", ["a.gz", "a.bz2", "a.xz", "a.zst"])
 def test_damage_that_the_reader_does_not_expect_is_an_error_of_the_data(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(STORED[f"one{path.suffix}"](CONTENT)[:-9])
@@ -243,7 +258,7 @@ def test_damage_that_the_reader_does_not_expect_is_an_error_of_the_data(tmp_path
 
 def print_of(path: Path, data: bytes) -> str:
     path.write_bytes(data)
-    (file,) = find_files(str(path), SUFFIXES)
+    (file,) = find_files(str(path), SUFFIXES).files
     return fingerprint(file)
 
 
@@ -268,7 +283,7 @@ def test_the_fingerprint_of_an_address(memory: MemoryFileSystem) -> None:
     found = []
     for data in (b"aaa", b"bbb", b"bbbb"):
         memory.pipe("/a.jsonl", data)
-        (file,) = find_files("memory://a.jsonl", SUFFIXES)
+        (file,) = find_files("memory://a.jsonl", SUFFIXES).files
         found.append(fingerprint(file))
         assert fingerprint(file) == found[-1]
     assert len(set(found)) == 3

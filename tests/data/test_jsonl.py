@@ -51,7 +51,29 @@ GOOD: dict[str, tuple[bytes, list[str]]] = {
     "other line ends in the text": ('{"text": "a\u2028b\u0085c"}\n'.encode(), ["a\u2028b\u0085c"]),
     "other fields": (b'{"id": 1, "text": "a", "meta": {"text": 3}}', ["a"]),
     "space around": (b'  {"text": "a"}  \n', ["a"]),
+    "byte order marks of files put end to end": (BOM + b'{"text": "a"}\n' + BOM + b'{"text": "b"}\n' + BOM + b"\n", ["a", "b"]),
+    "the last of a field that is there twice": (b'{"text": 3, "text": "a"}', ["a"]),
+    "the last of a field that is there twice, with NaN": (b'{"text": 3, "x": NaN, "text": "a"}', ["a"]),
 }
+
+
+ELSEWHERE = {
+    "NaN": b"NaN",
+    "infinities": b"[Infinity, -Infinity]",
+    "lone surrogate": rb'"\ud800"',
+    "invalid UTF-8": b'"\xff"',
+    "raw control character": b'"\x1b"',
+    "huge integer": b"9" * 5000,
+    "huge float": b"1e999",
+}
+
+
+@pytest.mark.parametrize("trouble", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_field_that_is_not_read_is_not_judged(tmp_path: Path, trouble: bytes) -> None:
+    text = json.dumps('größe 🙂\n\t"').encode()
+    block = stored(tmp_path, ".jsonl", b'{"a": ' + trouble + b', "text": ' + text + b', "z": {"text": ' + trouble + b"}}\n")
+    assert texts(list(read(block, key="text"))) == ['größe 🙂\n\t"']
+    assert [isinstance(item, DataError) for item in read(block, key="a")] == [True]
 
 
 @pytest.mark.parametrize("suffix", STORED)
@@ -89,9 +111,13 @@ BAD_LINES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "surrogates the wrong way round": (rb'{"text": "\udc00\ud800"}', ("expected a JSON object, found ", "surrogate")),
     "encoded surrogate": (b'{"text": "\xed\xa0\x80"}', ("expected UTF-8, found byte 0xed at byte 10 of the record",)),
     "invalid UTF-8": (b'{"text": "\xc3\xa4\xff"}', ("expected UTF-8, found byte 0xff at byte 12 of the record", "\\xff")),
-    "UTF-16": ('{"text": "a"}'.encode("utf-16"), ("expected UTF-8, found byte 0xff at byte 0 of the record",)),
+    "UTF-16": ('{"text": "a"}'.encode("utf-16"), ("expected UTF-8, found UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)",)),
+    "UTF-16 without a mark": ('{"text": "a"}'.encode("utf-16-le"), ("expected UTF-8, found what looks like UTF-16 (convert",)),
+    "gzip": (gzip.compress(b"a")[:9], ("expected UTF-8, found gzip data, whose name should end in .gz",)),
     "cut UTF-8": (b'{"text": "\xf0\x9f\x99"}', ("expected UTF-8, found byte 0xf0 at byte 10 of the record",)),
-    "NaN": (b'{"text": "a", "x": NaN}', ("expected a JSON object, found ",)),
+    "NaN": (b'{"text": NaN}', ("expected text in the field 'text', found float",)),
+    "NaN alone": (b"NaN", ("expected a JSON object, found ",)),
+    "huge number": (b'{"text": ' + b"9" * 5000 + b"}", ("expected text in the field 'text', found ",)),
     "nested too deeply": (b"[" * 100_000, ("expected a JSON object, found ", "[[[[")),
     "array": (b'["text"]', ("expected a JSON object, found list", '["text"]')),
     "string": (b'"text"', ("expected a JSON object, found str",)),

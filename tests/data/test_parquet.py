@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fsspec
@@ -174,10 +174,25 @@ def test_damaged_pages(tmp_path: Path) -> None:
         read_all(path)
 
 
-def test_invalid_utf8(tmp_path: Path) -> None:
+BROKEN: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "string": lambda column: column,
+    "large string": lambda column: column.cast(pa.large_string(), safe=False),
+    "dictionary": lambda column: column.dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_invalid_utf8_is_a_bad_record_of_its_row(tmp_path: Path, name: str) -> None:
     column = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff"))
-    with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet: 'utf-8' codec can't decode byte 0xff"):
-        read_all(write(tmp_path / "a.parquet", column))
+    column = pa.concat_arrays([pa.array(["ü", None]), column.cast(pa.string()), pa.array(["z"])])
+    path = write(tmp_path / "a.parquet", BROKEN[name](column), 5)
+    assert texts(read_all(path)) == [
+        "ü",
+        f"{path}: row 1 of row group 0: expected text in the column 'text', found null",
+        "a",
+        f"{path}: row 3 of row group 0: expected UTF-8 in the column 'text', found byte 0xff at byte 0",
+        "z",
+    ]
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:

@@ -53,14 +53,18 @@ def test_a_file_is_a_document(tmp_path: Path, data: bytes, expected: list[str], 
 
 
 SEPARATED: dict[str, tuple[str, bytes, list[str]]] = {
-    "lines": ("\n", b"a\n\n \nb\r\n", ["a", "b\r"]),
+    "lines": ("\n", b"a\n\n \nb\r\n\r\nc\r", ["a", "b", "c\r"]),
     "paragraphs": ("\n\n", b"a\nb\n\nc\n\n\n\nd\n\n\ne\n", ["a\nb", "c", "d", "e\n"]),
+    "paragraphs in CRLF": ("\n\n", b"a\r\nb\r\n\r\nc\r\n\r\n\r\nd\r\n\ne\n\r\nf\n", ["a\r\nb", "c", "d", "e", "f\n"]),
+    "rules": ("\n---\n", b"a\n---\nb\r\n---\r\nc\r\n---\nd---\n", ["a", "b", "c", "d---\n"]),
+    "CRLF itself": ("\r\n", b"a\r\nb\nc\r\n", ["a", "b\nc"]),
     "words": (WORD, b"a<|sep|>b<|sep<|sep|>c", ["a", "b<|sep", "c"]),
     "words at the ends": (WORD, b"<|sep|>a<|sep|><|sep|>b<|sep|>", ["a", "b"]),
     "white space between words": (WORD, b" \n<|sep|>\t<|sep|>a<|sep|>\xc2\xa0", ["a"]),
     "nothing but words": (WORD, b"<|sep|><|sep|>", []),
     "byte order mark": (WORD, BOM + b"a<|sep|>b", ["a", "b"]),
     "byte order mark alone": (WORD, BOM, []),
+    "byte order marks of files put end to end": (WORD, BOM + b"a<|sep|>" + BOM + b"b<|sep|>" + BOM, ["a", "b"]),
     "byte order mark and a word": (WORD, BOM + b"<|sep|>a", ["a"]),
     "many bytes": ("§東§", "a§東§ü§東".encode(), ["a", "ü§東"]),
 }
@@ -81,7 +85,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PIECES = st.lists(st.sampled_from([WORD, "\n", "\n\n", "a", "ü ", "\r", "<|", "|>"]), max_size=20).map("".join)
 
 
-@pytest.mark.parametrize(("separator", "pattern"), [(WORD, r"<\|sep\|>"), ("\n\n", r"\n\n+"), ("\n", r"\n")])
+@pytest.mark.parametrize(("separator", "pattern"), [(WORD, r"<\|sep\|>"), ("\n\n", r"\r?\n(?:\r?\n)+"), ("\n", r"\r?\n")])
 @given(content=PIECES, limit=st.integers(1, 9))
 def test_documents_equal_those_of_split(scratch: Path, separator: str, pattern: str, content: str, limit: int) -> None:
     scratch.write_bytes(content.encode())

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import zlib
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from unittest import mock
 
@@ -27,14 +29,19 @@ Found = list[tuple[int, bytes]]
 
 
 def slow_starts(data: bytes, separator: bytes) -> list[int]:
-    """The file's start and every place behind a separator, also where two of them overlap."""
-    behind = [end for end in range(len(separator), len(data)) if data[:end].endswith(separator)]
+    """The file's start and every place behind a separator, with line ends of either kind, also where two of them overlap."""
+    parts = separator.split(b"\n")
+    forms = [
+        b"".join(p + e for p, e in zip(parts, (*ends, b""), strict=True))
+        for ends in product((b"\n", b"\r\n"), repeat=len(parts) - 1)
+    ]
+    behind = [end for end in range(len(separator), len(data)) if data[:end].endswith(tuple(forms))]
     return [0, *behind] if data else []
 
 
 def slow_records(data: bytes, separator: bytes) -> Found:
     found = [(start, data[start:stop]) for start, stop in pairwise([*slow_starts(data, separator), len(data)])]
-    return [(start, record.removeprefix(BOM) if start == 0 else record) for start, record in found if not record.isspace()]
+    return [(start, record.removeprefix(BOM)) for start, record in found if not record.isspace()]
 
 
 def blocks_at(path: Path, cuts: Sequence[int]) -> list[Block]:
@@ -88,7 +95,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Separators, and the pieces that files are put together from: also parts of the separator, so that some are almost there.
 PIECES: dict[bytes, list[bytes]] = {
     LINE: [b"\n", b"\r\n", b"a", b"bc ", BOM, b"\x00"],
-    b"\n\n": [b"\n", b"\n\n", b"a", b"\r\n", b" "],
+    b"\n\n": [b"\n", b"\n\n", b"a", b"\r\n", b" ", b"\r"],
+    b"\n--\n": [b"\n--", b"\n", b"\r\n", b"--\r\n", b"\r", b"a", BOM],
     SEPARATOR: [SEPARATOR, b"<|sep", b"|>", b"<|", b"sep", b"a\n", BOM],
     b"aba": [b"a", b"b", b"aba", b"c"],
     b"aa": [b"a", b"aaa", b"b"],
@@ -96,7 +104,7 @@ PIECES: dict[bytes, list[bytes]] = {
 
 
 @pytest.mark.parametrize("chunk", [2, 1 << 20])
-@pytest.mark.parametrize("separator", PIECES, ids=["line", "paragraph", "word", "aba", "aa"])
+@pytest.mark.parametrize("separator", PIECES, ids=["line", "paragraph", "rule", "word", "aba", "aa"])
 @settings(max_examples=50)
 @given(data=st.data())
 def test_every_record_once_whatever_the_cuts_and_their_order(
@@ -244,6 +252,10 @@ DAMAGED = {
     "checksum.gz": GZ[:-8] + bytes([GZ[-8] ^ 1]) + GZ[-7:],
     "length.gz": GZ[:-1] + bytes([GZ[-1] ^ 1]),
     "garbage.gz": GZ + b"garbage",
+    "garbage.bz2": bz2.compress(CONTENT) + b"garbage",
+    "stream.bz2": bz2.compress(CONTENT) + bz2.compress(b"more\n")[:8],
+    "garbage.xz": lzma.compress(CONTENT) + b"garbage",
+    "stream.xz": lzma.compress(CONTENT) + bytes(4) + lzma.compress(b"more\n")[:20],
     "garbage.zst": b"".join(FRAMES) + b"garbage",
     "member.gz": GZ + gzip.compress(b"more\n")[:8],
 }
@@ -254,7 +266,7 @@ def test_damage_behind_the_content_comes_after_all_records(tmp_path: Path, name:
     check_damaged(tmp_path / name, DAMAGED[name], CONTENT)
 
 
-@pytest.mark.parametrize("name", ["a.gz", "a.zst"])
+@pytest.mark.parametrize("name", ["a.gz", "a.bz2", "a.xz", "a.zst"])
 def test_what_is_not_compressed_at_all(tmp_path: Path, name: str) -> None:
     check_damaged(tmp_path / name, b"plain\ntext\n", b"")
 

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 
+from fnrecipe.data import compressed
 from fnrecipe.data.blocks import Block
 from fnrecipe.data.document import Document, Read
-from fnrecipe.data.records import Record, read_records
-from fnrecipe.errors import DataError, did_you_mean
+from fnrecipe.data.files import lower_name, opened
+from fnrecipe.data.records import MAX_RECORD_BYTES, Record, read_records
+from fnrecipe.errors import DataError, UsageError, did_you_mean
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+_NAMES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = tuple(name + packed for name in _NAMES for packed in ("", *compressed.SUFFIXES))
+_DOUBTFUL = tuple(f".json{packed}" for packed in ("", *compressed.SUFFIXES))
+_HEAD = 1 << 16
 
 
-def read(block: Block, *, key: str) -> Iterator[Read]:
+def check(path: str) -> None:
+    """Refuses a file called `.json` that holds one array, or one object over several lines.
+
+    Raises:
+        UsageError: saying how to make lines of it.
+        DataError: if it cannot be read.
+    """
+    if not lower_name(path).endswith(_DOUBTFUL):
+        return
+    with opened(path) as file:
+        first = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].rstrip()
+    if first.startswith(b"["):
+        found, way = "one array", ".[]"
+    elif first == b"{":
+        found, way = "one object over several lines", "."
+    else:
+        return
+    raise UsageError(f"{path}: expected a JSON object on each line, found {found}; convert it: jq -c '{way}' FILE > FILE.jsonl")
+
+
+def read(block: Block, *, key: str, limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:
     """The documents of a block; blank lines are none."""
-    for record in read_records(block, b"\n"):
+    for record in read_records(block, b"\n", limit):
         if isinstance(record, DataError):
             yield record
         elif record.data.strip():
@@ -25,11 +52,14 @@ def read(block: Block, *, key: str) -> Iterator[Read]:
 
 def parse(record: Record, key: str) -> Read:
     """The text under `key`, or the error that says why there is none."""
+    trouble = ""
     try:
         value = orjson.loads(record.data)
     except orjson.JSONDecodeError as error:
+        value, trouble = _with_trouble_elsewhere(record.data, key), error.msg
+    if trouble and value is None:
         text = record.text()
-        return text if isinstance(text, DataError) else record.bad(f"expected a JSON object, found {error.msg}")
+        return text if isinstance(text, DataError) else record.bad(f"expected a JSON object, found {trouble}")
     if not isinstance(value, dict):
         return record.bad(f"expected a JSON object, found {type(value).__name__}")
     if key not in value:
@@ -37,3 +67,28 @@ def parse(record: Record, key: str) -> Read:
     if not isinstance(value[key], str):
         return record.bad(f"expected text in the field {key!r}, found {type(value[key]).__name__}")
     return Document(value[key])
+
+
+def _with_trouble_elsewhere(data: bytes, key: str) -> dict[str, Any] | None:
+    """The object in a line that orjson refuses, if only fields that are not read are to blame: None if not.
+
+    Python's own parser takes NaN and infinities, halves of surrogate pairs, raw control characters and bytes that are no UTF-8.
+    """
+    try:
+        value = json.loads(data.decode(errors="surrogateescape"), strict=False, parse_int=lambda _: 0)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    text = value.get(key)
+    return None if isinstance(text, str) and _is_to_blame(text, data) else value
+
+
+def _is_to_blame(text: str, data: bytes) -> bool:
+    """Whether text has half a surrogate pair, which also stands for a byte that is no UTF-8, or a raw control character."""
+    control = {chr(byte) for byte in set(data.strip()) if byte < 32}
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return not control.isdisjoint(text)

@@ -12,10 +12,13 @@ import numpy as np
 from fnrecipe.data.blocks import Block, Blocks
 from fnrecipe.data.document import Document, Read
 from fnrecipe.data.files import opened
-from fnrecipe.errors import DataError, UsageError, did_you_mean
+from fnrecipe.data.records import MAX_RECORD_BYTES
+from fnrecipe.errors import DataError, UsageError, did_you_mean, one_line
 
 SUFFIXES = (".parquet",)
 _ROWS = 1024
+_HEADERS = 1 << 16
+_PLAIN = frozenset(("PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"))
 
 
 def plan(paths: Sequence[str]) -> Blocks:
@@ -35,35 +38,82 @@ def plan(paths: Sequence[str]) -> Blocks:
     return Blocks(paths, np.array(rows, np.int64).reshape(-1, 5), np.array(sizes, np.int64))
 
 
-def read(block: Block, *, key: str) -> Iterator[Read]:
+def read(block: Block, *, key: str, limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:
     """The documents of a block's row group.
 
     Raises:
         UsageError: if there is no such column.
     """
-    with _parquet(block.path) as file:
+    with _parquet(block.path, key, block.start) as file:
         if key not in file.schema_arrow.names:
             hint = did_you_mean(key, file.schema_arrow.names)
             raise UsageError(f"{block.path}: expected the column {key!r}, found none; {hint}".removesuffix("; "))
-        for row, value in islice(_values(file, block.start, key), block.stripe, None, block.stripes):
-            if isinstance(value, str):
-                yield Document(value)
-            else:
-                found = type(value).__name__ if value is not None else "null"
-                where = f"row {row:,} of row group {block.start}"
-                yield DataError(f"{block.path}: {where}: expected text in the column {key!r}, found {found}")
+        where = f"row group {block.start}"
+        size, rows = _cost(file.metadata, block.start, key, limit)
+        if not rows:
+            found = f"{where}: expected rows of at most {limit:,} bytes (dataset.max_record_bytes), found {size:,} bytes in all"
+            yield from [DataError(f"{block.path}: {found}")] * (block.stripe == 0)
+            return
+        for row, value in islice(_values(file, block.start, key, rows), block.stripe, None, block.stripes):
+            wrong = _wrong(value, key, limit)
+            yield DataError(f"{block.path}: row {row:,} of {where}: {wrong}") if wrong else Document(value)
 
 
-def _values(file: Any, group: int, key: str) -> Iterator[tuple[int, Any]]:
+def _cost(metadata: Any, group: int, key: str, limit: int) -> tuple[int, int]:
+    """The bytes of a row group's column, before a page is decompressed, and how many rows to decode at once, 0 for none.
+
+    A page is decompressed whole: that takes at most the column's bytes, or the 2 GiB that Parquet allows for a page.
+    """
+    column, num_rows = _column(metadata, group, key), metadata.row_group(group).num_rows
+    size = column.total_uncompressed_size if column else 0
+    if size > limit * num_rows + _HEADERS:
+        return size, 0
+    if column and not _PLAIN.issuperset(column.encodings):  # beginnings that values share are there once
+        return size, min(max(limit // max(size, 1), 1), _ROWS)
+    return size, min(max(limit * num_rows // max(size, 1), 1), _ROWS)
+
+
+def _column(metadata: Any, group: int, key: str) -> Any:
+    """The metadata of a row group's column, None if it is nested or not there."""
+    names = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    return metadata.row_group(group).column(names.index(key)) if key in names else None
+
+
+def _values(file: Any, group: int, key: str, rows: int) -> Iterator[tuple[int, Any]]:
+    """(row, value) of a column; in the place of text that is no UTF-8 the error that says so."""
     row = 0
-    for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[key]):
-        for value in batch.column(0).to_pylist():
+    for batch in file.iter_batches(rows, row_groups=[group], columns=[key]):
+        column = batch.column(0)
+        try:
+            values = column.to_pylist()
+        except UnicodeDecodeError:
+            values = map(_value, column)
+        for value in values:
             yield row, value
             row += 1
 
 
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def _wrong(value: Any, key: str, limit: int) -> str:
+    """What is wrong with a row's value; nothing with text."""
+    if isinstance(value, UnicodeDecodeError):
+        return f"expected UTF-8 in the column {key!r}, found byte {value.object[value.start]:#04x} at byte {value.start}"
+    if not isinstance(value, str):
+        return f"expected text in the column {key!r}, found {type(value).__name__ if value is not None else 'null'}"
+    if len(value) > limit // 4 and len(value.encode()) > limit:
+        return f"expected a record of at most {limit:,} bytes (dataset.max_record_bytes), found more"
+    return ""
+
+
 @contextmanager
-def _parquet(path: str) -> Iterator[Any]:
+def _parquet(path: str, key: str = "", group: int = 0) -> Iterator[Any]:
+    """An open file; the column `key` of a row group comes as a dictionary, if it is one: each text is in memory once."""
     try:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -71,7 +121,10 @@ def _parquet(path: str) -> Iterator[Any]:
         raise UsageError(f"{path}: reading Parquet needs pyarrow: pip install 'fnrecipe[parquet]'") from None
     with opened(path) as raw:
         try:
-            with pyarrow.parquet.ParquetFile(raw) as file:
-                yield file
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
+            file = pyarrow.parquet.ParquetFile(raw)
+            column = _column(file.metadata, group, key) if key else None
+            if column and column.has_dictionary_page and _PLAIN.issuperset(column.encodings):
+                file = pyarrow.parquet.ParquetFile(raw, metadata=file.metadata, read_dictionary=[key])
+            yield file
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error))}") from None

@@ -9,31 +9,35 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from fnrecipe.data import compressed
 from fnrecipe.data.blocks import Block
 from fnrecipe.data.document import Document, Read
 from fnrecipe.data.files import File, opened
-from fnrecipe.data.records import Record, read_records, read_whole
+from fnrecipe.data.records import MAX_RECORD_BYTES, Record, read_records, read_whole, separator_end, too_long
 from fnrecipe.errors import DataError, UsageError
 
-SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
+SUFFIXES = (".txt", *(f".txt{suffix}" for suffix in compressed.SUFFIXES))
 PYTHON_SUFFIXES = (".py",)
 _TESTS = {"test", "tests", "idle_test"}
 
 
-def read(block: Block, *, separator: str | None) -> Iterator[Read]:
+def read(block: Block, *, separator: str | None, limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:
     """The documents of a block, without their separators; what is white space alone is none."""
-    for record in read_whole(block.path) if separator is None else read_records(block, separator.encode()):
+    for record in read_whole(block.path, limit) if separator is None else read_records(block, separator.encode(), limit):
         text = record.text() if isinstance(record, Record) else record
         if isinstance(text, DataError):
             yield text
-        elif (content := text.removesuffix(separator or "")) and not content.isspace():
+        elif (content := text[: separator_end(text, separator)] if separator else text) and not content.isspace():
             yield Document(content)
 
 
-def read_python(block: Block) -> Iterator[Read]:
+def read_python(block: Block, *, limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:
     """A Python source file as one document."""
     with opened(block.path) as file:
-        source = file.read()
+        source = file.read(limit + 1)
+    if len(source) > limit:
+        yield too_long(Record(block.path, 0, source), limit)
+        return
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
         yield Document(io.TextIOWrapper(io.BytesIO(source), encoding).read())

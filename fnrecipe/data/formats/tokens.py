@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fnrecipe.data.blocks import Block
 from fnrecipe.data.document import Document, Read
+from fnrecipe.data.remote import is_address
 from fnrecipe.errors import DataError, UsageError
 
 SUFFIXES = (".npy", ".bin")
@@ -68,10 +69,10 @@ def _after(tokens: NDArray[np.generic], start: int, eos: int) -> int:
 
 def _array(path: str, dtype: str) -> NDArray[np.generic]:
     """The tokens of a local file, mapped into memory."""
-    if "://" in path:
+    if is_address(path):
         raise UsageError(f"{path}: token arrays are read from local files only; copy it first")
     try:
-        if path.endswith(".npy"):
+        if path.lower().endswith(".npy"):
             found: NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")
         else:
             found = _raw(path, np.dtype(dtype).newbyteorder("<"))

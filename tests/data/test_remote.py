@@ -1,0 +1,142 @@
+"""Addresses: what a real server on this machine does, well or badly, and which kinds are read at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from fnrecipe.data import Corpus, Document, byte_tokenizer, open_corpus
+from fnrecipe.data.remote import is_address
+from fnrecipe.errors import DataError, FnrecipeError, UsageError
+
+TEXTS = [f"document {number} ü" for number in range(3000)]
+CONTENT = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves CONTENT, as the path says: with ranges, without a length, cut off in the middle, or not at all."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.close_connection = True
+        kind = self.path.strip("/").partition(".")[0]
+        if kind.isdigit():
+            self.send_error(int(kind))
+            return
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        part = CONTENT[int(asked[1]) : int(asked[2]) + 1] if asked else CONTENT
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(CONTENT)}")
+        if kind != "endless":
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(part[: 100 if kind == "cut" else None])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+def texts(corpus: Corpus) -> list[str]:
+    items = [item for block in corpus.blocks for item in corpus.read(block)]
+    return [item.text or "" for item in items if isinstance(item, Document)]
+
+
+@pytest.mark.parametrize("name", ["good.jsonl", "good.JSONL", "good.jsonl?download=1&x=[a]"])
+def test_documents_of_a_web_server(server: str, name: str) -> None:
+    corpus = open_corpus(f"{server}/{name}", byte_tokenizer())
+    assert len(corpus.blocks) > 16
+    assert texts(corpus) == TEXTS
+
+
+BAD = {
+    "404.jsonl": "cannot read the data: 404",
+    "500.jsonl": "cannot read the data: 500",
+    "endless.jsonl": "expected a file whose size is known, found none told by the server; copy it first",
+    "cut.jsonl": "cannot read the data: ",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), BAD.items(), ids=BAD)
+def test_what_a_server_does_wrong_is_one_line(server: str, name: str, expected: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"{server}/{name}: {expected}")) as caught:
+        texts(open_corpus(f"{server}/{name}", byte_tokenizer()))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("protocol", ["http", "https", "hf"])
+def test_a_refused_connection_is_one_line(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"{protocol}://{'datasets/a/b' if protocol == 'hf' else place}/c.jsonl"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://{place}")
+    monkeypatch.setattr("huggingface_hub.hf_file_system.constants.ENDPOINT", f"http://{place}")
+    with pytest.raises(DataError, match=re.escape(f"{address}: cannot read the data: ")) as caught:
+        open_corpus(address, byte_tokenizer())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("protocol", sorted(fsspec.available_protocols()))
+def test_every_kind_of_address_is_local_or_read_or_refused_in_one_line(protocol: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    address = f"{protocol}://{tmp_path}/a.jsonl"
+    if not is_address(address):
+        assert texts(open_corpus(address, byte_tokenizer())) == ["a"]
+        return
+    with pytest.raises(FnrecipeError, match=re.escape(address)) as caught:
+        open_corpus(address, byte_tokenizer())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+MADE_UP = [
+    "zip",
+    "tar",
+    "reference",
+    "data",
+    "dir",
+    "generic",
+    "filecache",
+    "blockcache",
+    "simplecache",
+    "git",
+    "github",
+    "dask",
+]
+
+
+@pytest.mark.parametrize("protocol", MADE_UP)
+def test_file_systems_that_are_no_plain_read_are_refused_by_name(protocol: str) -> None:
+    with pytest.raises(UsageError, match=f"expected an address of files that are read as they are, found '{protocol}'; "):
+        open_corpus(f"{protocol}://a.jsonl", byte_tokenizer())
+
+
+def test_a_file_system_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UsageError, match=r"^s3://bucket/a\.jsonl: cannot read this kind of address: Install s3fs"):
+        open_corpus("s3://bucket/a.jsonl", byte_tokenizer())
