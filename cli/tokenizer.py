@@ -44,7 +44,8 @@ def train(
     """
     from fnrecipe.data import Reading, byte_tokenizer, open_corpus
     from fnrecipe.data.corpus import texts_of
-    from fnrecipe.data.tokenizer import END_OF_TEXT, train_bpe
+    from fnrecipe.data.huggingface import train_bpe
+    from fnrecipe.data.tokenizer import END_OF_TEXT
 
     if len(special) + 256 > vocab_size:
         raise UsageError(

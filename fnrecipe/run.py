@@ -26,13 +26,14 @@ from fnrecipe.build import batches, first_state, functions, to_device, to_host
 from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Place, Source, each, fingerprints, pipe
+from fnrecipe.data import Batch, Place, Source, each, pipe
 from fnrecipe.display import Display, duration
 from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.fetch import Fetched, fetch, lag
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
 from fnrecipe.gang import Gang, check_same, gather, joined, last_words, together, world_size
+from fnrecipe.identity import TOKENIZER, identity
 from fnrecipe.level import level
 from fnrecipe.loss import Sums
 from fnrecipe.mesh import check_size, make_mesh, place_of, sizes
@@ -65,8 +66,8 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
             if not with_changes:
                 directory.check_config(out, unstructure(config))
         host.prepare(config.common.torch.num_threads)
-        files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
-        check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
+        facts = identity(recipe, config)
+        check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
         signals = stack.enter_context(Signals())
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
@@ -77,7 +78,7 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         stack.enter_context(last_words(gang))
         stack.callback(host.unfreeze_objects)
         try:
-            run = _Run(recipe, config, out, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work)
+            run = _Run(recipe, config, out, with_changes, facts, device, gang, mesh, signals, display, step, evaluate, work)
             return run.go()
         except OSError as error:  # a full disk, say; what is saved is untouched
             raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
@@ -100,7 +101,7 @@ class _Run:
     config: Any
     out: Path
     with_changes: bool
-    files: Mapping[str, str]
+    facts: Mapping[str, str]
     device: torch.device
     gang: Gang
     mesh: Mesh
@@ -165,10 +166,12 @@ class _Run:
         ranks = "" if self.gang.alone else f", {self.gang.size} ranks"
         where = f"{self.device.type} ({torch.get_num_threads()} threads{ranks})"
         self.display.line(f"{self.recipe.name}: {size:,} parameters on {where}, in {self.out}")
+        if TOKENIZER in self.facts:
+            self.display.line(f"tokenizer: {self.facts[TOKENIZER]}")
         found = checkpoint.newest(self.out / directory.CHECKPOINTS, self.display.line, self.gang)
         if found is not None:
             if not self.with_changes:
-                directory.check_files(self.out, found.files, self.files)
+                directory.check_identity(self.out, found.files, self.facts)
             state = checkpoint.restore(found, state)
             self.display.line(f"going on after step {found.step:,}")
         step, cursor = (found.step, found.cursor) if found else (0, None)
@@ -224,7 +227,7 @@ class _Run:
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
         lanes = {lane: at for part in cursors for lane, at in part.items()} if not self.gang.alone else {}
         whole = cursor if self.gang.alone else {lane: lanes[lane] for lane in sorted(lanes, key=int)}
-        checkpoint.save(root, number, state, whole, self.files, self.gang, self.mesh)
+        checkpoint.save(root, number, state, whole, self.facts, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
             checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
         return number

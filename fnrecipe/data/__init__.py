@@ -13,6 +13,7 @@ from fnrecipe.data.corpus import fingerprints as fingerprints
 from fnrecipe.data.corpus import open_corpus as open_corpus
 from fnrecipe.data.document import Document as Document
 from fnrecipe.data.document import held_out as held_out
+from fnrecipe.data.huggingface import huggingface_tokenizer as huggingface_tokenizer
 from fnrecipe.data.lanes import Place as Place
 from fnrecipe.data.lanes import deal as deal
 from fnrecipe.data.mix import mix as mix
@@ -38,5 +39,5 @@ from fnrecipe.data.stream import tolerate as tolerate
 from fnrecipe.data.tokenizer import Tokenizer as Tokenizer
 from fnrecipe.data.tokenizer import Tokens as Tokens
 from fnrecipe.data.tokenizer import byte_tokenizer as byte_tokenizer
-from fnrecipe.data.tokenizer import huggingface_tokenizer as huggingface_tokenizer
 from fnrecipe.data.tokenizer import tokenize as tokenize
+from fnrecipe.data.tokenizer import tokenized as tokenized

@@ -122,6 +122,8 @@ def _plan(
 ) -> Blocks:
     paths = [file.path for file in files]
     if format == "tokens":
+        for path in paths:
+            tokens.check_dtype(path, reading.dtype, tokenizer.vocab_size)
         if by_document:
             return points(paths, [tokens.starts(path, reading.dtype, tokenizer.eos) for path in paths])
         return cut(paths, tokens.sizes(paths, reading.dtype), num_lanes)

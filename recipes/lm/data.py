@@ -22,7 +22,6 @@ from fnrecipe.data import (
     Tokens,
     byte_tokenizer,
     cached,
-    chunked,
     concat,
     deal,
     growing,
@@ -37,7 +36,7 @@ from fnrecipe.data import (
     read_blocks,
     regroup,
     shuffled,
-    tokenize,
+    tokenized,
     tolerate,
     weights_between,
 )
@@ -85,11 +84,13 @@ def batches(
         return mine.take(permutation(len(mine), seed, lane, epoch))
 
     def tokens(corpus: Corpus, number: int, lane: int, epoch: int) -> Source[Tokens]:
-        encoded = partial(tokenize, tokenizer=tokenizer, source=number, add_bos=ends.add_bos, add_eos=ends.add_eos)
+        encoded = partial(
+            tokenized, tokenizer=tokenizer, name=corpus.name, number=number, add_bos=ends.add_bos, add_eos=ends.add_eos
+        )
         stages: list[Any] = [
             partial(tolerate, limit=dataset.max_bad_records),
             partial(keep, where=split),
-            partial(chunked, size=64, function=encoded),
+            encoded,
         ]
         if order == "blocks" and dataset.shuffle_window > 1:
             mixed = partial(_shuffled, key=(seed, lane, epoch))

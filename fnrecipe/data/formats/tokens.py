@@ -6,7 +6,7 @@ A header is 256 int32: 20240520 and version 1 for uint16 ids (GPT-2), 20240801 a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,38 @@ SUFFIXES = (".npy", ".bin")
 _HEADERS: Mapping[tuple[int, ...], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 _HEADER_BYTES = 1024
 _STEP = 1 << 16
+_SAMPLE, _FEW, _MOST, _ANY_VOCABULARY = 1 << 16, 32, 0.9, 1 << 20
 
 
 def sizes(paths: Sequence[str], dtype: str) -> list[int]:
     """How many tokens each file holds."""
     return [len(_array(path, dtype)) for path in paths]
+
+
+def check_dtype(path: str, dtype: str, vocab_size: int) -> None:
+    """Whether a raw `.bin` file without a header looks like ids of its type, by its first, middle and last 64 KiB.
+
+    It looks like a wider type if that type finds nearly all of the sample, zeros left out, within the vocabulary: of two
+    narrow ids, the second would have to be 0, or hardly more. It looks like uint16 and not uint32 if most ids are beyond any
+    vocabulary, and their halves within this one. Fewer than 32 ids tell nothing.
+
+    Raises:
+        UsageError: if it looks like ids of another type.
+    """
+    if path.endswith(".npy"):
+        return
+    sample, width = _sample(path), np.dtype(dtype).itemsize
+    wider = [wide for wide in (4, 8) if wide > width and _share(sample, wide, above=0, below=vocab_size) > _MOST]
+    beyond = _share(sample, 4, above=max(vocab_size, _ANY_VOCABULARY), below=1 << 32)
+    if wider:
+        likely = wider[-1]
+    elif width == 4 and beyond > 0.5 and _share(sample, 2, above=0, below=vocab_size) > _MOST:
+        likely = 2
+    else:
+        return
+    hint = "write them as .npy" if likely == 8 else f"set `dtype: uint{8 * likely}` for this source, or write them as .npy"
+    found = f"expected ids of `dtype: {dtype}`, found what looks like uint{8 * likely}"
+    raise UsageError(f"{path}: {found}; {hint}, which holds its type")
 
 
 def read(block: Block, *, dtype: str, eos: int, bos: int, vocab_size: int) -> Iterator[Read]:
@@ -79,11 +106,38 @@ def _array(path: str, dtype: str) -> NDArray[np.generic]:
 
 def _raw(path: str, dtype: np.dtype[Any]) -> NDArray[np.generic]:
     with open(path, "rb") as file:
-        header = np.frombuffer(file.read(_HEADER_BYTES), np.uint8)
+        offset, kind = _header(file, dtype)
         size = file.seek(0, 2)
-    magic = tuple(header[:8].view("<i4").tolist()) if len(header) == _HEADER_BYTES else ()
-    offset = _HEADER_BYTES if magic in _HEADERS else 0
-    kind = _HEADERS.get(magic[:2], dtype)
     if (size - offset) % kind.itemsize:
         raise DataError(f"{path}: expected a multiple of {kind.itemsize} bytes for {kind} ids, found {size - offset:,}")
     return np.memmap(path, kind, "r", offset) if size > offset else np.empty(0, kind)
+
+
+def _header(file: IO[bytes], dtype: np.dtype[Any]) -> tuple[int, np.dtype[Any]]:
+    """Where the ids of a raw file begin, and their type: the one that its header says, or `dtype` if it has none."""
+    header = np.frombuffer(file.read(_HEADER_BYTES), np.uint8)
+    magic = tuple(header[:8].view("<i4").tolist()) if len(header) == _HEADER_BYTES else ()
+    return (_HEADER_BYTES, _HEADERS[magic]) if magic in _HEADERS else (0, dtype)
+
+
+def _sample(path: str) -> bytes:
+    """Some bytes of a raw file, from places that every type of ids can begin at; none of a file whose header says its type."""
+    try:
+        with open(path, "rb") as file:
+            if _header(file, np.dtype(np.uint8))[0]:
+                return b""
+            last = max(file.seek(0, 2) - _SAMPLE, 0) // 8 * 8
+            found = []
+            for start in sorted({0, last // 16 * 8, last}):
+                file.seek(start)
+                found.append(file.read(_SAMPLE))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the data: {error.strerror or error}") from None
+    return b"".join(part[: len(part) // 8 * 8] for part in found)
+
+
+def _share(sample: bytes, width: int, *, above: int, below: int) -> float:
+    """The share of the ids of `width` bytes, zeros left out, from `above` up to `below`; 0 where they are too few to tell."""
+    ids = np.frombuffer(sample, f"<u{width}")
+    ids = ids[ids > 0]
+    return float(((ids >= above) & (ids < below)).mean()) if len(ids) >= _FEW else 0.0

@@ -1,0 +1,20 @@
+"""What a run's data is: the facts that a checkpoint keeps, and that must hold where the run goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fnrecipe.data import fingerprints
+from fnrecipe.data.tokenizer import describe
+from fnrecipe.recipe import Recipe
+
+RECIPE, TOKENIZER = "recipe", "tokenizer"
+
+
+def identity(recipe: Recipe[Any], config: Any) -> dict[str, str]:
+    """All facts by name: those about the whole run, and a fingerprint of each file as `corpus: file`."""
+    facts = {RECIPE: recipe.name}
+    if recipe.tokenizer is not None:
+        tokenizer = recipe.tokenizer(config)
+        facts[TOKENIZER] = f"{describe(tokenizer)}, {tokenizer.fingerprint}"
+    return {**facts, **(fingerprints(recipe.corpora(config)) if recipe.corpora is not None else {})}
