@@ -51,6 +51,8 @@ def train(
         raise UsageError(
             f"--vocab-size: expected at least {len(special) + 256} for 256 bytes and special tokens, found {vocab_size}"
         )
+    if short := [token for token in special if len(token) < 2]:
+        raise UsageError(f"--special-token: expected two characters at least, found {short[0]!r}: text needs every single one")
     reading = Reading(text_key, separator)
     form = None if format_ == "auto" else format_
     corpora = [open_corpus(path, byte_tokenizer(), format=form, reading=reading) for path in paths]

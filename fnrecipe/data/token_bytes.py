@@ -6,8 +6,10 @@ as it stands in the text; what it, a pre-tokenizer or the model drops does not c
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from fnrecipe.data.document import Ids
 from fnrecipe.data.tokenizer_file import BYTE, Content, added_tokens
 
-_SPACE = "▁"
+_SPACE, _LONGEST = "▁", 4
 
 
 def bytes_by_token(content: Content, vocab: Mapping[str, int], silent: Collection[str]) -> NDArray[np.int64]:
@@ -28,7 +30,7 @@ def bytes_by_token(content: Content, vocab: Mapping[str, int], silent: Collectio
     """
     model, parts = content["model"], _parts(content, "normalizer", "pre_tokenizer", "decoder")
     byte_level, marked, by_bytes = b'"ByteLevel"' in parts, _SPACE.encode() in parts, bool(model.get("byte_fallback"))
-    inside, end = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    inside, end = _mark(model, "continuing_subword_prefix"), _mark(model, "end_of_word_suffix")
     added = {token["content"] for token in added_tokens(content)}
     sizes = np.zeros(max(vocab.values()) + 1, np.int64)
     for token, number in vocab.items():
@@ -63,9 +65,15 @@ def byte_counter(inner: Any, content: Content, sizes: NDArray[np.int64]) -> Call
         size = len(text.encode())
         if found == size + before and not (before and text[:1].isspace()):
             return size
-        return _covered(text, inner.encode(text, add_special_tokens=False), sizes)
+        return _stood_for(text, inner, sizes)
 
     return count
+
+
+def _mark(model: Content, key: str) -> str:
+    """What stands before or behind the tokens of a model inside a word, or at its end."""
+    found = model.get(key)
+    return found if isinstance(found, str) else ""
 
 
 def _parts(content: Content, *names: str) -> bytes:
@@ -87,14 +95,32 @@ def _put_before(inner: Any) -> int:
     return 0
 
 
-def _covered(text: str, encoding: Any, sizes: NDArray[np.int64]) -> int:
+def _stood_for(text: str, inner: Any, sizes: NDArray[np.int64]) -> int:
     """The bytes of the characters of `text` that went into a token that stands for some, and into none that stands for none."""
+    encoding = inner.encode(text, add_special_tokens=False)
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    known = (sizes[np.array(encoding.ids, np.int64)] > 0).astype(np.int64)
     spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
     edges = np.zeros((2, len(points) + 1), np.int64)
-    known = (sizes[encoding.ids] > 0).astype(np.int64) if len(spans) else np.zeros(0, np.int64)
     np.add.at(edges, (known, spans[:, 0]), 1)
     np.add.at(edges, (known, spans[:, 1]), -1)
-    unknown, stood_for = edges.cumsum(1)[:, :-1] > 0
-    return int(widths[stood_for & ~unknown].sum())
+    in_unknown, in_known = edges.cumsum(1)[:, :-1] > 0
+    found = in_known & ~in_unknown
+    if inner.normalizer is not None:
+        for place in np.flatnonzero(~in_known & ~in_unknown).tolist():
+            found[place] = _is_merged(text, place, found, inner.normalizer)
+    return int(widths[found].sum())
+
+
+def _is_merged(text: str, place: int, found: NDArray[np.bool_], normalizer: Any) -> bool:
+    """Whether a normalizer puts a character that no token comes from into the ones before it, as NFC does with an accent."""
+    if not place or not found[place - 1]:
+        return False
+    before = text[max(place - _LONGEST, 0) : place]
+    accent = unicodedata.combining(text[place]) or _adds_nothing(before, text[place], partial(unicodedata.normalize, "NFKC"))
+    return bool(accent) and _adds_nothing(before, text[place], normalizer.normalize_str)
+
+
+def _adds_nothing(before: str, character: str, normalize: Callable[[str], str]) -> bool:
+    return len(normalize(before + character)) <= len(normalize(before))

@@ -59,7 +59,7 @@ def vocabulary(content: Content, path: str) -> dict[str, int]:
     wrong = [item for item in found.items() if type(item[0]) is not str or type(item[1]) is not int or not 0 <= item[1] < most]
     if wrong or not found:
         at = "none" if not found else f"{wrong[0][1]!r} for {wrong[0][0]!r}"
-        raise UsageError(f"tokenizer.path: {path}: expected ids from 0 to about the {len(found):,} tokens' number, found {at}")
+        raise UsageError(f"tokenizer.path: {path}: expected ids below about the number of tokens, {len(found):,}, found {at}")
     return found
 
 

@@ -37,7 +37,7 @@ def check_dtype(path: str, dtype: str, vocab_size: int) -> None:
     Raises:
         UsageError: if it looks like ids of another type.
     """
-    if path.endswith(".npy"):
+    if path.endswith(".npy") or "://" in path:
         return
     sample, width = _sample(path), np.dtype(dtype).itemsize
     wider = [wide for wide in (4, 8) if wide > width and _share(sample, wide, above=0, below=vocab_size) > _MOST]
