@@ -30,27 +30,29 @@ def sizes(paths: Sequence[str], dtype: str) -> list[int]:
 def check_dtype(path: str, dtype: str, vocab_size: int) -> None:
     """Whether a raw `.bin` file without a header looks like ids of its type, by its first, middle and last 64 KiB.
 
-    It looks like a wider type if that type finds nearly all of the sample, zeros left out, within the vocabulary: of two
-    narrow ids, the second would have to be 0, or hardly more. It looks like uint16 and not uint32 if most ids are beyond any
-    vocabulary, and their halves within this one. Fewer than 32 ids tell nothing.
+    It looks like a wider type if nine tenths of its ids as that type, zeros left out, are within the vocabulary, and their
+    lower halves beyond what upper halves may be: every second narrow id would be 0, or hardly more, and no other. It looks
+    like uint16 and not uint32 if most ids are beyond any vocabulary, and their halves within this one. Fewer than 32 ids
+    tell nothing.
 
     Raises:
         UsageError: if it looks like ids of another type.
     """
     if path.endswith(".npy") or "://" in path:
         return
-    sample, width = _sample(path), np.dtype(dtype).itemsize
-    wider = [wide for wide in (4, 8) if wide > width and _share(sample, wide, above=0, below=vocab_size) > _MOST]
-    beyond = _share(sample, 4, above=max(vocab_size, _ANY_VOCABULARY), below=1 << 32)
-    if wider:
-        likely = wider[-1]
-    elif width == 4 and beyond > 0.5 and _share(sample, 2, above=0, below=vocab_size) > _MOST:
-        likely = 2
-    else:
-        return
-    hint = "write them as .npy" if likely == 8 else f"set `dtype: uint{8 * likely}` for this source, or write them as .npy"
-    found = f"expected ids of `dtype: {dtype}`, found what looks like uint{8 * likely}"
-    raise UsageError(f"{path}: {found}; {hint}, which holds its type")
+    sample, upper = _sample(path), (vocab_size - 1) >> 16
+    narrow, ids, wide = (_not_zero(sample, width) for width in (2, 4, 8))
+    beyond_all = _share(ids >= max(vocab_size, _ANY_VOCABULARY)) > 0.5
+    looks_like = {
+        16: dtype == "uint32" and beyond_all and _share(narrow < vocab_size) > _MOST,
+        32: dtype == "uint16" and _share((ids < vocab_size) & (ids & 0xFFFF > upper)) > _MOST,
+        64: _share((wide < vocab_size) & (wide & 0xFFFF > upper)) > _MOST,
+    }
+    likely = max((bits for bits, holds in looks_like.items() if holds), default=None)
+    if likely is not None:
+        found = f"expected ids of `dtype: {dtype}`, found what looks like uint{likely}"
+        hint = f"set `dtype: uint{likely}` for this source, or " * (likely < 64)
+        raise UsageError(f"{path}: {found}; {hint}write them as .npy, which holds its type")
 
 
 def read(block: Block, *, dtype: str, eos: int, bos: int, vocab_size: int) -> Iterator[Read]:
@@ -136,8 +138,12 @@ def _sample(path: str) -> bytes:
     return b"".join(part[: len(part) // 8 * 8] for part in found)
 
 
-def _share(sample: bytes, width: int, *, above: int, below: int) -> float:
-    """The share of the ids of `width` bytes, zeros left out, from `above` up to `below`; 0 where they are too few to tell."""
+def _not_zero(sample: bytes, width: int) -> NDArray[Any]:
+    """The ids of `width` bytes that are not 0; none if they are too few to tell anything."""
     ids = np.frombuffer(sample, f"<u{width}")
     ids = ids[ids > 0]
-    return float(((ids >= above) & (ids < below)).mean()) if len(ids) >= _FEW else 0.0
+    return ids if len(ids) >= _FEW else ids[:0]
+
+
+def _share(holds: NDArray[np.bool_]) -> float:
+    return float(holds.mean()) if len(holds) else 0.0
