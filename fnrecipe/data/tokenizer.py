@@ -123,5 +123,5 @@ def tokenized(
 
 def loss(name: str, lost: int, size: int) -> str:
     """What to tell of a source of which `lost` of `size` bytes are in no token."""
-    share = f"{100 * lost / size:.2g} % of the text is lost ({lost:,} of {size:,} bytes)"
-    return f"{name}: {share}: characters that the tokenizer drops or does not know; they count in no bits per byte"
+    share = f"{100 * lost / size:.2g} % of the text ({lost:,} of {size:,} bytes)"
+    return f"{name}: the tokenizer loses {share}: characters that it drops or does not know; bits per byte do not count them"
