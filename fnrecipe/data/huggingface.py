@@ -80,31 +80,21 @@ def _names_of_ends(
     """The tokens that begin and end documents: as asked for, as the post-processor has them, or by their names."""
     before, behind = ends(content.get("post_processor"))
     added = {token["content"] for token in added_tokens(content)}
-    if eos_token is not None:
-        eos = _known("eos_token", eos_token, vocab, path)
-    else:
-        by_name = [name for name in _EOS if name in added] + [name for name in _EOS if name in vocab]
-        found = [name for name in reversed(behind) if name in vocab] + by_name
-        if not found:
-            hint = did_you_mean(END_OF_TEXT, _special(vocab))
-            expected = f"tokenizer.eos_token: expected a common end-of-text token in {path}, found none"
-            raise UsageError(f"{expected}; {hint}".removesuffix("; "))
-        eos = found[0]
-    if bos_token is not None:
-        return _known("bos_token", bos_token, vocab, path), eos
-    return next((name for name in (*before, *(name for name in _BOS if name in added)) if name in vocab), eos), eos
+    bos_likely = [*before, *(name for name in _BOS if name in added)]
+    eos_likely = [*reversed(behind), *(name for name in _EOS if name in added), *_EOS]
+    eos = eos_token or next((name for name in eos_likely if name in vocab), None)
+    if eos is None:
+        raise _missing("eos_token", "a common end-of-text token", END_OF_TEXT, vocab, path)
+    bos = bos_token or next((name for name in bos_likely if name in vocab), eos)
+    for key, name in {"eos_token": eos, "bos_token": bos}.items():
+        if name not in vocab:
+            raise _missing(key, f"the token {name!r}", name, vocab, path)
+    return bos, eos
 
 
-def _known(key: str, name: str, vocab: Mapping[str, int], path: str) -> str:
-    if name not in vocab:
-        hint = did_you_mean(name, _special(vocab))
-        raise UsageError(f"tokenizer.{key}: expected the token {name!r} in {path}, found none; {hint}".removesuffix("; "))
-    return name
-
-
-def _special(vocab: Iterable[str]) -> list[str]:
-    """The tokens that look special."""
-    return [name for name in vocab if name[:1] + name[-1:] in ("<>", "[]")]
+def _missing(key: str, expected: str, name: str, vocab: Iterable[str], path: str) -> UsageError:
+    hint = did_you_mean(name, [token for token in vocab if token[:1] + token[-1:] in ("<>", "[]")])
+    return UsageError(one_line(f"tokenizer.{key}: expected {expected} in {path}, found none; {hint}".removesuffix("; ")))
 
 
 def _load(content: Content, silent: Collection[str], vocab: dict[str, int], path: str) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fnrecipe.data.document import Document, Ids
 from fnrecipe.data.stream import Cursor, Source, Stream, chunked
+from fnrecipe.errors import one_line
 
 END_OF_TEXT = "<|endoftext|>"
 _CHUNK = 64
@@ -70,7 +71,7 @@ def byte_tokenizer() -> Tokenizer:
 
 def describe(tokenizer: Tokenizer) -> str:
     """`32,000 tokens, BOS <s> (1), EOS </s> (2)`."""
-    bos, eos = tokenizer.names
+    bos, eos = map(one_line, tokenizer.names)
     if tokenizer.bos == tokenizer.eos:
         return f"{tokenizer.vocab_size:,} tokens, BOS and EOS {eos} ({tokenizer.eos})"
     return f"{tokenizer.vocab_size:,} tokens, BOS {bos} ({tokenizer.bos}), EOS {eos} ({tokenizer.eos})"
