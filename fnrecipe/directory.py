@@ -106,7 +106,7 @@ def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) ->
     if changes:
         what = " and ".join([f"with another {name}" for name in facts] + ["on other data"] * bool(files))
         advice = "go on with the data as it is now by --resume-with-changes, or choose another output directory"
-        lines = [f"  {name}: {old.get(name, 'none')} there, {new.get(name, 'none')} now" for name in facts]
+        lines = [f"  {name}: {_show(old.get(name))} there, {_show(new.get(name))} now" for name in facts]
         lines += [f"  {kind}: {_few(names)}" for kind, names in kinds.items() if names]
         raise UsageError("\n".join([f"{out}: holds a run {what}; {advice}", *lines]))
 

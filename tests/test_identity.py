@@ -57,12 +57,12 @@ FACTS = {"recipe": "lm", "tokenizer": "300 tokens, x", "a: 1": "x"}
 @pytest.mark.parametrize(
     ("old", "what", "lines"),
     [
-        ({"recipe": "mine"}, "with another recipe", ["  recipe: mine there, lm now"]),
-        ({"tokenizer": "y"}, "with another tokenizer", ["  tokenizer: y there, 300 tokens, x now"]),
+        ({"recipe": "mine"}, "with another recipe", ["  recipe: 'mine' there, 'lm' now"]),
+        ({"tokenizer": "y"}, "with another tokenizer", ["  tokenizer: 'y' there, '300 tokens, x' now"]),
         (
             {"recipe": "mine", "a: 1": "y"},
             "with another recipe and on other data",
-            ["  recipe: mine there, lm now", "  changed: a: 1"],
+            ["  recipe: 'mine' there, 'lm' now", "  changed: a: 1"],
         ),
         ({"a: 2": "y"}, "on other data", ["  missing: a: 2"]),
     ],
@@ -76,7 +76,7 @@ def test_other_facts_are_refused_with_both_values(tmp_path: Path, old: dict[str,
 
 
 def test_a_fact_that_a_checkpoint_does_not_know_is_another_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\n  tokenizer: none there, 300 tokens, x now$"):
+    with pytest.raises(UsageError, match=r"\n  tokenizer: null there, '300 tokens, x' now$"):
         directory.check_identity(tmp_path, {name: FACTS[name] for name in ("recipe", "a: 1")}, FACTS)
 
 
@@ -87,11 +87,13 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_recipe_only(texts: Path, tmp_p
     longer, _ = resolve(recipe.config, (), settings(texts, tmp_path, regime__num_steps=3))
     assert run.train(recipe, config, tmp_path / "out") == 0
     assert "\ntokenizer: 300 tokens, BOS and EOS <eos> (0), " in (tmp_path / "out/logs/rank_0.log").read_text()
-    with pytest.raises(UsageError, match=r"holds a run with another recipe; .*\n  recipe: lm there, mine now$"):
+    with pytest.raises(UsageError, match=r"holds a run with another recipe; .*\n  recipe: 'lm' there, 'mine' now$"):
         run.train(attrs.evolve(recipe, name="mine"), longer, tmp_path / "out")
     shutil.copy(tmp_path / "tokenizer.json", tmp_path / "before.json")
     swap(tmp_path / "tokenizer.json", "a", "b")
-    with pytest.raises(UsageError, match=r"with another tokenizer; .*\n  tokenizer: 300 tokens, .* there, 300 tokens, .* now$"):
+    with pytest.raises(
+        UsageError, match=r"with another tokenizer; .*\n  tokenizer: '300 tokens, .*' there, '300 tokens, .*' now$"
+    ):
         run.train(recipe, longer, tmp_path / "out")
     assert run.train(recipe, longer, tmp_path / "out", with_changes=True) == 0
     shutil.copy(tmp_path / "before.json", tmp_path / "tokenizer.json")

@@ -82,10 +82,10 @@ def _names_of_ends(
     added = {token["content"] for token in added_tokens(content)}
     bos_likely = [*before, *(name for name in _BOS if name in added)]
     eos_likely = [*reversed(behind), *(name for name in _EOS if name in added), *_EOS]
-    eos = eos_token or next((name for name in eos_likely if name in vocab), None)
+    eos = next((name for name in eos_likely if name in vocab), None) if eos_token is None else eos_token
     if eos is None:
         raise _missing("eos_token", "a common end-of-text token", END_OF_TEXT, vocab, path)
-    bos = bos_token or next((name for name in bos_likely if name in vocab), eos)
+    bos = next((name for name in bos_likely if name in vocab), eos) if bos_token is None else bos_token
     for key, name in {"eos_token": eos, "bos_token": bos}.items():
         if name not in vocab:
             raise _missing(key, f"the token {name!r}", name, vocab, path)
