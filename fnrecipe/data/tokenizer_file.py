@@ -89,13 +89,13 @@ def ends(processor: Any) -> tuple[list[str], list[str]]:
     return before, behind
 
 
-def silent_tokens(content: Content, ends: Collection[str]) -> set[str]:
-    """The tokens that no text may become: the `ends` of documents, and all special ones.
+def silent_tokens(content: Content, names: Collection[str]) -> set[str]:
+    """The tokens that no text may become: those of `names`, and all special ones.
 
     Bytes and single characters are excepted, whatever they are marked as: the model needs them to spell text.
     """
     special = {token["content"] for token in added_tokens(content) if token.get("special")}
-    return {name for name in special.union(ends) if len(name) > 1 and not BYTE.fullmatch(name)}
+    return {name for name in special.union(names) if len(name) > 1 and not BYTE.fullmatch(name)}
 
 
 def hidden_name(name: str) -> str:
