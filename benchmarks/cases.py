@@ -11,7 +11,8 @@ import numpy as np
 from fnrecipe.config import DataSource, LlamaConfig
 from fnrecipe.data import Batch, Place, byte_tokenizer, open_corpus
 from fnrecipe.data.corpus import texts_of
-from fnrecipe.data.tokenizer import END_OF_TEXT, train_bpe
+from fnrecipe.data.huggingface import train_bpe
+from fnrecipe.data.tokenizer import END_OF_TEXT
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
 from fnrecipe.recipes.lm.data import train_stream

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from fnrecipe.cli.options import ConfigCommand, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
-from fnrecipe.errors import DataError, UsageError
+from fnrecipe.errors import UsageError
+from fnrecipe.once import Once
 
 if TYPE_CHECKING:
     from fnrecipe.data import Batch, Corpus, Source
@@ -40,11 +42,15 @@ def _split_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours."""
     from fnrecipe.data.survey import NO_ROW
+    from fnrecipe.data.tokenizer import describe
 
     found, config = _load(recipe, files, pairs)
+    _show_warnings()
     tokenizer, shown = _needed(found, "tokenizer")(config), 0
     names = [corpus.name for corpus in _corpora(found, config)]
     for batch, _ in _stream(found, config, valid)(None):
+        if not shown:
+            click.secho(f"tokenizer: {describe(tokenizer)}", dim=True)
         for row in range(len(batch.tokens))[: rows - shown]:
             _show_row(batch, row, tokenizer.decode, names)
             shown += 1
@@ -69,12 +75,13 @@ def stats(
     from rich.table import Table
 
     from fnrecipe.data.survey import NO_ROW, fill, survey
+    from fnrecipe.data.tokenizer import loss
 
     found, config = _load(recipe, files, pairs)
     tokenizer = _needed(found, "tokenizer")(config)
     columns = ("source", "files", "size", "documents", "bad", "tokens", "bytes/token", "median", "90 %", "longest", "> row")
     table = Table(*columns, caption="lengths in tokens; > row: share of documents longer than a row")
-    warnings: list[DataError] = []
+    warnings: list[str] = []
     for corpus in _corpora(found, config):
         counted = survey(corpus, tokenizer, documents)
         tokens = int(counted.lengths.sum())
@@ -91,10 +98,11 @@ def stats(
             *(f"{value:,.0f}" for value in (middle, high, longest)),
             f"{longer:.1%}",
         )
-        warnings += counted.bad[:10]
+        warnings += [f"bad record: {error}" for error in counted.bad[:10]]
+        warnings += [loss(corpus.name, counted.lost, counted.num_bytes + counted.lost)] if counted.lost else []
     print_table(table)
     for warning in warnings:
-        click.echo(f"bad record: {warning}", err=True)
+        click.echo(warning, err=True)
     logging.getLogger("fnrecipe").addHandler(logging.NullHandler())  # the stream would tell the same records, epoch after epoch
     source, started = _stream(found, config, valid), (time.perf_counter(), time.process_time())
     rows = fill(batch for batch, _ in islice(source(None), batches))
@@ -157,6 +165,14 @@ def _stream(recipe: Recipe[Any], config: Any, valid: bool) -> Source[Batch]:
     from fnrecipe.data import Place
 
     return (_needed(recipe, "validate") if valid else recipe.stream)(config, Place())
+
+
+def _show_warnings() -> None:
+    """Has warnings written to standard error until the command ends, and those that are to be given once, once."""
+    logger, handler = logging.getLogger("fnrecipe"), logging.StreamHandler()
+    handler.addFilter(Once())
+    logger.addHandler(handler)
+    click.get_current_context().call_on_close(partial(logger.removeHandler, handler))
 
 
 def _show_row(batch: Batch, row: int, decode: Callable[[Any], str], names: list[str]) -> None:

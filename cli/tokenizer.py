@@ -46,12 +46,15 @@ def train(
     """
     from fnrecipe.data import Reading, byte_tokenizer, open_corpus
     from fnrecipe.data.corpus import tell_left_out, texts_of
-    from fnrecipe.data.tokenizer import END_OF_TEXT, train_bpe
+    from fnrecipe.data.huggingface import train_bpe
+    from fnrecipe.data.tokenizer import END_OF_TEXT
 
     if len(special) + 256 > vocab_size:
         raise UsageError(
             f"--vocab-size: expected at least {len(special) + 256} for 256 bytes and special tokens, found {vocab_size}"
         )
+    if short := [token for token in special if len(token) < 2]:
+        raise UsageError(f"--special-token: expected two characters at least, found {short[0]!r}: text needs every single one")
     reading = Reading(text_key, separator)
     form = None if format_ == "auto" else format_
     corpora = [open_corpus(expanded(path), byte_tokenizer(), format=form, reading=reading) for path in paths]

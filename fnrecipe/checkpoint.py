@@ -1,7 +1,7 @@
 """Checkpoints that are complete or not there.
 
     step_00000100/state_0000.safetensors   rank 0's parts of the state's tensors, by dotted path; state_0001 rank 1's, …
-    step_00000100/state.json               step, stream cursor, fingerprints of the data, and for every tensor its dtype, its
+    step_00000100/state.json               step, stream cursor, the run's identity, and for every tensor its dtype, its
                                            shape, and which file has which slice of it
     step_00000100/SHA256SUMS               written last: `sha256sum -c SHA256SUMS` checks a checkpoint without fnrecipe
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @attrs.frozen(eq=False)
 class Checkpoint:
-    """A state at rest: its directory, step, cursor of the stream behind it, fingerprints of the data's files, its tensors."""
+    """A state at rest: its directory, step, cursor of the stream behind it, facts of the run's identity, its tensors."""
 
     place: Path
     step: int

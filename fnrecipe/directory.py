@@ -134,21 +134,25 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
             raise UsageError(_refusal(out, changes))
 
 
-def check_files(out: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
-    """Whether the data is that of the checkpoint, by the fingerprints of its files.
+def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Whether the data is that of the checkpoint, by its facts (`fnrecipe.identity`).
 
     Raises:
-        UsageError: naming the files that were changed, added or taken away.
+        UsageError: with the facts about the run that differ, and the names of files that were changed, added or taken away.
     """
+    changes = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    facts, files = ([name for name in changes if (": " in name) == is_file] for is_file in (False, True))
     kinds = {
-        "changed": [name for name in old if name in new and old[name] != new[name]],
-        "missing": [name for name in old if name not in new],
-        "added": [name for name in new if name not in old],
+        "changed": [name for name in files if name in old and name in new],
+        "missing": [name for name in files if name not in new],
+        "added": [name for name in files if name not in old],
     }
-    lines = [f"  {kind}: {_few(names)}" for kind, names in kinds.items() if names]
-    if lines:
+    if changes:
+        what = " and ".join([f"with another {name}" for name in facts] + ["on other data"] * bool(files))
         advice = "go on with the data as it is now by --resume-with-changes, or choose another output directory"
-        raise UsageError("\n".join([f"{out}: holds a run on other data; {advice}", *lines]))
+        lines = [f"  {name}: {_show(old.get(name))} there, {_show(new.get(name))} now" for name in facts]
+        lines += [f"  {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+        raise UsageError("\n".join([f"{out}: holds a run {what}; {advice}", *lines]))
 
 
 def _few(names: Sequence[str], limit: int = 10) -> str:

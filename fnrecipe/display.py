@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from fnrecipe.once import Once
 from fnrecipe.speed import Speed
 
 _LOG = logging.getLogger("fnrecipe")
@@ -22,6 +23,7 @@ class _Lines(logging.Handler):
 
     def __init__(self, line: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
+        self.addFilter(Once())
         self._line = line
 
     def emit(self, record: logging.LogRecord) -> None:

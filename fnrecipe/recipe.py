@@ -30,7 +30,7 @@ class Recipe(Generic[C]):
     validate  (config, place) -> source of validation batches, or None
     sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
-    tokenizer config -> the tokenizer that made the tokens, for `fnrecipe data`
+    tokenizer config -> the tokenizer that made the tokens: for the run's identity, and for `fnrecipe data`
     flops     config -> FLOPs of the model a position, to tell how well a device is used, or None
     rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them
     """

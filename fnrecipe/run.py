@@ -26,7 +26,7 @@ from fnrecipe.build import batches, first_state, functions, to_device, to_host
 from fnrecipe.compile import told
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Cursor, Place, Source, Stream, each, fingerprints, joint, pipe, tell_left_out
+from fnrecipe.data import Batch, Cursor, Place, Source, Stream, each, joint, pipe, tell_left_out
 from fnrecipe.data.survey import NO_ROW
 from fnrecipe.display import Display, duration
 from fnrecipe.errors import CheckpointError, FnrecipeError, NonFiniteError, UsageError, one_line
@@ -34,6 +34,7 @@ from fnrecipe.fetch import Fetched, fetch, lag
 from fnrecipe.files import replace
 from fnrecipe.fold import fold
 from fnrecipe.gang import Gang, check_same, gather, joined, last_words, together, world_size
+from fnrecipe.identity import TOKENIZER, identity
 from fnrecipe.level import level
 from fnrecipe.loss import Sums
 from fnrecipe.mesh import check_size, make_mesh, place_of, sizes
@@ -66,8 +67,8 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
             directory.check_config(out, unstructure(config))
         host.prepare(config.common.torch.num_threads)
         corpora = recipe.corpora(config) if recipe.corpora else []
-        files = fingerprints(corpora)
-        check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
+        facts = identity(recipe, config, corpora)
+        check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
         signals = stack.enter_context(Signals(once=not gang.alone))
         log = out / directory.log(gang.rank)
         display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
@@ -79,7 +80,7 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         stack.callback(host.unfreeze_objects)
         try:
             run = _Run(
-                recipe, config, out, claim, with_changes, files, device, gang, mesh, signals, display, step, evaluate, work
+                recipe, config, out, claim, with_changes, facts, device, gang, mesh, signals, display, step, evaluate, work
             )
             return run.go()
         except OSError as error:  # a full disk, say; what is saved is untouched
@@ -104,7 +105,7 @@ class _Run:
     _out: Path
     claim: int | None
     with_changes: bool
-    files: Mapping[str, str]
+    facts: Mapping[str, str]
     device: torch.device
     gang: Gang
     mesh: Mesh
@@ -176,10 +177,12 @@ class _Run:
         ranks = "" if self.gang.alone else f", {self.gang.size} ranks"
         where = f"{self.device.type} ({torch.get_num_threads()} threads{ranks})"
         self.display.line(f"{self.recipe.name}: {size:,} parameters on {where}, in {self.out}")
+        if TOKENIZER in self.facts:
+            self.display.line(f"tokenizer: {self.facts[TOKENIZER]}")
         found = checkpoint.newest(self.out / directory.CHECKPOINTS, self.display.line, self.gang)
         if found is not None:
             if not self.with_changes:
-                directory.check_files(self.out, found.files, self.files)
+                directory.check_identity(self.out, found.files, self.facts)
             state = checkpoint.restore(found, state)
             if int(state.step) != found.step:
                 raise CheckpointError(
@@ -240,7 +243,7 @@ class _Run:
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
-        checkpoint.save(root, number, state, cursor if self.gang.alone else joint(cursors), self.files, self.gang, self.mesh)
+        checkpoint.save(root, number, state, cursor if self.gang.alone else joint(cursors), self.facts, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
             checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
         return number

@@ -182,7 +182,7 @@ def test_only_its_own_module_imports_a_library_that_only_some_data_needs(name: s
     users = {
         "fsspec": {"fnrecipe.data.remote"},
         "pyarrow": {"fnrecipe.data.formats.parquet"},
-        "tokenizers": {"fnrecipe.data.tokenizer"},
+        "tokenizers": {"fnrecipe.data.huggingface"},
         "multiprocessing": {"fnrecipe.data.processes"},
     }
     found = {other.name for other in imported(name)}

@@ -113,7 +113,7 @@ FILES = {"a: 1": "x", "a: 2": "y", "b: 1": "z"}
 )
 def test_other_data_is_refused_by_the_names_of_its_files(tmp_path: Path, new: dict[str, str], lines: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        directory.check_files(tmp_path, FILES, new)
+        directory.check_identity(tmp_path, FILES, new)
     first, *rest = str(caught.value).splitlines()
     assert first.startswith(f"{tmp_path}: holds a run on other data; ")
     assert "--resume-with-changes" in first
@@ -122,14 +122,14 @@ def test_other_data_is_refused_by_the_names_of_its_files(tmp_path: Path, new: di
 
 @pytest.mark.parametrize("files", [FILES, dict(reversed(FILES.items())), {}])
 def test_the_same_data_in_any_order_is_allowed(tmp_path: Path, files: dict[str, str]) -> None:
-    directory.check_files(tmp_path, files, FILES if files else {})
+    directory.check_identity(tmp_path, files, FILES if files else {})
 
 
-@pytest.mark.parametrize(("number", "end"), [(10, "f9"), (11, "f9, … (11 in all)"), (12_345, "f9, … (12,345 in all)")])
+@pytest.mark.parametrize(("number", "end"), [(10, "a: 9"), (11, "a: 9, … (11 in all)"), (12_345, "a: 9, … (12,345 in all)")])
 def test_many_files_are_named_in_part(tmp_path: Path, number: int, end: str) -> None:
     with pytest.raises(UsageError) as caught:
-        directory.check_files(tmp_path, {}, {f"f{i}": "x" for i in range(number)})
-    assert str(caught.value).splitlines()[1] == f"  added: {', '.join(f'f{i}' for i in range(9))}, {end}"
+        directory.check_identity(tmp_path, {}, {f"a: {i}": "x" for i in range(number)})
+    assert str(caught.value).splitlines()[1] == f"  added: {', '.join(f'a: {i}' for i in range(9))}, {end}"
 
 
 def test_without_a_checkpoint_anything_is_allowed(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_changed_data_is_refused_by_the_names_of_its_files_and_taken_if_asked_to
     assert train(data, out, with_changes=True, regime__num_steps=8) == 0
     assert [row["step"] for row in metrics(out)] == list(range(1, 9))
     newest = json.loads((out / "checkpoints/step_00000008/state.json").read_text())
-    assert newest["files"].keys() == {"data: a.jsonl", "data: b.jsonl", "data: c.jsonl"}
+    assert newest["files"].keys() == {"recipe", "tokenizer", "data: a.jsonl", "data: b.jsonl", "data: c.jsonl"}
     assert train(data, out, regime__num_steps=9) == 0, "the new data is now the run's own"
 
 

@@ -16,6 +16,7 @@ from fnrecipe.data.corpus import open_corpus as open_corpus
 from fnrecipe.data.corpus import tell_left_out as tell_left_out
 from fnrecipe.data.document import Document as Document
 from fnrecipe.data.document import held_out as held_out
+from fnrecipe.data.huggingface import huggingface_tokenizer as huggingface_tokenizer
 from fnrecipe.data.lanes import Place as Place
 from fnrecipe.data.lanes import deal as deal
 from fnrecipe.data.lanes import joint as joint
@@ -45,5 +46,5 @@ from fnrecipe.data.survey import watch_padding as watch_padding
 from fnrecipe.data.tokenizer import Tokenizer as Tokenizer
 from fnrecipe.data.tokenizer import Tokens as Tokens
 from fnrecipe.data.tokenizer import byte_tokenizer as byte_tokenizer
-from fnrecipe.data.tokenizer import huggingface_tokenizer as huggingface_tokenizer
 from fnrecipe.data.tokenizer import tokenize as tokenize
+from fnrecipe.data.tokenizer import tokenized as tokenized

@@ -146,6 +146,8 @@ def _check(format: Format, files: Sequence[File]) -> None:
 def _plan(format: Format, files: Sequence[File], tokenizer: Tokenizer, reading: Reading, by_document: bool) -> Blocks:
     paths = [file.path for file in files]
     if format == "tokens":
+        for path in paths:
+            tokens.check_dtype(path, reading.dtype, tokenizer.vocab_size)
         if by_document:
             return points(paths, [tokens.starts(path, reading.dtype, tokenizer.eos) for path in paths])
         return cut(paths, tokens.sizes(paths, reading.dtype))

@@ -72,7 +72,8 @@ def _items(pipe: Connection, process: Any) -> Stream[Any]:
     while True:
         kind, content = _receive(pipe, process)
         if kind == "warning":
-            _log.warning("%s", content)
+            message, once = content
+            _log.warning("%s", message, extra={"once": once})
         elif kind == "error":
             error, trace = content
             error.add_note(f"in {process.name}:\n{trace}")
@@ -107,7 +108,7 @@ class _Forward(logging.Handler):
         self._pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._pipe.send(("warning", record.getMessage()))
+        self._pipe.send(("warning", (record.getMessage(), getattr(record, "once", None))))
 
 
 def _serve(pipe: Connection, make: Callable[[Place], Source[Any]], place: Place, cursor: Cursor, ahead: int) -> None:

@@ -69,7 +69,8 @@ def sift(source: Source[T], cursor: Cursor = None, *, reason: Callable[[T], str]
             yield item, cursor
     if not given and (reasons or needed):
         listed = ", ".join(f"{count:,} {why}" for why, count in reasons.items())
-        _log.warning("%s: expected documents to use, found none%s", name, f" but {listed}" if listed else "")
+        text = f"{name}: expected documents to use, found none{f' but {listed}' if listed else ''}"
+        _log.warning("%s", text, extra={"once": text})
 
 
 def chunked(

@@ -29,10 +29,17 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen(eq=False)
 class Survey:
-    """Lengths in tokens (int64 [documents], without special tokens) and bytes of text of documents; and the bad records."""
+    """Documents in numbers.
+
+    lengths    in tokens, without special ones: int64 [documents]
+    num_bytes  bytes of text that the tokens stand for
+    lost       bytes of text that no token stands for
+    bad        the bad records
+    """
 
     lengths: NDArray[np.int64]
     num_bytes: int
+    lost: int
     bad: Sequence[DataError]
 
 
@@ -49,14 +56,15 @@ class Fill:
 def survey(corpus: Corpus, tokenizer: Tokenizer, limit: int | None = None) -> Survey:
     """Counts the first `limit` documents of a corpus; empty ones are none."""
     items = (item for block in corpus.blocks for item in corpus.read(block) if item or isinstance(item, DataError))
-    lengths, num_bytes, bad = [np.zeros(0, np.int64)], 0, []
+    lengths, num_bytes, lost, bad = [np.zeros(0, np.int64)], 0, 0, []
     while chunk := list(islice(items, _CHUNK if limit is None else min(_CHUNK, limit - sum(map(len, lengths))))):
         documents = [item for item in chunk if isinstance(item, Document)]
         bad += [item for item in chunk if isinstance(item, DataError)]
         found = tokenize(documents, tokenizer=tokenizer, add_eos=False)
         lengths.append(np.array([len(tokens.ids) - 1 for tokens in found], np.int64))
         num_bytes += sum(tokens.num_bytes for tokens in found)
-    return Survey(np.concatenate(lengths), num_bytes, bad)
+        lost += sum(tokens.lost for tokens in found)
+    return Survey(np.concatenate(lengths), num_bytes, lost, bad)
 
 
 def fill(batches: Iterator[Batch]) -> Fill:

@@ -1,22 +1,22 @@
-"""Text to token ids and back. A tokenizer is a value of two functions; no special token is ever read out of text."""
+"""Text to token ids and back. A tokenizer is a value of a few functions; no special token is ever read out of text."""
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from fnrecipe.data.document import Document, Ids
-from fnrecipe.errors import UsageError, did_you_mean
+from fnrecipe.data.stream import Cursor, Source, Stream, chunked
+from fnrecipe.errors import one_line
 
 END_OF_TEXT = "<|endoftext|>"
-_END_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>")
+_CHUNK = 64
+_log = logging.getLogger(__name__)
 
 
 @attrs.frozen(eq=False)
@@ -25,7 +25,9 @@ class Tokenizer:
 
     bos, eos      the tokens that begin and end a document; the same one where a vocabulary has only one for both
     num_bytes     int64 [vocab_size]: the bytes of text that each token stands for
+    count_bytes   (text, its ids) -> the bytes of the text that the ids stand for: without dropped and unknown characters
     fingerprint   differs where `encode` may
+    names         what `bos` and `eos` are called
     """
 
     vocab_size: int
@@ -34,7 +36,9 @@ class Tokenizer:
     encode: Callable[[Sequence[str]], list[Ids]]
     decode: Callable[[Sequence[int]], str]
     num_bytes: NDArray[np.int64]
+    count_bytes: Callable[[str, Ids], int]
     fingerprint: str
+    names: tuple[str, str] = (END_OF_TEXT, END_OF_TEXT)
 
 
 @attrs.frozen(eq=False)
@@ -45,12 +49,14 @@ class Tokens:
     num_bytes  of the text that its n - 1 predictions stand for
     source     number of the source that it comes from
     epoch      how often that source had been read through before
+    lost       bytes of a document's text that no token stands for
     """
 
     ids: Ids
     num_bytes: int
     source: int = 0
     epoch: int = 0
+    lost: int = 0
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -62,42 +68,15 @@ def byte_tokenizer() -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
-    return Tokenizer(257, 256, 256, encode, decode, np.array([1] * 256 + [0]), "byte")
+    return Tokenizer(257, 256, 256, encode, decode, np.array([1] * 256 + [0]), lambda _, ids: len(ids), "byte")
 
 
-def huggingface_tokenizer(path: str, eos_token: str | None = None, bos_token: str | None = None) -> Tokenizer:
-    """The tokenizer of a Hugging Face `tokenizer.json`.
-
-    Without `eos_token`, its end-of-text token is found by name; without `bos_token`, that token also begins documents.
-
-    Raises:
-        UsageError: if the file is missing or not a tokenizer, or a token is not in its vocabulary.
-    """
-    import tokenizers
-
-    try:
-        content = Path(path).read_text(encoding="utf-8")
-        inner = tokenizers.Tokenizer.from_str(content)
-    except OSError as error:
-        raise UsageError(f"tokenizer.path: cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # the library raises bare Exception for a file that is not a tokenizer
-        raise UsageError(f"tokenizer.path: {path} is not a tokenizer.json: {error}") from None
-    inner.encode_special_tokens = True
-    inner.no_truncation()
-    inner.no_padding()
-    vocab = inner.get_vocab()
-    eos = _find("eos_token", vocab, path, [eos_token] if eos_token else _END_OF_TEXT)
-    bos = _find("bos_token", vocab, path, [bos_token]) if bos_token else eos
-
-    def encode(texts: Sequence[str]) -> list[Ids]:
-        found = inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.frombuffer(array("I", e.ids), np.uint32).view(np.int32) for e in found]
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(inner.decode(list(ids)))
-
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return Tokenizer(max(vocab.values()) + 1, bos, eos, encode, decode, _num_bytes(inner, vocab), digest)
+def describe(tokenizer: Tokenizer) -> str:
+    """`32,000 tokens, BOS <s> (1), EOS </s> (2)`."""
+    bos, eos = map(one_line, tokenizer.names)
+    if tokenizer.bos == tokenizer.eos:
+        return f"{tokenizer.vocab_size:,} tokens, BOS and EOS {eos} ({tokenizer.eos})"
+    return f"{tokenizer.vocab_size:,} tokens, BOS {bos} ({tokenizer.bos}), EOS {eos} ({tokenizer.eos})"
 
 
 def tokenize(
@@ -116,57 +95,44 @@ def tokenize(
     found = []
     for document in documents:
         ids = next(encoded) if document.ids is None else document.ids
-        predicted = ids if add_bos else ids[1:]
-        if document.text is not None and add_bos:
-            num_bytes = len(document.text.encode())
+        if document.text is None:
+            kept = size = int(tokenizer.num_bytes[ids].sum())
         else:
-            num_bytes = int(tokenizer.num_bytes[predicted].sum())
-        found.append(Tokens(np.concatenate([*before, ids, *after]), num_bytes, source, epoch))
+            kept, size = tokenizer.count_bytes(document.text, ids), len(document.text.encode())
+        unpredicted = 0 if add_bos else int(tokenizer.num_bytes[ids[:1]].sum())
+        whole = np.concatenate([*before, ids, *after])
+        found.append(Tokens(whole, max(kept - unpredicted, 0), source, epoch, size - kept))
     return found
 
 
-def train_bpe(texts: Iterator[str], vocab_size: int, special_tokens: Sequence[str], *, show_progress: bool) -> Any:
-    """A byte-level BPE of `tokenizers` for `texts`, with GPT-2's pattern: `save(path)` writes its `tokenizer.json`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def tokenized(
+    source: Source[Document],
+    cursor: Cursor = None,
+    *,
+    tokenizer: Tokenizer,
+    name: str,
+    number: int = 0,
+    epoch: int = 0,
+    add_bos: bool = True,
+    add_eos: bool = True,
+) -> Stream[Tokens]:
+    """The documents of the source called `name` as tokens; the first that lose some of their text are told in a warning."""
+    encode = partial(tokenize, tokenizer=tokenizer, add_bos=add_bos, add_eos=add_eos, source=number, epoch=epoch)
+    told = False
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(special_tokens),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=show_progress,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    def encode_and_tell(documents: Sequence[Document]) -> list[Tokens]:
+        nonlocal told
+        found = encode(documents)
+        if not told and any(tokens.lost for tokens in found):
+            told = True
+            size = sum(len(document.text.encode()) for document in documents if document.text is not None)
+            _log.warning("%s", loss(name, sum(tokens.lost for tokens in found), size), extra={"once": f"loss of {name}"})
+        return found
+
+    return chunked(source, cursor, size=_CHUNK, function=encode_and_tell)
 
 
-def _find(key: str, vocab: dict[str, int], path: str, names: Sequence[str]) -> int:
-    found = [name for name in names if name in vocab]
-    if not found:
-        special = [token for token in vocab if token.startswith("<") and token.endswith(">")]
-        expected = f"the token {names[0]!r}" if len(names) == 1 else "a common end-of-text token"
-        hint = did_you_mean(names[0], special)
-        raise UsageError(f"tokenizer.{key}: expected {expected} in {path}, found none; {hint}".removesuffix("; "))
-    return vocab[found[0]]
-
-
-def _num_bytes(inner: Any, vocab: dict[str, int]) -> NDArray[np.int64]:
-    """Bytes of text by token: in a byte-level vocabulary a character stands for a byte, else for its own, `<0x0A>` for one.
-
-    Special tokens stand for none, other added tokens for what they spell.
-    """
-    byte_level = "ByteLevel" in str(inner.decoder)
-    added = {token.content: token.special for token in inner.get_added_tokens_decoder().values()}
-    sizes = np.zeros(max(vocab.values()) + 1, np.int64)
-    for token, number in vocab.items():
-        if added.get(token):
-            continue
-        if byte_level:
-            sizes[number] = len(token.encode() if token in added else token)
-        elif len(token) == 6 and token.startswith("<0x"):
-            sizes[number] = 1
-        else:
-            sizes[number] = len(token.replace("▁", " ").encode())
-    return sizes
+def loss(name: str, lost: int, size: int) -> str:
+    """What to tell of a source of which `lost` of `size` bytes are in no token."""
+    share = f"{100 * lost / size:.2g} % of the text ({lost:,} of {size:,} bytes)"
+    return f"{name}: the tokenizer loses {share}: characters that it drops or does not know; bits per byte do not count them"

@@ -23,7 +23,6 @@ from fnrecipe.data import (
     Tokens,
     byte_tokenizer,
     cached,
-    chunked,
     concat,
     deal,
     growing,
@@ -40,7 +39,7 @@ from fnrecipe.data import (
     share,
     shuffled,
     sift,
-    tokenize,
+    tokenized,
     tolerate,
     unevenness,
     weights_between,
@@ -95,11 +94,11 @@ def batches(
     def tokens(corpus: Corpus, number: int, reader: int, epoch: int) -> Source[Tokens]:
         name = f"{corpus.name} (reader {reader} of {size})" if size > 1 else corpus.name
         least = 1 if dataset.packing == "concat" else 2  # alone in a row, a document of one token has no prediction
-        encode = partial(tokenize, tokenizer=tokenizer, add_bos=ends.add_bos, add_eos=ends.add_eos)
+        encode = partial(tokenized, tokenizer=tokenizer, add_bos=ends.add_bos, add_eos=ends.add_eos)
         stages: list[Any] = [
             partial(tolerate, limit=dataset.max_bad_records),
             partial(sift, reason=split, name=name),
-            partial(chunked, size=64, function=partial(encode, source=number, epoch=epoch)),
+            partial(encode, name=corpus.name, number=number, epoch=epoch),
             partial(sift, reason=partial(_too_short, least=least), name=name, needed=False),
         ]
         if order == "blocks" and dataset.shuffle_window > 1:

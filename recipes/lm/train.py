@@ -67,10 +67,11 @@ def flops(config: LMConfig) -> TokenFlops:
 
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
+    begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
     tokens = generate(
         partial(llama.apply, config.model.config, how=compute(config), reach="row"),  # the window is one text
         params,
-        [tokenizer.bos, *tokenizer.encode([prompt])[0].tolist()],
+        begin or [tokenizer.eos],
         key,
         length=config.regime.num_sample_tokens,
         window=config.dataset.max_seq_len,

@@ -106,7 +106,7 @@ def test_a_tokenizer_is_used_by_a_run_with_room_for_it(folder: Path, trained: tu
     source = "dataset.sources=[{path: words.jsonl, text_key: body}]"
     ended = fnrecipe("data", "show", "lm", "--rows", "1", "--config", source, *pairs, cwd=folder)
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.splitlines()[2] in (folder / "words.txt").read_text(encoding="utf-8")
+    assert ended.out.splitlines()[3] in (folder / "words.txt").read_text(encoding="utf-8")
 
 
 def test_special_tokens_take_the_place_of_the_end_of_text(

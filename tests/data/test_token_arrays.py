@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fnrecipe.data import Block, Document
+from fnrecipe.data import Block, Document, Reading, byte_tokenizer, open_corpus
 from fnrecipe.data.document import Read
 from fnrecipe.data.formats import tokens as module
-from fnrecipe.data.formats.tokens import read, sizes, starts
+from fnrecipe.data.formats.tokens import check_dtype, read, sizes, starts
 from fnrecipe.errors import DataError, UsageError
 
 EOS, BOS, VOCAB_SIZE = 0, 1, 1000
@@ -266,3 +266,99 @@ def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
 def test_only_local_files(name: str) -> None:
     with pytest.raises(UsageError, match=rf"^memory://{name}: token arrays are read from local files only"):
         sizes([f"memory://{name}"], "uint16")
+
+
+# Raw files of another type than the config says.
+
+SMALL, LARGE = 8192, 151_936
+
+
+def ids_of(kind: str, vocab_size: int, size: int, seed: int = 0) -> NDArray[np.int64]:
+    """Ids that a corpus may have: anything, bytes, mostly zeros, zeros for long, or few words over and over."""
+    draw = np.random.default_rng(seed)
+    limit = min(vocab_size, 1 << 16)
+    match kind:
+        case "bytes":
+            return draw.integers(0, 256, size)
+        case "mostly zeros":
+            return draw.integers(1, limit, size) * (draw.random(size) < 0.02)
+        case "zeros first":
+            return np.where(np.arange(size) < size // 2, 0, draw.integers(0, limit, size))
+        case "two words":
+            return draw.integers(0, 2, size)
+        case "short documents":
+            return np.where(np.arange(size) % 3 == 2, 0, draw.integers(1, limit, size))
+    return draw.integers(0, limit, size)
+
+
+ID_KINDS = ["anything", "bytes", "mostly zeros", "zeros first", "two words", "short documents"]
+SIZES = [2000, 70_000, 400_001]
+
+
+@pytest.mark.parametrize("vocab_size", [SMALL, 1 << 16, LARGE])
+@pytest.mark.parametrize("kind", ID_KINDS)
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_ids_of_the_type_that_the_config_says_are_taken(tmp_path: Path, dtype: str, kind: str, vocab_size: int) -> None:
+    for size in [0, 1, 31, *SIZES]:
+        path = raw(dtype)(tmp_path, ids_of(kind, vocab_size, size).tolist())
+        check_dtype(str(path), dtype, vocab_size)
+
+
+@pytest.mark.parametrize("vocab_size", [SMALL, 1 << 16, LARGE])
+@pytest.mark.parametrize("kind", ID_KINDS)
+@pytest.mark.parametrize(
+    ("dtype", "said", "advice"),
+    [
+        ("uint32", "uint16", "set `dtype: uint32` for this source"),
+        ("uint16", "uint32", "set `dtype: uint16` for this source"),
+        ("uint64", "uint16", "write them as .npy"),
+        ("uint64", "uint32", "write them as .npy"),
+    ],
+)
+def test_ids_of_another_type_are_refused_by_the_name_of_theirs(
+    tmp_path: Path, dtype: str, said: str, advice: str, kind: str, vocab_size: int
+) -> None:
+    if (dtype, said) == ("uint16", "uint32") and kind in ("mostly zeros", "zeros first", "two words"):
+        kind = "anything"  # most of these pairs of ids are ids too: what is none becomes a bad record
+    if kind == "two words" and vocab_size == LARGE:
+        kind = "bytes"  # two of 151,936 ids may be upper halves
+    for size in SIZES:
+        path = raw(dtype)(tmp_path, ids_of(kind, vocab_size, size - size % 2).tolist())
+        with pytest.raises(UsageError) as caught:
+            check_dtype(str(path), said, vocab_size)
+        assert str(caught.value).startswith(f"{path}: expected ids of `dtype: {said}`, found what looks like {dtype}; {advice}")
+
+
+@settings(max_examples=200)
+@given(ids=st.lists(st.sampled_from([0, 0, 0, 1, 2, 255, 999]), max_size=200), dtype=st.sampled_from(["uint16", "uint32"]))
+def test_no_list_of_ids_is_refused_unless_every_second_is_zero(scratch: Path, ids: list[int], dtype: str) -> None:
+    path = scratch.with_suffix(".bin")
+    path.write_bytes(np.array(ids, dtype).tobytes())
+    odd = [number for number in ids[1::2] if number]
+    if len(odd) > 0.2 * len(ids) / 2 or len(ids) < 64:
+        check_dtype(str(path), dtype, VOCAB_SIZE)
+
+
+def test_a_wrong_id_here_and_there_is_no_other_type(tmp_path: Path) -> None:
+    ids = ids_of("anything", SMALL, 4000)
+    ids[::100] = 70_000
+    check_dtype(str(raw("uint32")(tmp_path, ids.tolist())), "uint32", SMALL)
+
+
+def test_ids_of_a_larger_vocabulary_are_no_other_type(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 128_256, 4000)
+    for vocab_size in (SMALL, 50_257, 100_000):
+        check_dtype(str(raw("uint32")(tmp_path, ids.tolist())), "uint32", vocab_size)
+
+
+@pytest.mark.parametrize("name", ["bin with GPT-2's header", "bin with Llama 3's header", "npy uint16", "npy uint32"])
+def test_files_that_say_their_type_are_not_doubted(tmp_path: Path, name: str) -> None:
+    write, dtype = WRITERS[name]
+    check_dtype(str(write(tmp_path, ids_of("bytes", SMALL, 4000).tolist())), dtype, SMALL)
+
+
+def test_a_source_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = raw("uint32")(tmp_path, ids_of("anything", 257, 200).tolist())
+    with pytest.raises(UsageError, match=r"set `dtype: uint32` for this source"):
+        open_corpus(str(path), byte_tokenizer())
+    assert len(open_corpus(str(path), byte_tokenizer(), reading=Reading(dtype="uint32")).blocks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,40 @@ SUFFIXES = (".npy", ".bin")
 _HEADERS: Mapping[tuple[int, ...], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 _HEADER_BYTES = 1024
 _STEP = 1 << 16
+_SAMPLE, _FEW, _MOST, _ANY_VOCABULARY = 1 << 16, 32, 0.9, 1 << 20
 
 
 def sizes(paths: Sequence[str], dtype: str) -> list[int]:
     """How many tokens each file holds."""
     return [len(_array(path, dtype)) for path in paths]
+
+
+def check_dtype(path: str, dtype: str, vocab_size: int) -> None:
+    """Whether a raw `.bin` file without a header looks like ids of its type, by its first, middle and last 64 KiB.
+
+    It looks like a wider type if nine tenths of its ids as that type, zeros left out, are within the vocabulary, and their
+    lower halves beyond what upper halves may be: every second narrow id would be 0, or hardly more, and no other. It looks
+    like uint16 and not uint32 if most ids are beyond any vocabulary, and their halves within this one. Fewer than 32 ids
+    tell nothing.
+
+    Raises:
+        UsageError: if it looks like ids of another type.
+    """
+    if path.endswith(".npy") or "://" in path:
+        return
+    sample, upper = _sample(path), (vocab_size - 1) >> 16
+    narrow, ids, wide = (_not_zero(sample, width) for width in (2, 4, 8))
+    beyond_all = _share(ids >= max(vocab_size, _ANY_VOCABULARY)) > 0.5
+    looks_like = {
+        16: dtype == "uint32" and beyond_all and _share(narrow < vocab_size) > _MOST,
+        32: dtype == "uint16" and _share((ids < vocab_size) & (ids & 0xFFFF > upper)) > _MOST,
+        64: _share((wide < vocab_size) & (wide & 0xFFFF > upper)) > _MOST,
+    }
+    likely = max((bits for bits, holds in looks_like.items() if holds), default=None)
+    if likely is not None:
+        found = f"expected ids of `dtype: {dtype}`, found what looks like uint{likely}"
+        hint = f"set `dtype: uint{likely}` for this source, or " * (likely < 64)
+        raise UsageError(f"{path}: {found}; {hint}write them as .npy, which holds its type")
 
 
 def read(block: Block, *, dtype: str, eos: int, bos: int, vocab_size: int) -> Iterator[Read]:
@@ -87,11 +116,42 @@ def _array(path: str, dtype: str) -> NDArray[np.generic]:
 
 def _raw(path: str, dtype: np.dtype[Any]) -> NDArray[np.generic]:
     with open(path, "rb") as file:
-        header = np.frombuffer(file.read(_HEADER_BYTES), np.uint8)
+        offset, kind = _header(file, dtype)
         size = file.seek(0, 2)
-    magic = tuple(header[:8].view("<i4").tolist()) if len(header) == _HEADER_BYTES else ()
-    offset = _HEADER_BYTES if magic in _HEADERS else 0
-    kind = _HEADERS.get(magic[:2], dtype)
     if (size - offset) % kind.itemsize:
         raise DataError(f"{path}: expected a multiple of {kind.itemsize} bytes for {kind} ids, found {size - offset:,}")
     return np.memmap(path, kind, "r", offset) if size > offset else np.empty(0, kind)
+
+
+def _header(file: IO[bytes], dtype: np.dtype[Any]) -> tuple[int, np.dtype[Any]]:
+    """Where the ids of a raw file begin, and their type: the one that its header says, or `dtype` if it has none."""
+    header = np.frombuffer(file.read(_HEADER_BYTES), np.uint8)
+    magic = tuple(header[:8].view("<i4").tolist()) if len(header) == _HEADER_BYTES else ()
+    return (_HEADER_BYTES, _HEADERS[magic]) if magic in _HEADERS else (0, dtype)
+
+
+def _sample(path: str) -> bytes:
+    """Some bytes of a raw file, from places that every type of ids can begin at; none of a file whose header says its type."""
+    try:
+        with open(path, "rb") as file:
+            if _header(file, np.dtype(np.uint8))[0]:
+                return b""
+            last = max(file.seek(0, 2) - _SAMPLE, 0) // 8 * 8
+            found = []
+            for start in sorted({0, last // 16 * 8, last}):
+                file.seek(start)
+                found.append(file.read(_SAMPLE))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the data: {error.strerror or error}") from None
+    return b"".join(part[: len(part) // 8 * 8] for part in found)
+
+
+def _not_zero(sample: bytes, width: int) -> NDArray[Any]:
+    """The ids of `width` bytes that are not 0; none if they are too few to tell anything."""
+    ids = np.frombuffer(sample, f"<u{width}")
+    ids = ids[ids > 0]
+    return ids if len(ids) >= _FEW else ids[:0]
+
+
+def _share(holds: NDArray[np.bool_]) -> float:
+    return float(holds.mean()) if len(holds) else 0.0

@@ -1,0 +1,153 @@
+"""A Hugging Face `tokenizer.json` as plain JSON: read within bounds, and closed to text, before the library is given it.
+
+The library trusts its files. Here a file is refused that would block, fill the memory or go too deep; and the tokens that
+stand for no text get names that no text holds, so that the library's model cannot read them out of one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Collection, Sequence
+from typing import Any, TypeAlias
+
+import orjson
+
+from fnrecipe.errors import UsageError
+
+Content: TypeAlias = dict[str, Any]
+_MOST_BYTES, _MOST_LEVELS, _MOST_HOLES = 1 << 28, 64, 1 << 20
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+
+
+def read(path: str) -> Content:
+    """The content of a tokenizer.json.
+
+    Raises:
+        UsageError: if it is not a regular file, or not JSON of a size and a depth that a tokenizer may have.
+    """
+    data = _bytes(path)
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"tokenizer.path: {path}: expected at most {_MOST_BYTES >> 20} MiB, found more")
+    try:
+        content = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"tokenizer.path: {path} is not a tokenizer.json: {error}") from None
+    if _is_deeper(content, _MOST_LEVELS):
+        raise UsageError(f"tokenizer.path: {path}: expected at most {_MOST_LEVELS} levels of JSON, found more")
+    if not isinstance(content, dict):
+        raise UsageError(f"tokenizer.path: {path} is not a tokenizer.json: expected an object, found {type(content).__name__}")
+    return content
+
+
+def vocabulary(content: Content, path: str) -> dict[str, int]:
+    """Every token and its id.
+
+    Raises:
+        UsageError: if there is none, or ids are no integers from 0 on, or so far beyond the number of tokens that a table of
+            them would be empty.
+    """
+    try:
+        vocab = content["model"]["vocab"]
+        words = {piece: number for number, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+        found = {**words, **{token["content"]: token["id"] for token in added_tokens(content)}}
+    except (TypeError, KeyError, ValueError) as error:
+        expected = "expected tokens in model.vocab and added_tokens"
+        raise UsageError(f"tokenizer.path: {path} is not a tokenizer.json: {expected}: {error!r}") from None
+    most = len(found) + _MOST_HOLES
+    wrong = [item for item in found.items() if type(item[0]) is not str or type(item[1]) is not int or not 0 <= item[1] < most]
+    if wrong or not found:
+        at = "none" if not found else f"{wrong[0][1]!r} for {wrong[0][0]!r}"
+        raise UsageError(f"tokenizer.path: {path}: expected ids below about the number of tokens, {len(found):,}, found {at}")
+    return found
+
+
+def added_tokens(content: Content) -> Sequence[dict[str, Any]]:
+    return content.get("added_tokens") or ()
+
+
+def ends(processor: Any) -> tuple[list[str], list[str]]:
+    """The special tokens that a post-processor puts before a text, and those behind it."""
+    before: list[str] = []
+    behind: list[str] = []
+    match processor:
+        case {"type": "Sequence", "processors": [*parts]}:
+            for part in parts:
+                inner_before, inner_behind = ends(part)
+                before, behind = before + inner_before, behind + inner_behind
+        case {"type": "TemplateProcessing", "single": [*pieces]}:
+            side = before
+            for piece in pieces:
+                match piece:
+                    case {"SpecialToken": {"id": str(name)}}:
+                        side.append(name)
+                    case _:  # the text
+                        side = behind
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(first), *_], "sep": [str(last), *_]}:
+            return [first], [last]
+    return before, behind
+
+
+def silent_tokens(content: Content, names: Collection[str]) -> set[str]:
+    """The tokens that no text may become: those of `names`, and all special ones.
+
+    Bytes and single characters are excepted, whatever they are marked as: the model needs them to spell text.
+    """
+    special = {token["content"] for token in added_tokens(content) if token.get("special")}
+    return {name for name in special.union(names) if len(name) > 1 and not BYTE.fullmatch(name)}
+
+
+def hidden_name(name: str) -> str:
+    return f"\0fnrecipe {name}\0"
+
+
+def closed(content: Content, silent: Collection[str], vocab: dict[str, int]) -> Content:
+    """`content` with names that no text holds for the `silent` tokens, and nothing that adds, cuts or pads."""
+    names = {name: hidden_name(name) for name in silent}
+    model = dict(content["model"])
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    elif names.keys() & model["vocab"].keys():
+        model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
+        if "merges" in model:
+            model["merges"] = [merge for merge in model["merges"] if not _makes(merge, model, names)]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    plain = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    hide = [{"id": vocab[name], "content": other, **plain} for name, other in names.items()]
+    kept = [token for token in added_tokens(content) if token["content"] not in names]
+    added = sorted([*hide, *kept], key=lambda token: int(token["id"]))
+    return {**content, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None, "model": model}
+
+
+def _makes(merge: Any, model: Content, names: Collection[str]) -> bool:
+    """Whether a merge of a BPE takes or makes one of the tokens `names`."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    prefix = model.get("continuing_subword_prefix") or ""
+    return left in names or right in names or left + right[len(prefix) :] in names
+
+
+def _bytes(path: str) -> bytes:
+    """The bytes of a regular file, but no more than one above the most; opening it never waits, as for a pipe's writer."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(
+                    f"tokenizer.path: expected a file, or a directory with a tokenizer.json, found neither: {path}"
+                )
+            return file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"tokenizer.path: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise UsageError(f"tokenizer.path: cannot read {path!r}: {error}") from None
+
+
+def _is_deeper(content: Any, levels: int) -> bool:
+    containers = [content]
+    for _ in range(levels):
+        inner = [item.values() if isinstance(item, dict) else item for item in containers]
+        containers = [child for items in inner for child in items if isinstance(child, dict | list)]
+        if not containers:
+            return False
+    return True
