@@ -83,7 +83,7 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
     """
     path = out / CONFIG
     if path.exists() and checkpoint.committed(out / CHECKPOINTS):
-        old, new = yaml.load(path.read_text(), str(path)), flatten(config, "")
+        old, new = yaml.load(path.read_text(), str(path), bounded=False), flatten(config, "")
         found = difference(values(old), values(new)).items()
         changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}
         if changes:
