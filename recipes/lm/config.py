@@ -52,7 +52,7 @@ class LMConfig:
         if num_steps is None and schedule.cycle_len is None:
             yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
         if num_steps is not None and schedule.num_warmup_steps >= num_steps:
-            expected = f"less than regime.num_steps = {num_steps}"
+            expected = f"less than regime.num_steps = {num_steps}, or a fraction below 1"
             yield Problem("lr_scheduler.config.num_warmup_steps", expected, str(schedule.num_warmup_steps))
 
     def _tensor_parallel_contradictions(self) -> Iterator[Problem]:
@@ -80,7 +80,7 @@ config = LMConfig(
     ),
     dataset=DatasetSection(max_seq_len=256, pack_window=64),
     optimizer=OptimizerSection(config=AdamWConfig(lr=1.5e-3)),
-    lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=40)),
+    lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=0.067)),
     regime=RegimeSection(
         num_steps=600,
         checkpoint_every_n_steps=100,

@@ -154,10 +154,10 @@ def test_a_problem_in_a_list_has_the_line_of_the_list(tmp_path: Path) -> None:
 
 
 def test_a_contradiction_names_the_source_of_its_value(tmp_path: Path) -> None:
-    (path,) = write_files(tmp_path, ["regime:\n  num_steps: 30\n"])
-    line = "lr_scheduler.config.num_warmup_steps: expected less than regime.num_steps = 30, found 40"
+    (path,) = write_files(tmp_path, ["model:\n  config:\n    max_seq_len: 30\n"])
+    line = "dataset.max_seq_len: expected at most model.config.max_seq_len = 30, found 256"
     assert refusal(files=[path]) == [f"{line} (recipe)"]
-    assert refusal("lr_scheduler.config.num_warmup_steps=40", files=[path]) == [f"{line} (command line)"]
+    assert refusal("dataset.max_seq_len=256", files=[path]) == [f"{line} (command line)"]
 
 
 def test_of_thousands_of_problems_the_first_are_told_and_the_others_counted(tmp_path: Path) -> None:

@@ -405,7 +405,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         ),
         optimizer=c.OptimizerSection(config=draw(adamw)),
         lr_scheduler=c.LRSchedulerSection(
-            config=c.CosineAnnealingConfig(draw(st.integers(0, (steps or 2**62) - 1)), cycle, draw(st.floats(0, 1)))
+            config=c.CosineAnnealingConfig(draw(fractions | st.integers(0, (steps or 2**62) - 1)), cycle, draw(st.floats(0, 1)))
         ),
         regime=draw(regime),
         common=draw(st.builds(c.CommonSection, st.integers(0, 2**62), st.builds(c.TorchSection, st.none() | counts))),
