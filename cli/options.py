@@ -60,9 +60,23 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return files(pairs(command))
 
 
+def config_args(files: Sequence[Path], pairs: Sequence[str]) -> list[str]:
+    """The arguments that `config_options` read so."""
+    return [
+        *(arg for file in files for arg in ("--config-file", str(file))),
+        *(arg for pair in pairs for arg in ("--config", pair)),
+    ]
+
+
+sources_option = click.option("--sources", is_flag=True, help="Say where each value comes from, as a comment behind it.")
+
 with_changes_option = click.option(
     "--resume-with-changes",
     "with_changes",
     is_flag=True,
     help="Go on in a directory that was trained under another config or on other data.",
+)
+
+nproc_option = click.option(
+    "--nproc", type=click.IntRange(min=2), help="Start so many processes on this machine, by torch's launcher."
 )

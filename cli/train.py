@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from fnrecipe.cli.find import find
+from fnrecipe.cli.find import Found, find
 from fnrecipe.cli.launch import launch
-from fnrecipe.cli.options import ConfigCommand, config_options, with_changes_option
+from fnrecipe.cli.options import ConfigCommand, config_args, config_options, nproc_option, with_changes_option
 from fnrecipe.config import resolve
 
 
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")
 @click.argument("recipe")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where everything is written.")
-@click.option("--nproc", type=click.IntRange(min=2), help="Start so many processes on this machine, by torch's launcher.")
+@nproc_option
 @config_options
 @with_changes_option
 def train(
@@ -31,15 +29,23 @@ def train(
     fnrecipe train lm --out runs/first
     fnrecipe train lm --out runs/mine --config 'dataset.sources=[{path: data/}]'
     """
-    found = find(recipe)
+    return start(recipe, find(recipe), out, nproc, files, pairs, with_changes)
+
+
+def start(
+    name: str,
+    found: Found,
+    out: Path,
+    nproc: int | None,
+    files: tuple[Path, ...],
+    pairs: tuple[str, ...],
+    with_changes: bool,
+) -> int:
+    """Trains in this process, or in `nproc` processes that find the recipe by its `name` again."""
     config, _ = resolve(found.config, files, pairs)
     if nproc is not None:
-        return launch(nproc, _without_nproc(sys.argv[1:]))
+        options = [*(["--resume-with-changes"] if with_changes else []), *config_args(files, pairs)]
+        return launch(nproc, ["train", "--out", str(out), *options, "--", name])
     from fnrecipe import run
 
     return run.train(found.load(), config, out, with_changes=with_changes)
-
-
-def _without_nproc(args: Sequence[str]) -> list[str]:
-    at = next(i for i, arg in enumerate(args) if arg.startswith("--nproc"))
-    return [*args[:at], *args[at + (1 if "=" in args[at] else 2) :]]
