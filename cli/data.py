@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fnrecipe.cli.find import find
+from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
@@ -21,6 +22,9 @@ from fnrecipe.errors import DataError, UsageError
 if TYPE_CHECKING:
     from fnrecipe.data import Batch, Source
     from fnrecipe.recipe import Recipe
+
+
+STREAM = ("batch", "stream")
 
 
 @click.group(short_help="Look at what a recipe trains on.")
@@ -39,7 +43,7 @@ def _split_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @config_options
 def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours."""
-    found, config = _load(recipe, files, pairs)
+    found, config = _load(recipe, files, pairs, STREAM)
     tokenizer, shown = _needed(found, "tokenizer")(config), 0
     names = [corpus.name for corpus in _needed(found, "corpora")(config)]
     for batch, _ in _stream(found, config, valid)(None):
@@ -68,7 +72,7 @@ def stats(
 
     from fnrecipe.data.survey import fill, survey
 
-    found, config = _load(recipe, files, pairs)
+    found, config = _load(recipe, files, pairs, STREAM)
     tokenizer = _needed(found, "tokenizer")(config)
     columns = ("source", "files", "size", "documents", "bad", "tokens", "bytes/token", "median", "90 %", "longest", "> row")
     table = Table(*columns, caption="lengths in tokens; > row: share of documents longer than a row")
@@ -117,7 +121,7 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
 
     from fnrecipe.data.survey import read_through
 
-    found, config = _load(recipe, files, pairs)
+    found, config = _load(recipe, files, pairs, ())
     if getattr(config.dataset, "cache", None) is None:
         raise UsageError("dataset.cache: expected a folder for the tokens, found null (--config dataset.cache=DIR)")
     console, started = Console(stderr=True), time.perf_counter()
@@ -130,9 +134,10 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     return 0
 
 
-def _load(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> tuple[Recipe[Any], Any]:
+def _load(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], parts: Sequence[str]) -> tuple[Recipe[Any], Any]:
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
+    check_fit(config, found.needs, parts=parts)
     return found.load(), config
 
 

@@ -70,7 +70,7 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
             raise UsageError("--sources: expected --dump-config beside it, found nothing to print")
         if out is None:
             raise UsageError("DIR: expected a directory to train in, found none (--dump-config needs none, --help tells more)")
-        found = Found(recipe.config, lambda: recipe)
+        found = Found(recipe.config, recipe.needs, lambda: recipe)
         return start(_name(), found, out, nproc, files, pairs, with_changes)
 
     _exit(command)

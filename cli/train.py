@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fnrecipe.cli.find import Found, find
+from fnrecipe.cli.fit import check_fit, of_training, world
 from fnrecipe.cli.launch import launch
 from fnrecipe.cli.options import ConfigCommand, config_args, config_options, nproc_option, with_changes_option
 from fnrecipe.config import resolve
@@ -43,6 +44,8 @@ def start(
 ) -> int:
     """Trains in this process, or in `nproc` processes that find the recipe by its `name` again."""
     config, _ = resolve(found.config, files, pairs)
+    ranks, local = (nproc, nproc) if nproc is not None else world()
+    check_fit(config, found.needs, parts=of_training(config), ranks=ranks, local=local)
     if nproc is not None:
         options = [*(["--resume-with-changes"] if with_changes else []), *config_args(files, pairs)]
         return launch(nproc, ["train", "--out", str(out), *options, "--", name])

@@ -30,6 +30,7 @@ EFFECTS = {
     "directory",
     "display",
     "host",
+    "capacity",
     "moment",
     "fetch",
     "speed",

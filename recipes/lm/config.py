@@ -20,6 +20,7 @@ from fnrecipe.config import (
     TokenizerSection,
     TrainerSection,
 )
+from fnrecipe.config.needs import Need, llama_needs, stream_needs
 from fnrecipe.errors import Problem
 
 
@@ -61,6 +62,12 @@ class LMConfig:
         for path, size in {**sizes, "dataset.max_seq_len": self.dataset.max_seq_len}.items():
             if size % ranks:
                 yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
+
+
+def needs(config: LMConfig, ranks: int) -> list[Need]:
+    """The least memory of one of `ranks` processes."""
+    model = llama_needs(config.model, config.dataset, config.gang, config.trainer, ranks)
+    return [*model, *stream_needs(config.dataset, ranks)]
 
 
 _CUT_BY_TENSOR_PARALLELISM = ("vocab_size", "num_attn_heads", "num_key_value_heads", "ffn_inner_dim")

@@ -23,7 +23,7 @@ from fnrecipe.parts import Keep
 from fnrecipe.recipe import Recipe
 from fnrecipe.tree import Tree
 
-from .config import LMConfig
+from .config import LMConfig, needs
 from .config import config as defaults
 from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_stream
 
@@ -91,6 +91,7 @@ recipe = Recipe(
     corpora=all_corpora,
     tokenizer=make_tokenizer,
     flops=flops,
+    needs=needs,
     rules=llama.TENSOR_RULES,
 )
 
