@@ -47,7 +47,7 @@ def of_training(config: Any) -> list[str]:
 def world() -> tuple[int, int]:
     """The number of processes of the run that the environment names, and how many of them are on this machine at least."""
     size = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
-    return int(size), int(os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    return max(int(size), 1), max(int(os.environ.get("LOCAL_WORLD_SIZE") or "1"), 1)
 
 
 def _compare(config: Any, needs: Sequence[Need], there: int | None, where: str, times: int) -> None:
