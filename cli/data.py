@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fnrecipe.cli.find import find
+from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
@@ -23,6 +24,9 @@ from fnrecipe.once import Once
 if TYPE_CHECKING:
     from fnrecipe.data import Batch, Corpus, Source
     from fnrecipe.recipe import Recipe
+
+
+STREAM = ("batch", "stream")
 
 
 @click.group(short_help="Look at what a recipe trains on.")
@@ -44,7 +48,7 @@ def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tu
     from fnrecipe.data.survey import NO_ROW
     from fnrecipe.data.tokenizer import describe
 
-    found, config = _load(recipe, files, pairs)
+    found, config = _load(recipe, files, pairs, STREAM)
     _show_warnings()
     tokenizer, shown = _needed(found, "tokenizer")(config), 0
     names = [corpus.name for corpus in _corpora(found, config)]
@@ -77,7 +81,7 @@ def stats(
     from fnrecipe.data.survey import NO_ROW, fill, survey
     from fnrecipe.data.tokenizer import loss
 
-    found, config = _load(recipe, files, pairs)
+    found, config = _load(recipe, files, pairs, STREAM)
     tokenizer = _needed(found, "tokenizer")(config)
     columns = ("source", "files", "size", "documents", "bad", "tokens", "bytes/token", "median", "90 %", "longest", "> row")
     table = Table(*columns, caption="lengths in tokens; > row: share of documents longer than a row")
@@ -127,7 +131,7 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
 
     from fnrecipe.data.survey import read_through
 
-    found, config = _load(recipe, files, pairs)
+    found, config = _load(recipe, files, pairs, ())
     if getattr(config.dataset, "cache", None) is None:
         raise UsageError("dataset.cache: expected a folder for the tokens, found null (--config dataset.cache=DIR)")
     console, started = Console(stderr=True), time.perf_counter()
@@ -140,9 +144,10 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     return 0
 
 
-def _load(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> tuple[Recipe[Any], Any]:
+def _load(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], parts: Sequence[str]) -> tuple[Recipe[Any], Any]:
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
+    check_fit(config, found.needs, parts=parts)
     return found.load(), config
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fnrecipe.cli.find import find
-from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.options import ConfigCommand, config_options, sources_option
 from fnrecipe.config import resolve, unstructure, yaml
 
 
 @click.command(cls=ConfigCommand, short_help="Print a recipe's whole config as YAML.")
 @click.argument("recipe")
 @config_options
-@click.option("--sources", is_flag=True, help="Say where each value comes from, as a comment behind it.")
+@sources_option
 def dump_config(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> int:
     """Print the config of RECIPE, after files and pairs, as YAML that --config-file reads back."""
-    config, origin = resolve(find(recipe).config, files, pairs)
-    click.echo(yaml.dump(unstructure(config), origin if sources else None), nl=False)
+    print_config(find(recipe).config, files, pairs, sources)
     return 0
+
+
+def print_config(defaults: Any, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> None:
+    config, origin = resolve(defaults, files, pairs)
+    click.echo(yaml.dump(unstructure(config), origin if sources else None), nl=False)

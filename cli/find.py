@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,16 @@ from fnrecipe import recipes
 from fnrecipe.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from fnrecipe.config.needs import Need
     from fnrecipe.recipe import Recipe
 
 
 @attrs.frozen
 class Found:
-    """A recipe's default config at once, the recipe itself when it is called for: it imports torch."""
+    """A recipe's default config and what it needs at once, the recipe itself when it is called for: it imports torch."""
 
     config: Any
+    needs: Callable[[Any, int], Sequence[Need]] | None
     load: Callable[[], Recipe[Any]]
 
 
@@ -46,8 +48,8 @@ def find(name: str) -> Found:
         hint = did_you_mean(name, known)
         raise UsageError(f"{name}: no such recipe; {hint} (or path/to/recipe.py, or module:attribute)")
     package = f"{recipes.__name__}.{name}"
-    config = importlib.import_module(f"{package}.config").config
-    return Found(config, lambda: importlib.import_module(f"{package}.train").recipe)
+    light = importlib.import_module(f"{package}.config")
+    return Found(light.config, light.needs, lambda: importlib.import_module(f"{package}.train").recipe)
 
 
 def _of(module: ModuleType, attribute: str, name: str) -> Found:
@@ -57,7 +59,7 @@ def _of(module: ModuleType, attribute: str, name: str) -> Found:
     if not isinstance(recipe, Recipe):
         found = "none" if recipe is None else type(recipe).__name__
         raise UsageError(f"{name}: expected a fnrecipe Recipe called {attribute!r} in it, found {found}")
-    return Found(recipe.config, lambda: recipe)
+    return Found(recipe.config, recipe.needs, lambda: recipe)
 
 
 def _import_file(path: Path) -> ModuleType:

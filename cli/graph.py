@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fnrecipe.cli.find import find
+from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import si
@@ -31,6 +32,7 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
     """
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
+    check_fit(config, found.needs, parts=("graph", "batch"))
     from fnrecipe import host
     from fnrecipe.cost import operation_costs
     from fnrecipe.directory import writing

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fnrecipe.cli.data import data
-from fnrecipe.cli.dump_config import dump_config
+from fnrecipe.cli.dump_config import dump_config, print_config
 from fnrecipe.cli.errors import show
+from fnrecipe.cli.find import Found
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
-from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, with_changes_option
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, sources_option, with_changes_option
 from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
-from fnrecipe.cli.train import train
-from fnrecipe.config import resolve
+from fnrecipe.cli.train import start, train
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError
 from fnrecipe.launcher import follow, launched, meeting
 
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe
 
 
+_HELP = {"help_option_names": ["-h", "--help"]}
 _COMMANDS = [train, dump_config, data, tokenizer, graph, profile]
 
 
-@click.group(commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(commands=_COMMANDS, context_settings=_HELP)
 @click.version_option(package_name="fnrecipe")
 def fnrecipe() -> None:
     """Recipes for training language models: a fold of a pure step over a stream.
@@ -45,15 +46,35 @@ def main() -> NoReturn:
 def run_recipe(recipe: Recipe[Any]) -> NoReturn:
     """The command line of a recipe's own module: `python -m my_lm.train DIR --config …`."""
 
-    @click.command(cls=ConfigCommand, help=f"Train the recipe {recipe.name} in DIR, or go on with the run that is there.")
-    @click.argument("out", type=FilePath(), metavar="DIR")
+    @click.command(
+        cls=ConfigCommand,
+        context_settings=_HELP,
+        help=f"Train the recipe {recipe.name} in DIR, or go on with the run that is there.",
+    )
+    @click.argument("out", required=False, type=FilePath(), metavar="DIR")
     @config_options
     @with_changes_option
-    def command(out: Path, files: tuple[Path, ...], pairs: tuple[str, ...], with_changes: bool) -> int:
-        from fnrecipe import run
-
-        config, _ = resolve(recipe.config, files, pairs)
-        return run.train(recipe, config, out, with_changes=with_changes)
+    @nproc_option
+    @click.option("--dump-config", "dump", is_flag=True, help="Print the whole config as YAML, and train nothing.")
+    @sources_option
+    def command(
+        out: Path | None,
+        files: tuple[Path, ...],
+        pairs: tuple[str, ...],
+        with_changes: bool,
+        nproc: int | None,
+        dump: bool,
+        sources: bool,
+    ) -> int:
+        if dump:
+            print_config(recipe.config, files, pairs, sources)
+            return 0
+        if sources:
+            raise UsageError("--sources: expected --dump-config beside it, found nothing to print")
+        if out is None:
+            raise UsageError("DIR: expected a directory to train in, found none (--dump-config needs none, --help tells more)")
+        found = Found(recipe.config, recipe.needs, lambda: recipe)
+        return start(found, out, nproc, files, pairs, with_changes)
 
     _exit(command)
 

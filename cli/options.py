@@ -72,9 +72,13 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return files(pairs(command))
 
 
+sources_option = click.option("--sources", is_flag=True, help="Say where each value comes from, as a comment behind it.")
+
 with_changes_option = click.option(
     "--resume-with-changes",
     "with_changes",
     is_flag=True,
     help="Go on in a directory that was trained under another config or on other data.",
 )
+
+nproc_option = click.option("--nproc", type=click.IntRange(min=1), help="Start so many processes on this machine.")

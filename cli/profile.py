@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fnrecipe.cli.find import find
+from fnrecipe.cli.fit import check_fit, of_training
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import duration, si
@@ -34,6 +35,7 @@ def profile(recipe: str, out: Path, steps: int, files: tuple[Path, ...], pairs: 
     """
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
+    check_fit(config, found.needs, parts=of_training(config))
     from fnrecipe.profile import MEMORY, TRACE, WARM_UP
     from fnrecipe.profile import profile as measure
 

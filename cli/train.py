@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from fnrecipe.cli.find import find
+from fnrecipe.cli.find import Found, find
+from fnrecipe.cli.fit import check_fit, of_training, world
 from fnrecipe.cli.launch import check_only_launcher, launch
-from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, with_changes_option
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, with_changes_option
 from fnrecipe.config import resolve
 from fnrecipe.launcher import meeting
 
@@ -16,7 +17,7 @@ from fnrecipe.launcher import meeting
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")
 @click.argument("recipe")
 @click.option("--out", required=True, type=FilePath(), metavar="DIR", help="Where everything is written.")
-@click.option("--nproc", type=click.IntRange(min=1), help="Start so many processes on this machine.")
+@nproc_option
 @config_options
 @with_changes_option
 def train(
@@ -30,12 +31,26 @@ def train(
     fnrecipe train lm --out runs/first
     fnrecipe train lm --out runs/mine --config 'dataset.sources=[{path: data/}]'
     """
-    found = find(recipe)
+    return start(find(recipe), out, nproc, files, pairs, with_changes)
+
+
+def start(
+    found: Found,
+    out: Path,
+    nproc: int | None,
+    files: tuple[Path, ...],
+    pairs: tuple[str, ...],
+    with_changes: bool,
+) -> int:
+    """Trains in this process, or in `nproc` processes with this process's own command line."""
     config, _ = resolve(found.config, files, pairs)
-    if nproc is not None and meeting() is None:
+    starts = nproc is not None and meeting() is None
+    if starts:
         check_only_launcher()
-        if nproc > 1:
-            return launch(nproc)
+    ranks, local = (nproc, nproc) if nproc is not None and starts else world()
+    check_fit(config, found.needs, parts=of_training(config), ranks=ranks, local=local)
+    if starts and ranks > 1:
+        return launch(ranks)
     from fnrecipe import run
 
     return run.train(found.load(), config, out, with_changes=with_changes)

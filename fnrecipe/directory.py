@@ -127,7 +127,7 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot read the output directory: {error.strerror}") from None
     if trained:
-        old, new = read_file(path), flatten(config, "")
+        old, new = read_file(path, bounded=False), flatten(config, "")
         found = difference(values(old), values(new)).items()
         changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}
         if changes:

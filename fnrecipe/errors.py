@@ -14,6 +14,8 @@ import attrs
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NON_FINITE = 3
+SHOWN = 20
+"""Problems of one config that are told in full; of the others only the number is."""
 
 
 class FnrecipeError(Exception):
@@ -59,20 +61,27 @@ class Problem:
     def __str__(self) -> str:
         source = f" ({self.source})" if self.source else ""
         hint = f"; {self.hint}" if self.hint else ""
-        return one_line(f"{self.path}: expected {self.expected}, found {self.found}{source}{hint}")
+        path, found = shortened(self.path, 200), shortened(self.found, 200)
+        return one_line(f"{path}: expected {self.expected}, found {found}{source}{hint}")
 
 
 class ConfigError(UsageError):
-    """Everything that is wrong with a config, one line each."""
+    """Everything that is wrong with a config, one line each, up to a number of lines that can be read."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
+        more = len(problems) - SHOWN
+        super().__init__("\n".join([*map(str, problems[:SHOWN]), *([f"  … and {more:,} more"] if more > 0 else [])]))
         self.problems = tuple(problems)
 
 
 def one_line(text: str) -> str:
     """`text` with escapes for line ends and whatever else cannot be seen."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text`, or the beginning of it with dots that say so."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

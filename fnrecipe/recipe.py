@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import attrs
 from torch import Tensor
 
+from fnrecipe.config.needs import Need
 from fnrecipe.cost import TokenFlops
 from fnrecipe.data import Batch, Corpus, Place, Source, Tokenizer
 from fnrecipe.loss import Loss
@@ -32,6 +33,7 @@ class Recipe(Generic[C]):
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
     tokenizer config -> the tokenizer that made the tokens: for the run's identity, and for `fnrecipe data`
     flops     config -> FLOPs of the model a position, to tell how well a device is used, or None
+    needs     (config, processes) -> the least memory of each, to refuse what cannot fit before it is tried, or None
     rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them
     """
 
@@ -46,4 +48,5 @@ class Recipe(Generic[C]):
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None
     flops: Callable[[C], TokenFlops] | None = None
+    needs: Callable[[C, int], Sequence[Need]] | None = None
     rules: Mapping[str, int] = attrs.field(factory=dict)

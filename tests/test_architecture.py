@@ -33,6 +33,7 @@ EFFECTS = {
     "directory",
     "display",
     "host",
+    "capacity",
     "moment",
     "fetch",
     "speed",

@@ -1,4 +1,4 @@
-"""The main job as a stranger runs it: no option but a place to write to, and a third of the steps."""
+"""The main job as a stranger runs it: no option but a place to write to, and a third of the steps after the same warm-up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fnrecipe.data.corpus import STDLIB, texts_of
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import valid_stream
 
-THIRD = ("--config", "regime.num_steps=200")
+THIRD = ("--config", "regime.num_steps=200", "lr_scheduler.config.num_warmup_steps=40")
 
 
 @pytest.mark.slow

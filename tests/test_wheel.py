@@ -94,3 +94,5 @@ def test_the_script_of_the_wheel_is_the_command_line(unpacked: Path, tmp_path: P
 
 def test_a_recipe_runs_as_a_module_of_the_wheel(unpacked: Path, tmp_path: Path) -> None:
     assert "DIR" in run(unpacked, tmp_path, "-m", "fnrecipe.recipes.lm.train", "--help")
+    dumped = run(unpacked, tmp_path, "-m", "fnrecipe.recipes.lm.train", "--dump-config", "--sources")
+    assert dumped == run(unpacked, tmp_path, "-m", "fnrecipe.cli", "dump-config", "lm", "--sources")

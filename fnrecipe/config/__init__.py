@@ -16,6 +16,7 @@ from fnrecipe.config.sections import RegimeSection as RegimeSection
 from fnrecipe.config.sections import TokenizerSection as TokenizerSection
 from fnrecipe.config.sections import TorchSection as TorchSection
 from fnrecipe.config.sections import TrainerSection as TrainerSection
+from fnrecipe.config.sections import schedule_steps as schedule_steps
 from fnrecipe.config.sections import source_names as source_names
 from fnrecipe.config.structure import structure as structure
 from fnrecipe.config.structure import unstructure as unstructure

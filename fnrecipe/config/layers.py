@@ -5,14 +5,14 @@ A layer maps dotted paths to located values. Sections merge; scalars and lists r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
 from fnrecipe.config import yaml
-from fnrecipe.config.structure import structure, unstructure
+from fnrecipe.config.structure import structure, unstructure, upwards
 from fnrecipe.config.yaml import Located
 from fnrecipe.errors import ConfigError, Problem, UsageError, one_line
 
@@ -32,13 +32,13 @@ def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) 
     try:
         config = structure(nest(merged), defaults)
     except ConfigError as error:
-        raise ConfigError([_located(problem, merged, layers[0]) for problem in error.problems]) from None
+        raise ConfigError(_located(error.problems, merged, layers[0])) from None
     return config, {path: entry.source for path, entry in merged.items()}
 
 
-def read_file(path: Path) -> Layer:
+def read_file(path: Path, *, bounded: bool = True) -> Layer:
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), str(path))
+        return yaml.load(path.read_text(encoding="utf-8-sig"), str(path), bounded=bounded)
     except UnicodeDecodeError as error:
         found = f"byte {error.object[error.start]:#04x} at offset {error.start}"
         raise UsageError(f"{path}: expected UTF-8 text, found {found}") from None
@@ -59,17 +59,26 @@ def merge(layers: Iterable[Layer]) -> dict[str, Located]:
 
     An empty section adds nothing to one that is there.
     """
-    merged: dict[str, Located] = {}
+    root: dict[str, Any] = {}
     for layer in layers:
         for path, entry in layer.items():
-            if entry.value == {} and any(p.startswith(f"{path}.") for p in merged):
-                continue
-            if path not in merged:
-                clash = [p for p in merged if p.startswith(f"{path}.") or path.startswith(f"{p}.")]
-                for other in clash:
-                    del merged[other]
-            merged[path] = entry
-    return merged
+            *parents, key = path.split(".")
+            section = root
+            for parent in parents:
+                if not isinstance(section.get(parent), dict):
+                    section[parent] = {}
+                section = section[parent]
+            if entry.value != {} or not isinstance(section.get(key), dict):
+                section[key] = entry
+    return dict(_leaves(root, ""))
+
+
+def _leaves(section: Mapping[str, Any], path: str) -> Iterator[tuple[str, Located]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def flatten(data: Mapping[str, Any], source: str, path: str = "") -> dict[str, Located]:
@@ -110,11 +119,18 @@ def _default_layers(defaults: Any) -> list[Layer]:
     return [base, {path: entry for path, entry in recipe.items() if entry.value != base[path].value}]
 
 
-def _located(problem: Problem, merged: Layer, valid: Layer) -> Problem:
-    """`problem` with the source of its value; a key in the wrong section gets a hint at the right one."""
-    path = problem.path.split("[")[0]
-    sources = [entry.source for p, entry in merged.items() if f"{p}.".startswith(f"{path}.")]
-    elsewhere = [p for p in valid if p.endswith(f".{path.rpartition('.')[2]}")]
-    misplaced = path not in valid and "did you mean" not in problem.hint and len(elsewhere) == 1
-    hint = f"did you mean {elsewhere[0]}?" if misplaced else problem.hint
-    return attrs.evolve(problem, source=sources[-1] if sources else "", hint=hint)
+def _located(problems: Sequence[Problem], merged: Layer, valid: Layer) -> list[Problem]:
+    """`problems` with the sources of their values; a key in the wrong section gets a hint at the right one."""
+    sources = {part: entry.source for path, entry in merged.items() for part in upwards(path)}
+    homes: dict[str, list[str]] = {}
+    for path in valid:
+        homes.setdefault(path.rpartition(".")[2], []).append(path)
+
+    def located(problem: Problem) -> Problem:
+        path = problem.path.split("[")[0]
+        elsewhere = homes.get(path.rpartition(".")[2], [])
+        misplaced = path not in valid and "did you mean" not in problem.hint and len(elsewhere) == 1
+        hint = f"did you mean {elsewhere[0]}?" if misplaced else problem.hint
+        return attrs.evolve(problem, source=sources.get(path, ""), hint=hint)
+
+    return [located(problem) for problem in problems]

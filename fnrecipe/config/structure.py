@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from types import UnionType
+from collections.abc import Callable, Iterator, Sequence
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
@@ -13,7 +13,7 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, Iterabl
 from cattrs.gen import make_dict_structure_fn
 
 from fnrecipe.config.bounds import Bound
-from fnrecipe.errors import ConfigError, Problem, did_you_mean
+from fnrecipe.errors import SHOWN, ConfigError, Problem, did_you_mean, shortened
 
 C = TypeVar("C")
 
@@ -23,9 +23,17 @@ _SCALARS = {int: "an integer", float: "a finite number", bool: "true or false", 
 class _MismatchError(Exception):
     """A value is not what its field expects."""
 
-    def __init__(self, expected: str, found: object, hint: str = "") -> None:
+    def __init__(self, expected: str, found: object, choices: Sequence[str] = ()) -> None:
         super().__init__(expected)
-        self.expected, self.found, self.hint = expected, found, hint
+        self.expected, self.found, self.choices = expected, found, choices
+
+
+class _UnknownKeyError(Exception):
+    """A section has a key that it does not know."""
+
+    def __init__(self, key: object, valid: Sequence[str]) -> None:
+        super().__init__(key)
+        self.key, self.valid = key, valid
 
 
 def structure(data: Any, defaults: C) -> C:
@@ -39,13 +47,20 @@ def structure(data: Any, defaults: C) -> C:
     try:
         config, problems = _CONVERTER.structure(data, cls), []
     except (ClassValidationError, _MismatchError) as error:
-        problems = list(_problems(error, cls, ""))
+        faults = list(_faults(error, cls, ""))
+        problems = [_problem(*fault, hinted=number < SHOWN) for number, fault in enumerate(faults)]
         config = _CONVERTER.structure(_mended(data, unstructure(defaults), problems), cls)
-    wrong = [problem.path.split("[")[0] for problem in problems]
-    problems += [c for c in contradictions(config) if not any(f"{c.path}.".startswith(f"{path}.") for path in wrong)]
+    wrong = {problem.path.split("[")[0] for problem in problems}
+    problems += [found for found in contradictions(config) if wrong.isdisjoint(upwards(found.path))]
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def upwards(path: str) -> list[str]:
+    """A dotted path and the paths of all sections that it is in: `a.b.c`, `a.b` and `a`."""
+    parts = path.split(".")
+    return [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
 
 
 def unstructure(config: Any) -> dict[str, Any]:
@@ -83,27 +98,42 @@ def _mended(data: Any, defaults: dict[str, Any], problems: list[Problem]) -> dic
     return mended
 
 
-def _problems(error: BaseException, cls: type, path: str) -> Iterator[Problem]:
+_Wrong = _MismatchError | _UnknownKeyError | KeyError
+
+
+def _faults(error: BaseException, cls: type, path: str) -> Iterator[tuple[str, _Wrong]]:
+    """Paths, each with what is wrong there."""
     if isinstance(error, ClassValidationError):
         noted, plain = error.group_exceptions()
         for inner, note in noted:
-            yield from _problems(inner, cls, f"{path}.{note.name}" if path else note.name)
+            yield from _faults(inner, cls, f"{path}.{note.name}" if path else note.name)
         for inner_plain in plain:
-            yield from _problems(inner_plain, cls, path)
+            yield from _faults(inner_plain, cls, path)
     elif isinstance(error, IterableValidationError):
         for inner, index_note in error.group_exceptions()[0]:
-            yield from _problems(inner, cls, f"{path}[{index_note.index}]")
+            yield from _faults(inner, cls, f"{path}[{index_note.index}]")
     elif isinstance(error, ForbiddenExtraKeysError):
         valid = [field.name for field in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields, key=str):
-            where = f"{path}.{key}" if path else str(key)
-            yield Problem(where, "a known key", f"{key!r}", hint=did_you_mean(str(key), valid))
-    elif isinstance(error, _MismatchError):
-        yield Problem(path or "config", error.expected, _show(error.found), hint=error.hint)
-    elif isinstance(error, KeyError):
-        yield Problem(path, "a value", "nothing")
+            yield f"{path}.{key}" if path else str(key), _UnknownKeyError(key, valid)
+    elif isinstance(error, _Wrong):
+        yield path, error
     else:
         raise error
+
+
+def _problem(path: str, wrong: _Wrong, *, hinted: bool) -> Problem:
+    """`wrong` in words; to look for the nearest name takes long, and is done only where it is shown."""
+    match wrong:
+        case _UnknownKeyError():
+            hint = did_you_mean(str(wrong.key), wrong.valid) if hinted else ""
+            return Problem(path, "a known key", f"{wrong.key!r}", hint=hint)
+        case _MismatchError():
+            near = did_you_mean(str(wrong.found), wrong.choices) if hinted else ""
+            hint = near if near.startswith("did") else ""
+            return Problem(path or "config", wrong.expected, _show(wrong.found), hint=hint)
+        case KeyError():
+            return Problem(path, "a value", "nothing")
 
 
 def _show(value: object) -> str:
@@ -111,8 +141,7 @@ def _show(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(repr(value), 60)
 
 
 def _scalar(value: Any, cls: type) -> Any:
@@ -135,8 +164,7 @@ def _literal(value: Any, cls: Any) -> Any:
     choices = get_args(cls)
     if value not in choices or isinstance(value, bool):
         names = [str(choice) for choice in choices]
-        near = did_you_mean(str(value), names)
-        raise _MismatchError(" or ".join(names), value, near if near.startswith("did") else "")
+        raise _MismatchError(" or ".join(names), value, names)
     return value
 
 
@@ -149,14 +177,26 @@ def _bounded(value: Any, cls: Any) -> Any:
     return number
 
 
-def _optional(value: Any, cls: Any) -> Any:
-    (kind,) = [arg for arg in get_args(cls) if arg is not type(None)]
-    if value is None:
+def _union(value: Any, cls: Any) -> Any:
+    """The value of the first of the kinds that takes it."""
+    kinds = [kind for kind in get_args(cls) if kind is not NoneType]
+    null = " or null" if len(kinds) < len(get_args(cls)) else ""
+    if null and value is None:
         return None
-    try:
-        return _CONVERTER.structure(value, kind)
-    except _MismatchError as error:
-        raise _MismatchError(f"{error.expected} or null", error.found, error.hint) from None
+    errors = []
+    for kind in kinds:
+        try:
+            return _CONVERTER.structure(value, kind)
+        except _MismatchError as error:
+            errors.append(error)
+    expected = errors[0].expected if len(kinds) == 1 else " or ".join(map(_described, kinds))
+    raise _MismatchError(f"{expected}{null}", errors[0].found, errors[0].choices)
+
+
+def _described(kind: Any) -> str:
+    """What a value of a scalar kind is expected to be, with its bound."""
+    bounds = [bound.expected for bound in get_args(kind) if isinstance(bound, Bound)]
+    return bounds[0] if bounds else _SCALARS[kind]
 
 
 def _section(cls: type) -> Any:
@@ -202,7 +242,7 @@ def _converter() -> cattrs.Converter:
         converter.register_structure_hook(scalar, _scalar)
     converter.register_structure_hook_func(_has_origin(Literal), _literal)
     converter.register_structure_hook_func(_has_origin(Annotated), _bounded)
-    converter.register_structure_hook_func(_has_origin(Union, UnionType), _optional)
+    converter.register_structure_hook_func(_has_origin(Union, UnionType), _union)
     converter.register_structure_hook_factory(lambda kind: isinstance(kind, type) and attrs.has(kind), _section)
     converter.register_structure_hook_factory(_has_origin(tuple), _tuple)
     converter.register_unstructure_hook_func(_has_origin(tuple), lambda values: [converter.unstructure(v) for v in values])

@@ -20,6 +20,7 @@ from fnrecipe.config import (
     TokenizerSection,
     TrainerSection,
 )
+from fnrecipe.config.needs import Need, llama_needs, stream_needs
 from fnrecipe.errors import Problem
 
 
@@ -52,7 +53,7 @@ class LMConfig:
         if num_steps is None and schedule.cycle_len is None:
             yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
         if num_steps is not None and schedule.num_warmup_steps >= num_steps:
-            expected = f"less than regime.num_steps = {num_steps}"
+            expected = f"less than regime.num_steps = {num_steps}, or a fraction below 1"
             yield Problem("lr_scheduler.config.num_warmup_steps", expected, str(schedule.num_warmup_steps))
 
     def _tensor_parallel_contradictions(self) -> Iterator[Problem]:
@@ -61,6 +62,12 @@ class LMConfig:
         for path, size in {**sizes, "dataset.max_seq_len": self.dataset.max_seq_len}.items():
             if size % ranks:
                 yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
+
+
+def needs(config: LMConfig, ranks: int) -> list[Need]:
+    """The least memory of one of `ranks` processes."""
+    model = llama_needs(config.model, config.dataset, config.gang, config.trainer, ranks)
+    return [*model, *stream_needs(config.dataset, ranks)]
 
 
 _CUT_BY_TENSOR_PARALLELISM = ("vocab_size", "num_attn_heads", "num_key_value_heads", "ffn_inner_dim")
@@ -80,7 +87,7 @@ config = LMConfig(
     ),
     dataset=DatasetSection(max_seq_len=256, pack_window=64),
     optimizer=OptimizerSection(config=AdamWConfig(lr=1.5e-3)),
-    lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=40)),
+    lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=0.067)),
     regime=RegimeSection(
         num_steps=600,
         checkpoint_every_n_steps=100,

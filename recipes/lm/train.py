@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fnrecipe import optim, schedule
 from fnrecipe.compute import Compute
+from fnrecipe.config import schedule_steps
 from fnrecipe.cost import TokenFlops
 from fnrecipe.generate import generate
 from fnrecipe.loss import Loss, next_token_loss
@@ -22,7 +23,7 @@ from fnrecipe.parts import Keep
 from fnrecipe.recipe import Recipe
 from fnrecipe.tree import Tree
 
-from .config import LMConfig
+from .config import LMConfig, needs
 from .config import config as defaults
 from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_stream
 
@@ -45,12 +46,10 @@ def loss(config: LMConfig) -> Loss:
 
 
 def update(config: LMConfig) -> Transform:
-    adamw, cosine, regime = config.optimizer.config, config.lr_scheduler.config, config.regime
+    adamw, cosine = config.optimizer.config, config.lr_scheduler.config
+    num_warmup_steps, num_steps = schedule_steps(cosine, config.regime.num_steps)
     learning_rate = schedule.cosine_annealing(
-        adamw.lr,
-        num_warmup_steps=cosine.num_warmup_steps,
-        num_steps=cosine.num_warmup_steps + cosine.cycle_len if cosine.cycle_len else regime.num_steps or 1,
-        final_scale=cosine.final_lr_scale,
+        adamw.lr, num_warmup_steps=num_warmup_steps, num_steps=num_steps, final_scale=cosine.final_lr_scale
     )
     return optim.adamw(
         learning_rate,
@@ -93,6 +92,7 @@ recipe = Recipe(
     corpora=all_corpora,
     tokenizer=make_tokenizer,
     flops=flops,
+    needs=needs,
     rules=llama.TENSOR_RULES,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -153,10 +154,58 @@ def test_a_problem_in_a_list_has_the_line_of_the_list(tmp_path: Path) -> None:
 
 
 def test_a_contradiction_names_the_source_of_its_value(tmp_path: Path) -> None:
-    (path,) = write_files(tmp_path, ["regime:\n  num_steps: 30\n"])
-    line = "lr_scheduler.config.num_warmup_steps: expected less than regime.num_steps = 30, found 40"
+    (path,) = write_files(tmp_path, ["model:\n  config:\n    max_seq_len: 30\n"])
+    line = "dataset.max_seq_len: expected at most model.config.max_seq_len = 30, found 256"
     assert refusal(files=[path]) == [f"{line} (recipe)"]
-    assert refusal("lr_scheduler.config.num_warmup_steps=40", files=[path]) == [f"{line} (command line)"]
+    assert refusal("dataset.max_seq_len=256", files=[path]) == [f"{line} (command line)"]
+
+
+def test_of_thousands_of_problems_the_first_are_told_and_the_others_counted(tmp_path: Path) -> None:
+    (path,) = write_files(tmp_path, ["".join(f"key_{number}: {number}\n" for number in range(8000)) + "regime: {num_steps: x}"])
+    first, *lines, last = refusal(files=[path])
+    assert first == f"regime.num_steps: expected an integer or null, found 'x' ({path}:8001)"
+    assert lines[0].startswith(f"key_0: expected a known key, found 'key_0' ({path}:1); valid names: common, dataset, ")
+    assert (len(lines), last) == (19, "  … and 7,981 more")
+
+
+LARGE = {
+    "unknown keys": lambda size: "".join(f"key_{number}: 1\n" for number in range(size)),
+    "unknown keys of a section": lambda size: "regime:\n" + "".join(f"  num_step{number}: 1\n" for number in range(size)),
+    "unknown sections": lambda size: "".join(f"s{number}: {{a: 1, b: {{c: 1}}}}\n" for number in range(size)),
+    "sources": lambda size: "dataset:\n  sources:\n" + "".join(f"  - path: {number}\n" for number in range(size)),
+    "contradictions": lambda size: "dataset:\n  sources:\n" + "  - {path: a, weight: 0}\n" * size,
+    "unknown keys of sources": lambda size: "dataset:\n  sources:\n" + "  - {path: a, formt: jsonl}\n" * size,
+    "wrong choices": lambda size: "dataset:\n  sources:\n" + "  - {path: a, format: jsnl}\n" * size,
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_twice_as_much_is_about_twice_the_work(tmp_path: Path, name: str) -> None:
+    once, twice = (calls(path) for path in write_files(tmp_path, [LARGE[name](size) for size in (300, 600)]))
+    assert twice < 2.2 * once
+
+
+def calls(path: Path) -> int:
+    """How many functions are called to resolve a config."""
+    count = 0
+
+    def note(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(note)
+    try:
+        resolve(config, [path])
+    except ConfigError:
+        pass
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_sections_and_values_that_take_each_others_place_again_and_again_are_settled() -> None:
+    pairs = [pair for _ in range(50) for pair in ("regime.x.y=1", "regime.x=2", "regime.x.z.a=1")]
+    assert [line.partition(":")[0] for line in refusal(*pairs)] == ["regime.x"]
 
 
 def test_odd_keys_make_one_line_too(tmp_path: Path) -> None:

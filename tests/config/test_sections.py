@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fnrecipe.config import DataSource, resolve, source_names, unstructure, yaml
+from fnrecipe.config import CosineAnnealingConfig, DataSource, resolve, schedule_steps, source_names, unstructure, yaml
 from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import config
 
@@ -217,3 +219,43 @@ def test_every_path_of_a_config_may_begin_in_a_home_directory(monkeypatch: pytes
         "~nobody-of-this-name",
     ]
     assert (resolved.dataset.cache, resolved.tokenizer.path) == ("/home/me/c", "/home/me/t.json")
+
+
+@pytest.mark.parametrize(
+    ("warmup", "cycle", "num_steps", "expected"),
+    [
+        (40, None, 600, (40, 600)),
+        (0, None, 600, (0, 600)),
+        (40, 100, 600, (40, 140)),
+        (40, 100, None, (40, 140)),
+        (0.067, None, 600, (40, 600)),
+        (0.5, None, 600, (300, 600)),
+        (0.29, None, 100, (29, 100)),
+        (0.0, None, 600, (0, 600)),
+        (0.067, None, 1, (0, 1)),
+        (0.999, None, 10, (9, 10)),
+        (0.1, 100, 600, (60, 160)),
+        (0.2, 80, None, (20, 100)),
+    ],
+)
+def test_warm_up_is_steps_or_a_fraction_of_all_steps(
+    warmup: float, cycle: int | None, num_steps: int | None, expected: tuple[int, int]
+) -> None:
+    assert schedule_steps(CosineAnnealingConfig(warmup, cycle), num_steps) == expected
+
+
+counts = st.integers(1, 2**62)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.none() | counts, counts)
+def test_a_fraction_of_warm_up_fits_into_any_number_of_steps(fraction: float, cycle: int | None, num_steps: int) -> None:
+    warmup, _ = schedule_steps(CosineAnnealingConfig(fraction, cycle), num_steps)
+    assert 0 <= warmup < num_steps
+    assert abs(warmup - fraction * num_steps) <= max(1, 1e-15 * num_steps)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 20, 600, 2**62])
+def test_the_number_of_steps_may_be_changed_alone(num_steps: int) -> None:
+    changed, _ = resolve(config, pairs=[f"regime.num_steps={num_steps}"])
+    assert schedule_steps(changed.lr_scheduler.config, num_steps)[0] < num_steps
+    assert schedule_steps(config.lr_scheduler.config, config.regime.num_steps) == (40, 600)

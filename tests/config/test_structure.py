@@ -69,6 +69,17 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("dataset.valid_fraction=1", "a number from 0 up to, but not including, 1", "1"),
         ("dataset.batch_size=0", "an integer of at least 1", "0"),
         ("common.seed=-1", "an integer of at least 0", "-1"),
+        *(
+            (f"lr_scheduler.config.num_warmup_steps={value}", "an integer of at least 0 or a fraction below 1", found)
+            for value, found in [
+                ("-1", "-1"),
+                ("1.0", "1.0"),
+                ("-0.1", "-0.1"),
+                ("x", "'x'"),
+                ("null", "null"),
+                ("true", "true"),
+            ]
+        ),
         ("gang.num_leaves=3", "a power of two", "3"),
         ("gang.num_leaves=0", "a power of two", "0"),
         ("gang.num_leaves=-8", "a power of two", "-8"),
@@ -174,8 +185,9 @@ def test_a_long_value_is_shown_in_part() -> None:
         ),
         (["gang.num_leaves=16"], "dataset.batch_size: expected a multiple of gang.num_leaves = 16, found 8 (default)"),
         (
-            ["regime.num_steps=40"],
-            "lr_scheduler.config.num_warmup_steps: expected less than regime.num_steps = 40, found 40 (recipe)",
+            ["regime.num_steps=40", "lr_scheduler.config.num_warmup_steps=40"],
+            "lr_scheduler.config.num_warmup_steps: expected less than regime.num_steps = 40, or a fraction below 1, "
+            "found 40 (command line)",
         ),
         (
             ["regime.num_steps=null", "lr_scheduler.config.cycle_len=100"],
@@ -199,7 +211,9 @@ def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: 
     "pairs",
     [
         ["dataset.max_seq_len=256"],
-        ["regime.num_steps=41"],
+        ["regime.num_steps=1"],
+        ["regime.num_steps=41", "lr_scheduler.config.num_warmup_steps=40"],
+        ["regime.num_steps=1", "lr_scheduler.config.num_warmup_steps=0.999"],
         [f"regime.num_steps={2**63 - 1}", f"common.seed={2**63 - 1}"],
         ["gang.num_leaves=1", "dataset.num_lanes=1", "dataset.batch_size=1"],
         ["model.config.num_key_value_heads=4"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe import config as c
-from fnrecipe.config import resolve, unstructure, yaml
+from fnrecipe.config import resolve, scalars, unstructure, yaml
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.errors import UsageError
 from fnrecipe.recipes.lm.config import LMConfig, config
@@ -36,8 +37,30 @@ def refusal(text: str) -> str:
         ("-.5", -0.5),
         ("7", 7),
         ("-7", -7),
+        ("+5", 5),
+        ("0", 0),
+        ("-0", 0),
+        ("1_000", 1000),
+        ("1_0_0", 100),
         ("0o17", 15),
         ("0x1F", 31),
+        ("0xFF_FF", 65535),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("1e3", 1000.0),
+        ("0.10", 0.1),
+        ("1_0.5", 10.5),
+        ("1.5e-03", 0.0015),
+        ("-.inf", -math.inf),
+        ("-_", "-_"),
+        ("_1", "_1"),
+        ("1_a", "1_a"),
+        ("0bad", "0bad"),
+        ("1-2", "1-2"),
+        ("1e3x", "1e3x"),
+        (".", "."),
+        ("tRUE", "tRUE"),
+        ("<<", "<<"),
         ("no", "no"),
         ("yes", "yes"),
         ("on", "on"),
@@ -168,15 +191,41 @@ def test_a_file_above_one_mebibyte_is_refused() -> None:
     assert refusal("#" + "é" * (1 << 19)) == "c.yaml: expected at most 1048576 bytes of YAML, found 1048577"
 
 
+@pytest.mark.parametrize("value", ["1, ", "[], ", "{}, "])
+def test_more_values_than_anybody_writes_are_refused(value: str) -> None:
+    assert refusal(f"a: [{value * yaml.MAX_VALUES}]") == "c.yaml:1: expected at most 20,000 keys and values, found more"
+
+
+def test_what_fnrecipe_wrote_itself_may_have_more() -> None:
+    text = "a: [" + "[], " * yaml.MAX_VALUES + "]"
+    assert len(values(yaml.load(text, "c.yaml", bounded=False))["a"]) == yaml.MAX_VALUES
+
+
 def test_bytes_of_an_argument_that_are_not_utf8_are_refused() -> None:
     with pytest.raises(UsageError):
         resolve(config, pairs=["regime.sample_prompt=a\udcff"])
 
 
-@pytest.mark.parametrize("text", ["-_", "._", "0x_", "9" * 5000])
-def test_what_only_looks_like_a_number_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="expected a plain value, found"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("012", "-012", "00", "0_1", "1__0", "1_", "-1_", "1_.5", "1._5", "01.5", "1e", "1e_3", "1e5_", "0x", "0x_", "0x1__F"),
+        *("0X1F", "0O17", "0o18", "0o", "-0x1F", "0b11", "9" * 5000, f"0x{'f' * 5000}"),
+    ],
+)
+def test_what_only_looks_like_a_number_is_neither_number_nor_text(text: str) -> None:
+    for quoted in (f"'{text}'", f'"{text}"'):
+        assert yaml.load_value(quoted, "pair") == text
+    with pytest.raises(UsageError) as caught:
         yaml.load_value(text, "pair")
+    expected = "pair:1: expected a number (12, 1_000, 0x1F, 1.5e-3) or text between quotes, found "
+    assert str(caught.value).removeprefix(expected).removesuffix("...") in text
+
+
+def test_a_number_of_a_megabyte_is_read_in_one_pass() -> None:
+    for start, end in (("9", "x"), ("0.9", "ee"), ("0x9", "x"), ("9_9", "x")):
+        text = f"{start}{'9' * 1_000_000}{end}"
+        assert scalars.read(text) == text
 
 
 def test_another_version_of_yaml_is_refused() -> None:
@@ -238,9 +287,10 @@ ODD_TEXTS += [
     "\x85\u2028",
     "😀",
 ]
+ODD_TEXTS += ["012", "1__0", "0X1", "1_"]
 ODD_TEXTS += ["2020-01-01", "0x1F", "=", "<<", "?", "a" * 300 + " " + "b" * 300, "1_000", "\\", "\x7f"]
 
-texts = st.sampled_from(ODD_TEXTS) | st.text()
+texts = st.sampled_from(ODD_TEXTS) | st.text("01_.xeE+-", max_size=5) | st.text()
 counts = st.integers(1, 2**62)
 positives = st.sampled_from([1e-30, 5e-324, 1e308, 1.0, 1e16]) | st.floats(0, exclude_min=True, allow_infinity=False)
 naturals = st.just(0.0) | positives
@@ -355,7 +405,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         ),
         optimizer=c.OptimizerSection(config=draw(adamw)),
         lr_scheduler=c.LRSchedulerSection(
-            config=c.CosineAnnealingConfig(draw(st.integers(0, (steps or 2**62) - 1)), cycle, draw(st.floats(0, 1)))
+            config=c.CosineAnnealingConfig(draw(fractions | st.integers(0, (steps or 2**62) - 1)), cycle, draw(st.floats(0, 1)))
         ),
         regime=draw(regime),
         common=draw(st.builds(c.CommonSection, st.integers(0, 2**62), st.builds(c.TorchSection, st.none() | counts))),

@@ -1,0 +1,75 @@
+"""Whether a config fits on the machine, before torch is imported and anything is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
+
+from fnrecipe import capacity
+from fnrecipe.cli.units import si
+from fnrecipe.config.needs import Need
+from fnrecipe.errors import UsageError
+from fnrecipe.launcher import launched
+
+
+def check_fit(
+    config: Any,
+    needs: Callable[[Any, int], Sequence[Need]] | None,
+    *,
+    parts: Sequence[str],
+    ranks: int = 1,
+    local: int = 1,
+) -> None:
+    """Whether `local` of the `ranks` processes of a run fit on this machine, as far as they do what `parts` names.
+
+    Raises:
+        UsageError: with what the config needs at least, and the keys that it follows from, if there is clearly less.
+    """
+    if needs is None:
+        return
+    found = [need for need in needs(config, ranks) if need.part in parts]
+    on_device = [need for need in found if need.on_device]
+    device = capacity.device_memory() if on_device and config.gang.device != "cpu" else None
+    if device is not None:
+        _compare(config, on_device, device, "a GPU", 1)
+    on_host = [need for need in found if device is None or not need.on_device]
+    _compare(config, on_host, capacity.memory(), "this machine", local)
+    if "workers" in parts:
+        _count_processes(config, local)
+
+
+def of_training(config: Any) -> list[str]:
+    """What a training does."""
+    return ["state", "batch", "stream", "workers", *(["graph"] if config.trainer.jit != "off" else [])]
+
+
+def world() -> tuple[int, int]:
+    """The number of processes of the run that the environment names, and how many of them are on this machine at least."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return launched().size, int(local) if local.isdecimal() else 1
+
+
+def _compare(config: Any, needs: Sequence[Need], there: int | None, where: str, times: int) -> None:
+    total = times * sum(need.size for need in needs)
+    if there is None or total <= there:
+        return
+    large = sorted((need for need in needs if 10 * times * need.size >= total), key=lambda need: -need.size)
+    told = ", ".join(f"{si(times * need.size, 'B')} for {need.what} ({_values(config, need.keys)})" for need in large)
+    processes = f" for {times} processes" if times > 1 else ""
+    raise UsageError(
+        f"memory: expected at most the {si(there, 'B')} of {where}, found at least {si(total, 'B')}{processes}: {told}"
+    )
+
+
+def _count_processes(config: Any, local: int) -> None:
+    threads, workers, there = config.common.torch.num_threads or 1, config.dataset.num_workers, capacity.processes()
+    if there is not None and local * (threads + workers) > there:
+        keys = _values(config, ("dataset.num_workers", "common.torch.num_threads"))
+        found = f"{local * (threads + workers):,} ({keys})"
+        raise UsageError(f"processes: expected at most {there:,} processes and threads at once on this machine, found {found}")
+
+
+def _values(config: Any, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} = {attrgetter(key)(config)}" for key in keys)
