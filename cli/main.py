@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
@@ -17,21 +20,38 @@ from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import train
 from fnrecipe.config import resolve
+from fnrecipe.console import Outlet, empty_streams, mend_streams, speak_utf8
 from fnrecipe.errors import FnrecipeError
 
 if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _COMMANDS = [train, dump_config, data, tokenizer, graph, profile]
 
 
-@click.group(commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands whose standard output may fail: when nobody reads it any more, they end as Unix tools do, by SIGPIPE."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
+        except OSError as error:
+            if error.filename is not None or error.errno not in _FULL:
+                raise
+            raise FnrecipeError(f"cannot write: {error.strerror or error}") from error
+
+
+@click.group(cls=_Commands, commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fnrecipe")
 def fnrecipe() -> None:
     """Recipes for training language models: a fold of a pure step over a stream.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 not finite, 130 and 143 stopped by a signal and saved.
+    Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 not finite, 129, 130 and 143 stopped by a signal and saved.
     """
 
 
@@ -47,25 +67,35 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
     @config_options
     @with_changes_option
     def command(out: Path, files: tuple[Path, ...], pairs: tuple[str, ...], with_changes: bool) -> int:
-        from fnrecipe import run
+        from fnrecipe import host, run
 
         config, _ = resolve(recipe.config, files, pairs)
-        return run.train(recipe, config, out, with_changes=with_changes)
+        return run.train(recipe, config, out, with_changes=with_changes, started=host.process_started())
 
     _exit(command)
 
 
 def _exit(command: click.Command) -> NoReturn:
-    """Runs a command; errors that a user can mend become one message and an exit status."""
+    """Runs a command; errors that a user can mend become one message and an exit status, which no console changes."""
+    speak_utf8()
+    mend_streams()
+    status = _run(command)
+    empty_streams()
+    sys.exit(status)
+
+
+def _run(command: click.Command) -> int:
     try:
-        sys.exit(command.main(standalone_mode=False))
+        return int(command.main(standalone_mode=False) or 0)
     except FnrecipeError as error:
         rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        for line in str(error).splitlines():
-            click.echo(line if line.startswith(" ") else f"{rank}error: {line}", err=True)
-        sys.exit(error.exit_status)
+        with closing(Outlet(sys.stderr)) as errors:
+            for line in str(error).splitlines():
+                errors.write(f"{line}\n" if line.startswith(" ") else f"{rank}error: {line}\n")
+        return error.exit_status
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with closing(Outlet(sys.stderr)) as errors:
+            error.show(cast("IO[str]", errors))
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130

@@ -35,9 +35,9 @@ def train(
     config, _ = resolve(found.config, files, pairs)
     if nproc is not None:
         return launch(nproc, _without_nproc(sys.argv[1:]))
-    from fnrecipe import run
+    from fnrecipe import host, run
 
-    return run.train(found.load(), config, out, with_changes=with_changes)
+    return run.train(found.load(), config, out, with_changes=with_changes, started=host.process_started())
 
 
 def _without_nproc(args: Sequence[str]) -> list[str]:

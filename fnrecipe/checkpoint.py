@@ -177,8 +177,8 @@ def _write_state(beside: Path, lines: Sequence[str], facts: Mapping[str, Any], t
     names = [line.split()[1] for line in lines]
     saved = {path: attrs.astuple(saved) for path, saved in tensors.items()}
     document = {"format": FORMAT, **facts, "shards": names, "tensors": saved}
-    (beside / _STATE).write_text(_lines(document) + "\n")
-    (beside / _SUMS).write_text("".join([*lines, f"{_digest(beside / _STATE)}  {_STATE}\n"]))
+    (beside / _STATE).write_text(_lines(document) + "\n", encoding="utf-8")
+    (beside / _SUMS).write_text("".join([*lines, f"{_digest(beside / _STATE)}  {_STATE}\n"]), encoding="utf-8")
     for path in (beside / _STATE, beside / _SUMS, beside):
         sync(path)
 
@@ -192,7 +192,7 @@ def _lines(value: Any, indent: str = "") -> str:
 
 
 def _read(place: Path) -> Checkpoint:
-    document = json.loads((place / _STATE).read_text())
+    document = json.loads((place / _STATE).read_text(encoding="utf-8"))
     if document["format"] != FORMAT:
         raise CheckpointError(f"{place}: expected checkpoint format {FORMAT}, found {document['format']}")
     tensors = {path: Saved(*saved) for path, saved in document["tensors"].items()}
@@ -209,14 +209,14 @@ def _damage(place: Path, gang: Gang) -> str:
 
 
 def _damage_of_files(place: Path, rank: int, size: int) -> str:
-    text = (place / _SUMS).read_text()
+    text = (place / _SUMS).read_text(encoding="utf-8")
     sums = {name: digest for digest, name in _LINE.findall(text)}
     if "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
         return f"{_SUMS} is not what was written"
     shares = [_STATE, *[name for name in sums if name != _STATE][rank::size]]
     if any(_digest(place / name) != sums.get(name) for name in shares):
         return f"its files are not what {_SUMS} says"
-    document = json.loads((place / _STATE).read_text())
+    document = json.loads((place / _STATE).read_text(encoding="utf-8"))
     if document["format"] == FORMAT and list(sums) != [*document["shards"], _STATE]:
         return f"{_SUMS} does not have all files"
     return ""

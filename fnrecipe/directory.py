@@ -5,7 +5,7 @@ run.json               versions, command line, revision, device
 metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
 metrics/valid.jsonl    one line a validation
 checkpoints/           see fnrecipe.checkpoint
-logs/rank_0.log        what the console said
+logs/rank_0.log        what the console said, and errors, each line with its time
 logs/speed.jsonl       speed, use of the device, memory; the only record that differs from run to run
 sample.txt             text from the trained model
 """
@@ -62,7 +62,7 @@ def claimed(out: Path) -> Iterator[None]:
     """
     with writing(out):
         (out / "logs").mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a+")
+        lock = (out / ".lock").open("a+", encoding="utf-8")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +83,7 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
     """
     path = out / CONFIG
     if path.exists() and checkpoint.committed(out / CHECKPOINTS):
-        old, new = yaml.load(path.read_text(), str(path)), flatten(config, "")
+        old, new = yaml.load(path.read_text(encoding="utf-8"), str(path)), flatten(config, "")
         found = difference(values(old), values(new)).items()
         changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}
         if changes:
