@@ -55,6 +55,8 @@ class Display:
         self._outlet = Outlet(None if quiet else sys.stdout)
         outlet = cast("IO[str]", self._outlet)
         self._console = Console(file=outlet, force_terminal=outlet.isatty(), highlight=False, soft_wrap=True)
+        if not self._console.width:  # COLUMNS=0
+            self._console.width = 80
         self._bar = self._console.is_terminal and not self._console.is_dumb_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -126,9 +128,7 @@ class Display:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self._gap:
-                self._print(
-                    f"{self._log.name}: cannot write the log: {error.strerror}; the run goes on, and lines are missing there"
-                )
+                self._print(f"{self._log.name}: cannot write: {error.strerror}; the run goes on, and this log has gaps")
             self._gap = True
 
 
