@@ -130,7 +130,6 @@ class _Run:
         state, cursor, first = self._start()
         if self.gang.leads:
             self._write_down()
-        self.signals.at_once = False  # from here on, a step is finished and saved first
         if first and _due(regime.validate_every_n_steps, first):
             self._validate(state.params, first)
         number = saved = first
@@ -143,6 +142,7 @@ class _Run:
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
             if left != 0 and level(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
+            self.signals.at_once = False  # from here on, a step is finished and saved first
             for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
                 pending.append((metrics, waited))
                 if number == first + 1:
