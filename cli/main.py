@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
@@ -21,6 +22,7 @@ from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import train
 from fnrecipe.config import resolve
 from fnrecipe.console import Outlet, empty_streams, mend_streams, speak_utf8
+from fnrecipe.data.prefetch import left_behind
 from fnrecipe.errors import FnrecipeError
 
 if TYPE_CHECKING:
@@ -81,6 +83,9 @@ def _exit(command: click.Command) -> NoReturn:
     mend_streams()
     status = _run(command)
     empty_streams()
+    if left_behind():  # such a thread may abort the interpreter at its end, where it cannot run any more
+        atexit._run_exitfuncs()
+        os._exit(status)
     sys.exit(status)
 
 

@@ -73,12 +73,12 @@ def _train(recipe: Recipe[Any], config: Any, out: Path, with_changes: bool, star
             stack.enter_context(directory.claimed(out))
             if not with_changes:
                 directory.check_config(out, unstructure(config))
-        host.prepare(config.common.torch.num_threads, level(config.trainer.jit, device))
         files = fingerprints(recipe.corpora(config)) if recipe.corpora else {}
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **files})
         with directory.writing(out):
             display = Display(out / directory.log(gang.rank), config.regime.num_steps, quiet=not gang.leads)
         stack.enter_context(display)
+        host.prepare(config.common.torch.num_threads, level(config.trainer.jit, device))
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
         telling = partial(told, tell=display.line, waiting=display.waiting)
         step, evaluate = functions(recipe, config, mesh, device, telling)

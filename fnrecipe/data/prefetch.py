@@ -10,10 +10,12 @@ from typing import Any
 from fnrecipe.data.stream import Cursor, Source, Stream, T
 from fnrecipe.errors import FnrecipeError
 
+_NAME = "prefetch"
+
 _LOOK = 1.0
 """Seconds after which the consumer of an item looks whether the thread that makes it is still there."""
 
-_PATIENCE = 1.0
+_PATIENCE = 0.5
 """Seconds for which the end of a stream waits for the thread, which may be stuck in a read."""
 
 
@@ -31,7 +33,7 @@ def prefetch(source: Source[T], cursor: Cursor = None, *, size: int) -> Stream[T
         return
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(size)
     closed = threading.Event()
-    thread = threading.Thread(target=_read, args=(source, cursor, ready, closed), name="prefetch", daemon=True)
+    thread = threading.Thread(target=_read, args=(source, cursor, ready, closed), name=_NAME, daemon=True)
     try:
         thread.start()
     except RuntimeError as problem:
@@ -47,6 +49,11 @@ def prefetch(source: Source[T], cursor: Cursor = None, *, size: int) -> Stream[T
     finally:
         closed.set()
         thread.join(_PATIENCE)
+
+
+def left_behind() -> bool:
+    """Whether a thread is stuck in the read of an item of a stream that is closed."""
+    return any(thread.name == _NAME for thread in threading.enumerate())
 
 
 def _take(ready: queue.Queue[Any], thread: threading.Thread) -> Any:
