@@ -66,13 +66,13 @@ class Outlet:
 
 
 def _write(stream: TextIO, text: str, encoding: str) -> None:
+    rest = text.encode(encoding, "backslashreplace")
     if stream not in (sys.__stdout__, sys.__stderr__):  # captured, or a notebook's
-        stream.write(text)
+        stream.write(rest.decode(encoding))
         stream.flush()
         return
     # By the descriptor: a thread that hangs in a write of Python's own stream would hold its lock, on which the interpreter
     # aborts when it flushes that stream at its end.
-    rest = text.encode(encoding, "backslashreplace")
     while rest:
         try:
             rest = rest[os.write(stream.fileno(), rest) :]

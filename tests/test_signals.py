@@ -119,6 +119,33 @@ def test_the_second_signal_ends_a_run_at_once_and_says_from_where_it_goes_on(tex
     assert checkpoint.committed(out / "checkpoints") == [newest]
 
 
+STUCK = """
+import attrs, torch
+from fnrecipe.data import pipe
+from fnrecipe.recipes.lm.train import recipe as lm
+
+def busy(source, cursor=None):
+    stream = source(cursor)
+    for _ in range(8):
+        yield next(stream)
+    product = torch.ones(99, 99)
+    while True:
+        product @ product
+
+recipe = attrs.evolve(lm, stream=lambda config, place: pipe(lm.stream(config, place), busy))
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_that_is_stuck_in_its_work_does_not_change_the_status(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    changes = {**SMALL, "dataset__prefetch": 1, "regime__num_steps": 30}
+    process = start("train", str(tmp_path / "stuck.py"), "--out", str(tmp_path), "--config", *pairs(texts, **changes))
+    ended = signal_at(process, tmp_path, 6, signal.SIGTERM)
+    assert (ended.status, ended.errors) == (143, "")
+    assert "SIGTERM: saved step " in ended.output
+
+
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

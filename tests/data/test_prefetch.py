@@ -49,11 +49,11 @@ def test_a_thread_that_cannot_be_started_is_an_error_that_names_the_key() -> Non
 
 
 def test_closing_the_stream_does_not_wait_for_a_thread_that_is_stuck() -> None:
-    stuck = threading.Event()
+    stuck, before = threading.Event(), threading.enumerate()
     stream = stage(counting(1, wait=stuck), size=2)
     assert next(stream) == (0, 0)
     stream.close()  # type: ignore[attr-defined]
-    left = [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    left = [thread for thread in threading.enumerate() if thread not in before]
     assert len(left) == 1
     stuck.set()
     left[0].join()
