@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import click
+import sys
+from contextlib import closing
+
+from fnrecipe.console import Outlet
 
 
 def show(text: str, rank: int | None = None) -> None:
     """A line for each line of `text`; indented ones belong to the line before them."""
     prefix = "error: " if rank is None else f"rank {rank}: error: "
-    for line in text.splitlines():
-        click.echo(line if line.startswith(" ") else prefix + line, err=True)
+    with closing(Outlet(sys.stderr)) as errors:
+        for line in text.splitlines():
+            errors.write(f"{line if line.startswith(' ') else prefix + line}\n")

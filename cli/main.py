@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
+import os
+import signal
 import sys
 import traceback
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
@@ -19,6 +24,8 @@ from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_
 from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import start, train
+from fnrecipe.console import Outlet, empty_streams, mend_streams, speak_utf8
+from fnrecipe.data.prefetch import left_behind
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError
 from fnrecipe.launcher import follow, launched, meeting
 
@@ -26,16 +33,32 @@ if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
 _COMMANDS = [train, dump_config, data, tokenizer, graph, profile]
 
 
-@click.group(commands=_COMMANDS, context_settings=_HELP)
+class _Commands(click.Group):
+    """Commands whose standard output may fail: when nobody reads it any more, they end as Unix tools do, by SIGPIPE."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
+        except OSError as error:
+            if error.filename is not None or error.errno not in _FULL:
+                raise
+            raise FnrecipeError(f"cannot write: {error.strerror or error}") from error
+
+
+@click.group(cls=_Commands, commands=_COMMANDS, context_settings=_HELP)
 @click.version_option(package_name="fnrecipe")
 def fnrecipe() -> None:
     """Recipes for training language models: a fold of a pure step over a stream.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 not finite, 130 and 143 stopped by a signal and saved.
+    Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 not finite, 129, 130 and 143 stopped by a signal and saved.
     """
 
 
@@ -80,30 +103,39 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
 
 
 def _exit(command: click.Command) -> NoReturn:
-    """Runs a command; errors that a user can mend become one message and an exit status.
-
-    The ranks of `--nproc` leave it to their launcher to show one error, whether it is the user's or a defect.
-    """
+    """Runs a command; errors that a user can mend become one message and an exit status, which no console changes."""
+    speak_utf8()
     follow()
-    directory = meeting()
+    mend_streams()
+    status = _run(command, meeting())
+    empty_streams()
+    if left_behind():  # such a thread may abort the interpreter at its end, where it cannot run any more
+        atexit._run_exitfuncs()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _run(command: click.Command, directory: Path | None) -> int:
+    """The exit status of a command. The ranks of `--nproc` leave it to their launcher to show one error, also a defect."""
     try:
-        sys.exit(command.main(standalone_mode=False))
+        return int(command.main(standalone_mode=False) or 0)
     except FnrecipeError as error:
         if directory is None:
             show(str(error), _rank())
         else:
             leave(Word(str(error), error.exit_status, lost=isinstance(error, LostError)), directory)
-        sys.exit(error.exit_status)
+        return error.exit_status
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with closing(Outlet(sys.stderr)) as errors:
+            error.show(cast("IO[str]", errors))
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except Exception:
         if directory is None:
             raise
         leave(Word(traceback.format_exc(), is_trace=True), directory)
-        sys.exit(EXIT_FAILED)
+        return EXIT_FAILED
 
 
 def _rank() -> int | None:

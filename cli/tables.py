@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import click
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,4 +23,7 @@ def print_table(table: Table) -> None:
     """Prints a table as wide as the terminal, or wide enough where there is none."""
     from rich.console import Console
 
-    Console(width=None if Console().is_terminal else 140).print(table)
+    console = Console(width=None if Console().is_terminal else 140)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo(captured.get(), nl=False)

@@ -51,6 +51,6 @@ def start(
     check_fit(config, found.needs, parts=of_training(config), ranks=ranks, local=local)
     if starts and ranks > 1:
         return launch(ranks)
-    from fnrecipe import run
+    from fnrecipe import host, run
 
-    return run.train(found.load(), config, out, with_changes=with_changes)
+    return run.train(found.load(), config, out, with_changes=with_changes, started=host.process_started())

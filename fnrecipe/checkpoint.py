@@ -206,8 +206,8 @@ def _make_room(place: Path, beside: Path) -> None:
 
 
 def _write_state(beside: Path, lines: Sequence[str], what: Manifest) -> None:
-    (beside / STATE).write_text(manifest.text(what))
-    (beside / SUMS).write_text("".join([*lines, f"{digest(beside / STATE)}  {STATE}\n"]))
+    (beside / STATE).write_text(manifest.text(what), encoding="utf-8")
+    (beside / SUMS).write_text("".join([*lines, f"{digest(beside / STATE)}  {STATE}\n"]), encoding="utf-8")
     for path in (beside / STATE, beside / SUMS, beside):
         sync(path)
 

@@ -5,7 +5,7 @@ run.json               versions, command line, revision, device
 metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
 metrics/valid.jsonl    one line a validation
 checkpoints/           see fnrecipe.checkpoint
-logs/rank_0.log        what the console said
+logs/rank_0.log        what the console said, and errors, each line with its time
 logs/speed.jsonl       speed, use of the device, memory; the only record that differs from run to run
 sample.txt             text from the trained model
 """

@@ -1,18 +1,31 @@
-"""What a run shows: lines in the console and its log, and a progress bar where the console is a terminal."""
+"""What a run shows: lines in the console and its log, and a progress bar where the console is a terminal.
+
+Neither may end a run. The console is never waited for (`fnrecipe.console`). A log that cannot be written any more, on a full
+disk say, is told of once, and has a gap; the records of the run (`fnrecipe.record`) may have none, so there it is an error.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shlex
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from fnrecipe.console import Outlet
+from fnrecipe.errors import FnrecipeError
 from fnrecipe.once import Once
+from fnrecipe.signals import Stopped
 from fnrecipe.speed import Speed
 
 _LOG = logging.getLogger("fnrecipe")
@@ -33,28 +46,34 @@ class _Lines(logging.Handler):
 class Display:
     """While entered, `line`, `step` and warnings of fnrecipe write to the console, unless it is quiet, and to the file `log`.
 
-    A console that is gone is ignored.
+    The log begins with the command, and also has the error that ends the run; each of its lines has date, time and time zone.
     """
 
     def __init__(self, log: Path, total: int | None, *, quiet: bool = False) -> None:
         self._total = total
-        self._quiet = quiet
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log.open("a", buffering=1)
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._log = log.open("ab", buffering=0)  # nothing is left over to fail again when it is closed
+        self._gap = False
+        self._outlet = Outlet(None if quiet else sys.stdout)
+        outlet = cast("IO[str]", self._outlet)
+        self._console = Console(file=outlet, force_terminal=outlet.isatty(), highlight=False, soft_wrap=True)
+        if not self._console.width:  # COLUMNS=0
+            self._console.width = 80
+        self._bar = self._console.is_terminal and not self._console.is_dumb_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[facts]}"),
             console=self._console,
             expand=True,
-            disable=quiet or not self._console.is_terminal,
+            disable=not self._bar,
             transient=True,
         )
         self._task: TaskID | None = None
         self._warnings = _Lines(self.line)
 
     def __enter__(self) -> Display:
+        self._write(f"command: {shlex.join(sys.argv)}")
         self._progress.start()
         _LOG.addHandler(self._warnings)
         return self
@@ -62,17 +81,24 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         _LOG.removeHandler(self._warnings)
         self._progress.stop()
+        if isinstance(error, Stopped):
+            self.line(str(error))
+        elif isinstance(error, FnrecipeError):
+            self._write(f"error: {error}")  # the command line shows it
+        elif error is not None:
+            self._write("".join(traceback.format_exception(error)).rstrip())
+        self._outlet.close()
         self._log.close()
 
     def line(self, text: str) -> None:
-        self._log.write(text + "\n")
+        self._write(text)
         self._print(text)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Shows `text` and a moving bar for as long as the context lasts; a line where the console is no terminal."""
-        self._log.write(text + "\n")
-        if not self._console.is_terminal:
+        self._write(text)
+        if not self._bar:
             self._print(text)
         task = self._progress.add_task(text, total=None, facts="")
         try:
@@ -85,8 +111,8 @@ class Display:
         number = int(metrics["step"])
         facts = step_facts(metrics, speed, self._total)
         step = f"step {number:,}{f'/{self._total:,}' if self._total else ''}"
-        self._log.write(f"{step}  {facts}\n")
-        if not self._console.is_terminal:
+        self._write(f"{step}  {facts}")
+        if not self._bar:
             self._print(f"{step}  {facts}")
         elif self._task is None:
             self._task = self._progress.add_task(step, total=self._total, completed=number, facts=facts)
@@ -94,10 +120,18 @@ class Display:
             self._progress.update(self._task, description=step, completed=number, facts=facts)
 
     def _print(self, text: str) -> None:
-        if self._quiet:
-            return
-        with suppress(OSError):  # nobody reads the console any more; the log file still has every line
-            self._console.print(text, markup=False)
+        self._console.print(text, markup=False)
+
+    def _write(self, text: str) -> None:
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        data = "".join(f"{now}  {line}\n" for line in text.split("\n")).encode("utf-8", "backslashreplace")
+        try:
+            if self._log.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._gap:
+                self._print(f"{self._log.name}: cannot write: {error.strerror}; the run goes on, and this log has gaps")
+            self._gap = True
 
 
 def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> str:

@@ -23,6 +23,7 @@ from fnrecipe.directory import writing
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
 from fnrecipe.gang import Gang
+from fnrecipe.level import level
 from fnrecipe.mesh import make_mesh, place_of
 from fnrecipe.moment import moment
 from fnrecipe.recipe import Recipe
@@ -72,7 +73,7 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
         for name in (TRACE, MEMORY):
             (out / name).unlink(missing_ok=True)
     device = host.pick_device(config.gang.device)
-    host.prepare(config.common.torch.num_threads)
+    host.prepare(config.common.torch.num_threads, level(config.trainer.jit, device))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
     step, _ = functions(recipe, config, mesh, device)

@@ -14,7 +14,7 @@ from fnrecipe.files import replace
 
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         for row in rows:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             file.write(json.dumps(finite, allow_nan=False) + "\n")

@@ -42,36 +42,46 @@ from fnrecipe.metrics import means
 from fnrecipe.moment import moment
 from fnrecipe.parts import Mesh, extent, is_part
 from fnrecipe.recipe import Recipe
-from fnrecipe.signals import EXIT_STATUS, Signals
+from fnrecipe.signals import EXIT_STATUS, Signals, Stopped, until_signal
 from fnrecipe.speed import Clock, Work, timed, work_of
 from fnrecipe.step import Metrics, State, Step
 from fnrecipe.transforms import whole
 from fnrecipe.tree import Tree
 
 
-def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = False) -> int:
+def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = False, started: float | None = None) -> int:
     """Trains `recipe` under `config` in the directory `out`, from its newest checkpoint if it has one.
 
-    Returns the exit status: 0, or 130 / 143 / 0 after SIGINT / SIGTERM / SIGUSR1 and a last checkpoint.
+    Returns the exit status: 0, or 130 / 143 / 129 / 0 after SIGINT / SIGTERM / SIGHUP / SIGUSR1 and a last checkpoint, if there
+    was something to save. The time that the run is said to take counts from `started`, on the monotonic clock, or from now.
 
     Raises:
         FnrecipeError: with a message for the user, for all that can go wrong by the config, the data or the machine.
     """
+    try:
+        return _train(recipe, config, out, with_changes, time.monotonic() if started is None else started)
+    except Stopped as stopped:
+        return EXIT_STATUS[stopped.number]
+
+
+def _train(recipe: Recipe[Any], config: Any, out: Path, with_changes: bool, started: float) -> int:
     replicas, shards, _ = sizes(config.gang, world_size())
     parts = {"gang.num_leaves": config.gang.num_leaves, "dataset.num_lanes": config.dataset.num_lanes}
     check_size(parts, replicas * shards)
     device = host.pick_device(config.gang.device)
     with joined(device, config.gang.timeout) as gang, last_words(gang), ExitStack() as stack:
+        parting = partial(_parting, out, gang)
+        signals = stack.enter_context(Signals(parting, at_once=gang.alone, once=not gang.alone))
         claim = stack.enter_context(directory.claimed(out)) if gang.leads else None
         if claim is not None and not with_changes:
             directory.check_config(out, unstructure(config))
-        host.prepare(config.common.torch.num_threads)
         corpora = recipe.corpora(config) if recipe.corpora else []
         facts = identity(recipe, config, corpora)
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
-        signals = stack.enter_context(Signals(once=not gang.alone))
-        log = out / directory.log(gang.rank)
-        display = stack.enter_context(Display(log, config.regime.num_steps, quiet=not gang.leads))
+        with directory.writing(out):
+            display = Display(out / directory.log(gang.rank), config.regime.num_steps, quiet=not gang.leads)
+        stack.enter_context(display)
+        host.prepare(config.common.torch.num_threads, level(config.trainer.jit, device))
         tell_left_out(corpora if gang.leads else [])
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
         telling = partial(told, tell=display.line, waiting=display.waiting)
@@ -79,12 +89,14 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
         work = work_of(recipe, config, device, gang.size)
         stack.callback(host.unfreeze_objects)
         try:
-            run = _Run(
-                recipe, config, out, claim, with_changes, facts, device, gang, mesh, signals, display, step, evaluate, work
-            )
-            return run.go()
+            shell = gang, mesh, signals, display, started
+            return _Run(recipe, config, out, claim, with_changes, facts, device, *shell, step, evaluate, work).go()
         except OSError as error:  # a full disk, say; what is saved is untouched
             raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
+        except (MemoryError, RuntimeError) as error:
+            if message := host.out_of_memory(error):
+                raise FnrecipeError(message) from error
+            raise
 
 
 @attrs.frozen
@@ -111,6 +123,7 @@ class _Run:
     mesh: Mesh
     signals: Signals
     display: Display
+    started: float
     step: Step
     evaluate: Callable[[Tree, Batch], Sums]
     work: Work
@@ -124,7 +137,7 @@ class _Run:
 
     def go(self) -> int:
         """The fold, observed."""
-        regime, started = self.config.regime, time.monotonic()
+        regime = self.config.regime
         state, cursor, first = self._start()
         if self.gang.leads:
             self._write_down()
@@ -140,10 +153,11 @@ class _Run:
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
             if left != 0 and level(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
+            self.signals.at_once = False  # from here on, a step is finished and saved first
             for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
                 pending.append((metrics, waited))
                 if number == first + 1:
-                    self.display.line(f"first step after {duration(time.monotonic() - started)}")
+                    self.display.line(f"first step after {duration(time.monotonic() - self.started)}")
                     host.freeze_objects()
                     clock = Clock(number, moment(self.device))
                 stop = self.signals.received if self.gang.alone else Signal(heard) if heard else None
@@ -164,11 +178,14 @@ class _Run:
         if pending:
             late.append(self._publication(pending, clock))
         self._record(late, keep=0)
+        stop = stop or self._interrupted()
+        if number == 0 and stop is not None:
+            raise Stopped(stop)
         if number == 0:
             raise UsageError(NO_ROW)
         if number > saved:
             self._save(state, number, cursor)
-        return self._end(state, number, number - first, time.monotonic() - started, stop)
+        return self._end(state, number, number - first, stop)
 
     def _start(self) -> tuple[State, Any, int]:
         """The state to begin with, the stream's cursor behind it, and its step."""
@@ -204,14 +221,21 @@ class _Run:
 
     def _stream(self, cursor: Any) -> Any:
         agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
-        source = batches(self.recipe, self.config, self._place, self.device)
+        source = self._heeding(batches(self.recipe, self.config, self._place, self.device))
         return pipe(source, _picked_up, timed, agreed, self._each(to_device))(cursor)
+
+    def _heeding(self, source: Source[Batch]) -> Source[Batch]:
+        """The source, whose wait for data a signal ends; on several ranks it does not, as they could not agree on an end."""
+        return partial(until_signal, source, signals=self.signals) if self.gang.alone else source
+
+    def _interrupted(self) -> Signal | None:
+        return self.signals.received if self.gang.alone else None
 
     @cached_property
     def _valid(self) -> Source[Batch]:
         """Made once: it finds files and reads the tokenizer."""
         assert self.recipe.validate is not None
-        return pipe(self.recipe.validate(self.config, self._place), self._each(to_host), self._each(to_device))
+        return pipe(self._heeding(self.recipe.validate(self.config, self._place)), self._each(to_host), self._each(to_device))
 
     @property
     def _place(self) -> Place:
@@ -257,8 +281,8 @@ class _Run:
         sums: list[Sums] = []
         for batch, _ in islice(self._valid(None), self.config.regime.num_validation_batches):
             sums.append(self.evaluate(params, batch))
-            if self.signals.received and self.gang.alone:
-                return
+        if self._interrupted():
+            return
         rows = fetch(sums, self.device).rows()
         total = {name: sum(row[name] for row in rows) for name in (rows[0] if rows else ())}
         if total.get("targets"):
@@ -268,18 +292,29 @@ class _Run:
             bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
             self.display.line(f"step {number:,}  validation loss {row['loss']:.3f}{bits}")
 
-    def _end(self, state: State, number: int, steps: int, seconds: float, received: Signal | None) -> int:
+    def _end(self, state: State, number: int, steps: int, received: Signal | None) -> int:
         """The last validation and the sample, or the word that goes with a signal; the exit status."""
         if received is None:
             self._validate(state.params, number)
-            received = self.signals.received if self.gang.alone else None
+            received = self._last(state.params)
         if received is not None:
             self.display.line(f"{received.name}: saved step {number:,}; the same command goes on from there")
             return EXIT_STATUS[received]
-        if self.gang.leads or self.mesh.cuts:
-            self._sample(state.params)
-        self.display.line(f"done: step {number:,}, {steps:,} steps in {duration(seconds)}")
+        self.display.line(f"done: step {number:,}, {steps:,} steps in {duration(time.monotonic() - self.started)}")
         return 0
+
+    def _last(self, params: Tree) -> Signal | None:
+        """The sample, or the signal that ended it or the validation before it."""
+        if not self.gang.alone:
+            if self.gang.leads or self.mesh.cuts:
+                self._sample(params)
+            return None
+        try:
+            with self.signals.interruptible():
+                self._sample(params)
+        except Stopped as stopped:
+            return stopped.number
+        return None
 
     def _sample(self, params: Tree) -> None:
         if self.recipe.sample is None or not self.config.regime.num_sample_tokens:
@@ -308,6 +343,15 @@ def _picked_up(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]:
             f"expected a cursor in the checkpoint at which this stream goes on, found one at which it fails: {found}"
         ) from error
     yield from chain(first, stream)
+
+
+def _parting(out: Path, gang: Gang) -> str:
+    """What is said when a second signal ends a run at once."""
+    if not gang.leads:
+        return ""
+    saved = checkpoint.committed(out / directory.CHECKPOINTS)
+    where = f"the newest checkpoint is {saved[-1]}, and the same command goes on from there" if saved else "nothing was saved"
+    return f"\nended at once: {where}\n"
 
 
 def _check_finite(rows: Sequence[Mapping[str, float]], limit: int) -> None:

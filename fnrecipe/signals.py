@@ -1,36 +1,93 @@
-"""Signals as a value that the loop looks at between steps."""
+"""Signals as a value that the loop looks at between steps, and that ends its waiting."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 0, signal.SIGHUP: 129}
+from fnrecipe.data.stream import Cursor, Source, Stream, T
+
+EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 0}
+_ECHO = 0.1
+
+
+class Stopped(BaseException):
+    """A signal came while nothing was under way that had to be finished first."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"{number.name}: ended before a step was made; nothing is lost")
+        self.number = number
 
 
 class Signals:
-    """While entered, notes the first of EXIT_STATUS's signals in `received`; the second has its usual effect.
+    """While entered, notes the first of SIGINT, SIGTERM, SIGHUP and SIGUSR1 in `received`; the second has its usual effect.
 
-    With `once` the second has none: launchers send a rank what came to its whole process group as well, and force its end.
+    parting  what the second says on standard error
+    at_once  whether the first raises `Stopped`, too
+    once     whether the second has no effect: launchers send a rank what came to its whole group as well, and force its end
+
+    A second one right behind the first is the same one: `timeout`, say, sends its signal to the process and to its group.
+
+    A SIGHUP that was ignored before stays ignored: that is what nohup is for. Python lets only the main thread hear signals; in
+    another one, nothing is noted.
     """
 
-    def __init__(self, *, once: bool = False) -> None:
-        self._once = once
+    def __init__(self, parting: Callable[[], str] = str, *, at_once: bool = False, once: bool = False) -> None:
         self.received: signal.Signals | None = None
+        self._when, self._once = 0.0, once
+        self.at_once = at_once
+        self._parting = parting
+        self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in EXIT_STATUS}
+        if threading.current_thread() is threading.main_thread():
+            heard = [n for n in EXIT_STATUS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """While entered, a signal raises `Stopped`; one that was noted before does so at once."""
+        self.at_once = True
+        try:
+            if self.received is not None:
+                raise Stopped(self.received)
+            yield
+        finally:
+            self.at_once = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and self._once:
+        before, self._when = self._when, time.monotonic()
+        if self.received is not None and (self._once or self._when < before + _ECHO):
             return
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
+            with suppress(OSError):
+                os.write(2, self._parting().encode())
             os.kill(os.getpid(), number)
         self.received = signal.Signals(number)
+        if self.at_once:
+            raise Stopped(self.received)
+
+
+def until_signal(source: Source[T], cursor: Cursor = None, *, signals: Signals) -> Stream[T]:
+    """The same items, until a signal comes while one is waited for, however long that takes."""
+    stream = source(cursor)
+    while True:
+        try:
+            with signals.interruptible():
+                entry = next(stream, None)
+        except Stopped:
+            return
+        if entry is None:
+            return
+        yield entry

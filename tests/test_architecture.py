@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ EFFECTS = {
     "mesh",
     "run",
     "directory",
+    "console",
     "display",
     "host",
     "capacity",
@@ -250,6 +252,50 @@ def test_nothing_runs_what_it_reads(name: str) -> None:
     assert not calls & {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
     assert not [found.name for found in imported(name) if found.name in UNSAFE]
     assert not [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "shell"]
+
+
+OPEN_BYTES = {"os.open", "gzip.open", "_zstd().open"}
+
+
+def without_encoding(tree: ast.AST) -> list[str]:
+    """The calls that open a file as text, and leave its encoding to the locale."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and not any(keyword.arg in ("encoding", None) for keyword in node.keywords):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            words = {arg.value for arg in [*node.args, *(k.value for k in node.keywords)] if isinstance(arg, ast.Constant)}
+            binary = any(isinstance(word, str) and re.fullmatch("[rwax+]*b[rwax+]*", word) for word in words)
+            text = any(keyword.arg in ("text", "universal_newlines") for keyword in node.keywords)
+            opens = name in ("open", "fdopen") and ast.unparse(node.func) not in OPEN_BYTES
+            if (opens and not binary) or name in ("read_text", "write_text") or text:
+                found.append(f"line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("open(path)", 1),
+        ("path.open('a')", 1),
+        ("path.open('a', buffering=1)", 1),
+        ("open(path, 'rb')", 0),
+        ("open(path, mode='wb')", 0),
+        ("path.open('ab', buffering=0)", 0),
+        ("open(path, 'w', encoding='utf-8')", 0),
+        ("path.read_text()", 1),
+        ("path.write_text(text, encoding='utf-8')", 0),
+        ("subprocess.run(command, text=True)", 1),
+        ("subprocess.run(command, encoding='utf-8')", 0),
+        ("os.open(path, os.O_RDONLY)", 0),
+    ],
+)
+def test_files_that_are_opened_as_the_locale_says_are_found(source: str, count: int) -> None:
+    assert len(without_encoding(ast.parse(source))) == count
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_text_is_read_and_written_as_utf8_whatever_the_locale(name: str) -> None:
+    assert without_encoding(parse(name)) == []
 
 
 def whole_environments(tree: ast.AST) -> list[str]:

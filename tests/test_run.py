@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from fnrecipe.config import resolve
 from fnrecipe.data import pipe
 from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.errors import CheckpointError, DataError, FnrecipeError, NonFiniteError, UsageError
+from fnrecipe.loss import Loss
 from fnrecipe.recipe import Recipe
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.schedule import cosine_annealing
+from fnrecipe.signals import EXIT_STATUS
 from tests.helpers import pairs, remains, rows
 
 
@@ -47,8 +50,8 @@ def before_batch(number: int, act: Callable[[], Any]) -> Recipe[Any]:
     """The recipe, whose stream does something before it gives its batch of that number, from 1, of this process."""
 
     def stage(source: Source[Any], cursor: Cursor = None) -> Stream[Any]:
-        for count, entry in enumerate(source(cursor), 1):
-            if count == number:
+        for reached, entry in enumerate(source(cursor), 1):
+            if reached == number:
                 act()
             yield entry
 
@@ -101,17 +104,31 @@ def test_eager_and_traced_runs_leave_the_same_bits(whole: Path, texts: Path, tmp
     assert eager == traced
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
-def test_a_signal_saves_the_step_that_it_came_in(whole: Path, texts: Path, tmp_path: Path, number: int, status: int) -> None:
-    before = signal.getsignal(number)
-    stopped = before_batch(2, lambda: os.kill(os.getpid(), number))
-    assert train(texts, tmp_path, stopped) == status
+@pytest.mark.parametrize(("number", "status"), EXIT_STATUS.items())
+def test_a_signal_saves_the_step_that_it_came_in(
+    whole: Path, texts: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    before, calls = signal.getsignal(number), count(1)
+
+    def loss(config: Any) -> Loss:
+        apply = recipe.loss(config)
+
+        def signalled(*args: Any) -> Any:
+            if next(calls) == 4:  # in the second step, of two leaves
+                os.kill(os.getpid(), number)
+            return apply(*args)
+
+        return signalled
+
+    assert train(texts, tmp_path, attrs.evolve(recipe, loss=loss), trainer__jit="off") == status
     assert signal.getsignal(number) == before
     assert checkpoints(tmp_path) == [2]
     assert steps(tmp_path) == [1, 2]
-    assert log(tmp_path).splitlines()[-1] == f"{signal.Signals(number).name}: saved step 2; the same command goes on from there"
-    assert train(texts, tmp_path) == 0
-    assert {**remains(tmp_path), **remains(whole)} == {**remains(whole), **remains(tmp_path)}
+    assert log(tmp_path).splitlines()[-1].endswith(f"  {number.name}: saved step 2; the same command goes on from there")
+    assert train(texts, tmp_path, trainer__jit="off") == 0
+    found, expected = remains(tmp_path), remains(whole)
+    assert found.pop("config.yaml") != expected.pop("config.yaml")
+    assert {**found, **expected} == {**expected, **found}
 
 
 def test_an_error_in_the_middle_loses_nothing_but_the_steps_since_the_last_checkpoint(

@@ -171,7 +171,7 @@ def test_a_bad_record_within_the_limit_is_told_and_skipped(bad: Path, texts: Pat
         "dataset__num_workers": workers,
     }
     assert train(bad, tmp_path / "out", **changes) == 0
-    warnings = [line for line in log(tmp_path / "out").splitlines() if "bad record" in line]
+    warnings = [line.partition("  ")[2] for line in log(tmp_path / "out").splitlines() if "bad record" in line]
     assert warnings
     assert warnings[0].startswith(f"bad record skipped (1 of at most 1): {bad}:440 (byte ")
     good = [json.loads(line)["text"] for line in 4 * (texts / "a.jsonl").read_text().splitlines()]

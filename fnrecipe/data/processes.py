@@ -113,7 +113,7 @@ class _Forward(logging.Handler):
 
 def _serve(pipe: Connection, make: Callable[[Place], Source[Any]], place: Place, cursor: Cursor, ahead: int) -> None:
     """The worker: `ahead` items, and one for each word from the consumer, whose end closes when it ends, however it ends."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):  # to the whole group, meant for the consumer
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # sent to all, but meant for the consumer
         signal.signal(number, signal.SIG_IGN)
     logging.getLogger("fnrecipe").addHandler(_Forward(pipe))
     try:
