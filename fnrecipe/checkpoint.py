@@ -118,9 +118,9 @@ def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
         raise CheckpointError(f"{checkpoint.place}: cannot read the checkpoint: {error}") from error
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what a killed process left half written."""
-    for place in committed(root)[:-keep]:
+def prune(root: Path, keep: int, after: int = -1) -> None:
+    """Removes all but the `keep` newest checkpoints, if they are of steps after `after`, and what a killed process left."""
+    for place in [place for place in committed(root) if _step(place) > after][:-keep]:
         gone = place.with_suffix(".tmp")
         place.rename(gone)
         shutil.rmtree(gone)

@@ -101,13 +101,14 @@ def check_files(out: Path, old: Mapping[str, str], new: Mapping[str, str]) -> No
         "missing": [name for name in old if name not in new],
         "added": [name for name in new if name not in old],
     }
-    lines = [f"  {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+    lines = [f"  {kind}: {few(names)}" for kind, names in kinds.items() if names]
     if lines:
         advice = "go on with the data as it is now by --resume-with-changes, or choose another output directory"
         raise UsageError("\n".join([f"{out}: holds a run on other data; {advice}", *lines]))
 
 
-def _few(names: Sequence[str], limit: int = 10) -> str:
+def few(names: Sequence[str], limit: int = 10) -> str:
+    """The first of the names, and how many there are."""
     more = f", … ({len(names):,} in all)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 

@@ -8,6 +8,7 @@ saved is never ahead of what is recorded. A validation that dies loses nothing: 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -171,6 +172,7 @@ class _Run:
                 directory.check_files(self.out, found.files, self.files)
             state = checkpoint.restore(found, state)
             self.display.line(f"going on after step {found.step:,}")
+        self._check_finite(state, f"{found.place}: the checkpoint" if found else "the first state")
         step, cursor = (found.step, found.cursor) if found else (0, None)
         for path in (directory.TRAIN, directory.VALID, directory.SPEED) if self.gang.leads else ():
             record.rewind(self.out / path, step)
@@ -218,16 +220,27 @@ class _Run:
             memory = host.peak_memory(self.device)
             record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **known, "peak_memory": memory}])
         self.display.step(rows[-1], speed)
-        _check_finite(rows, self.config.trainer.max_skipped_steps)
+        _check_skipped(rows, self.config.trainer.max_skipped_steps)
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
+        self._check_finite(state, f"step {number}: the state, which is not saved,")
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
         lanes = {lane: at for part in cursors for lane, at in part.items()} if not self.gang.alone else {}
         whole = cursor if self.gang.alone else {lane: lanes[lane] for lane in sorted(lanes, key=int)}
         checkpoint.save(root, number, state, whole, self.files, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
-            checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
+            skipped = int(state.skipped)  # what is older than these steps may be what helps a user who cannot go on
+            checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints, number - skipped if skipped else -1)
         return number
+
+    def _check_finite(self, state: State, name: str) -> None:
+        """Raises NonFiniteError, on all ranks, if the parameters or the optimizer's state hold what is not finite."""
+        leaves = tree.paths({"params": state.params, "optimizer": state.optimizer})
+        good = torch.stack([leaf.isfinite().all() for leaf in leaves.values()]).tolist()
+        mine = [path for path, fine in zip(leaves, good, strict=True) if not fine]
+        bad = list(dict.fromkeys(path for paths in gather(self.gang, mine) for path in paths))
+        if bad:
+            raise NonFiniteError(f"{name} has numbers that are not finite: {directory.few(bad, 3)}")
 
     def _validate(self, params: Tree, number: int) -> None:
         """Records the loss on the first batches of the validation stream, unless it is recorded or a signal comes."""
@@ -272,17 +285,18 @@ class _Run:
         self.display.line(f"sample:\n{text}")
 
 
-def _check_finite(rows: Sequence[Mapping[str, float]], limit: int) -> None:
+def _check_skipped(rows: Sequence[Mapping[str, float]], limit: int) -> None:
     for row in rows:
-        scale = row.get("loss_scale")
-        if scale is not None and row["skipped"]:
+        scale, finite = row.get("loss_scale"), math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])
+        what = "the update" if finite else "the loss or the gradient"
+        if scale is not None and row["skipped"] and not finite:
             raise NonFiniteError(
-                f"step {row['step']}: the loss or the gradient was not finite, and half the loss scale of {scale:g} is below "
+                f"step {row['step']}: {what} was not finite, and half the loss scale of {scale:g} is below "
                 f"the minimum of trainer.fp16_loss_scale; the parameters are those from before the steps that were not finite"
             )
         if row["skipped"] >= limit:
             raise NonFiniteError(
-                f"step {row['step']}: the loss or the gradient was not finite in {limit} steps in a row "
+                f"step {row['step']}: {what} was not finite in {limit} steps in a row "
                 f"(trainer.max_skipped_steps); the parameters are those from before them"
             )
 
