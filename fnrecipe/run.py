@@ -119,14 +119,15 @@ class _Run:
             self._write_down()
         if first and _due(regime.validate_every_n_steps, first):
             self._validate(state.params, first)
+        stop = self._heard if first else None
         number = saved = first
         pending: list[tuple[Metrics, float]] = []
         late: deque[_Publication] = deque()
         clock = Clock(first, moment(self.device))
-        stop: Signal | None = None
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
+            left = 0 if stop is not None else left
             if left != 0 and level(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
             for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
@@ -135,7 +136,7 @@ class _Run:
                     self.display.line(f"first step after {duration(time.monotonic() - started)}")
                     host.freeze_objects()
                     clock = Clock(number, moment(self.device))
-                stop = self.signals.received if self.gang.alone else Signal(heard) if heard else None
+                stop = self._heard if self.gang.alone else Signal(heard) if heard else None
                 save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
                 validate = _due(regime.validate_every_n_steps, number)
                 if save or _due(regime.publish_metrics_every_n_steps, number):
@@ -148,6 +149,9 @@ class _Run:
                     break
                 if validate:
                     self._validate(state.params, number)
+                    stop = self._heard  # which may have ended it: it is made up for if the run goes on from this very step
+                    if stop is not None:
+                        break
                 if not pending:
                     clock = Clock(number, moment(self.device))
         if pending:
@@ -158,6 +162,11 @@ class _Run:
         if number > saved:
             self._save(state, number, cursor)
         return self._end(state, number, number - first, time.monotonic() - started, stop)
+
+    @property
+    def _heard(self) -> Signal | None:
+        """The signal that has come to a process alone, which need not ask others."""
+        return self.signals.received if self.gang.alone else None
 
     def _start(self) -> tuple[State, Any, int]:
         """The state to begin with, the stream's cursor behind it, and its step."""
@@ -251,7 +260,7 @@ class _Run:
         sums: list[Sums] = []
         for batch, _ in islice(self._valid(None), self.config.regime.num_validation_batches):
             sums.append(self.evaluate(params, batch))
-            if self.signals.received and self.gang.alone:
+            if self._heard:
                 return
         rows = fetch(sums, self.device).rows()
         total = {name: sum(row[name] for row in rows) for name in (rows[0] if rows else ())}
@@ -266,7 +275,7 @@ class _Run:
         """The last validation and the sample, or the word that goes with a signal; the exit status."""
         if received is None:
             self._validate(state.params, number)
-            received = self.signals.received if self.gang.alone else None
+            received = self._heard
         if received is not None:
             self.display.line(f"{received.name}: saved step {number:,}; the same command goes on from there")
             return EXIT_STATUS[received]

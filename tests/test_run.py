@@ -159,6 +159,28 @@ def test_a_validation_that_dies_is_made_up_for(texts: Path, tmp_path: Path) -> N
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_validation_that_a_signal_ends_is_made_up_for(texts: Path, tmp_path: Path, again: int) -> None:
+    due = {"regime__validate_every_n_steps": 2, "regime__checkpoint_every_n_steps": 4}
+
+    def stopped(config: Any, place: Any) -> Source[Any]:
+        def stage(source: Source[Any], cursor: Cursor = None) -> Stream[Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from source(cursor)
+
+        assert recipe.validate is not None
+        return pipe(recipe.validate(config, place), stage)
+
+    for _ in range(again):
+        assert train(texts, tmp_path / "a", attrs.evolve(recipe, validate=stopped), **due) == 143
+        assert checkpoints(tmp_path / "a") == [2]
+        assert not (tmp_path / "a/metrics/valid.jsonl").exists()
+    assert train(texts, tmp_path / "a", **due) == 0
+    assert train(texts, tmp_path / "b", **due) == 0
+    found, expected = remains(tmp_path / "a"), remains(tmp_path / "b")
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_more_steps_after_the_end_have_the_learning_rates_of_a_longer_run(whole: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "longer"
     assert train(texts, out) == 0
