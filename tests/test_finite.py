@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,7 +21,7 @@ from fnrecipe.optim import Transform
 from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms import inductor, jit, whole
 from fnrecipe.tree import Tree
-from tests.helpers import assert_same_bits, bits, compiles
+from tests.helpers import assert_same_bits, bits, compiles, end, pairs, start
 from tests.ranks import assembled, mesh_of, on_ranks
 
 KEY, YES = random.key(2), torch.tensor(True)
@@ -201,6 +202,20 @@ def test_compiled_it_is_skipped_too(update: Transform, skipped: list[int]) -> No
     for before, after, row in zip(states, states[1:], metrics, strict=False):
         if row["skipped"]:
             assert_same_bits((after.params, after.optimizer), (before.params, before.optimizer))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_not_finite_ends_with_status_3_and_a_line(texts: Path, tmp_path: Path) -> None:
+    for changes, expected in [
+        ({"optimizer__config__lr": 1e39}, "the update was not finite in 5 steps in a row"),
+        ({"model__config__init_std": 1e38}, "the first state has numbers that are not finite: params.embedding"),
+    ]:
+        out = tmp_path / next(iter(changes))
+        ended = end(start("train", "lm", "--out", str(out), "--config", *pairs(texts, **changes)))
+        (line,) = ended.errors.splitlines()
+        assert ended.status == 3
+        assert line.startswith("error: ")
+        assert expected in line
 
 
 def of_one_element(index: int) -> Transform:

@@ -13,7 +13,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -164,17 +164,24 @@ class Run:
                 return
 
 
-def disturb(run: Run, truth: Path, seed: int, kills: int) -> list[Trial]:
-    """Ends the run up to so many times, looks at what is left each time, and lets it go on to the end; the trials."""
-    seen, newest, trials = set[str](), "", []
-    while len(trials) < kills and committed(run.out)[-1:] != committed(truth)[-1:]:
-        trial = draw(seed, len(trials))
+def disturb(run: Run, truth: Path, seed: int, kills: int) -> Iterator[list[int]]:
+    """Ends the run up to so many times, looks at what is left each time, and lets it go on to its end.
+
+    Gives the statuses of the processes after each trial.
+
+    Raises:
+        AssertionError: if something is left that should not be, or is lost.
+    """
+    seen, newest = set[str](), ""
+    for number in range(kills):
+        if committed(run.out)[-1:] == committed(truth)[-1:]:
+            break
+        trial = draw(seed, number)
         statuses = run.attempt(trial)
         assert is_expected(trial, statuses), (trial, statuses, (run.out / "output").read_text()[-2000:])
         newest = check(run.out, seen, newest)
-        trials.append(trial)
+        yield statuses
     end(run, truth)
-    return trials
 
 
 def check(out: Path, seen: set[str], newest: str) -> str:
@@ -211,7 +218,7 @@ def end(run: Run, truth: Path) -> None:
     last = f"checkpoints/step_{STEPS:08d}/"
     kept = [name for name in expected if name.startswith(last) or not name.startswith("checkpoints/")]
     assert {name: found.get(name) for name in kept} == {name: expected[name] for name in kept}
-    assert len(committed(run.out)) == KEEP
+    assert len(committed(run.out)) in (KEEP, KEEP + 1)  # one more if it was killed before the last pruning
     assert [row["step"] for row in _rows(run.out / "metrics/train.jsonl")] == list(range(1, STEPS + 1))
 
 

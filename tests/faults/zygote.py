@@ -55,6 +55,7 @@ def zygote() -> Iterator[Zygote]:
 def _serve() -> None:
     import torch._dynamo  # noqa: F401  (a run imports it at its first step)
 
+    import fnrecipe.cli.main
     import fnrecipe.recipes.lm.train
     import fnrecipe.run  # noqa: F401
 
