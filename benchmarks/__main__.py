@@ -1,9 +1,10 @@
-"""`python -m benchmarks NAME [--rounds N] [--json FILE]`."""
+"""`python -m benchmarks NAME [--rounds N] [--json FILE]`, and options of single benchmarks."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,12 +19,20 @@ NAMES = ("attention", "faults", "gang", "gpu", "memory", "overhead", "startup", 
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Also write one JSON object a line.")
 @click.option("--model", "models", multiple=True, help="step: only this model; may be repeated.")
 @click.option("--python", "pythons", multiple=True, help="step: PEER=PATH, the Python to run a peer with; may be repeated.")
-def main(name: str, rounds: int, path: Path | None, models: tuple[str, ...], pythons: tuple[str, ...]) -> None:
+@click.option("--minutes", type=click.FloatRange(min=0), help="faults: how long runs are killed; 1 by default.")
+def main(
+    name: str, rounds: int, path: Path | None, models: tuple[str, ...], pythons: tuple[str, ...], minutes: float | None
+) -> None:
     """Measure NAME and print a table of medians and ranges."""
-    options = {"models": models, "pythons": dict(python.split("=", 1) for python in pythons)}
-    if name != "step" and any(options.values()):
+    if name != "step" and (models or pythons):
         raise click.UsageError("--model and --python are options of step")
-    results = importlib.import_module(f"benchmarks.{name}").run(rounds, **(options if name == "step" else {}))
+    if name != "faults" and minutes is not None:
+        raise click.UsageError("--minutes is an option of faults")
+    options: dict[str, dict[str, Any]] = {
+        "step": {"models": models, "pythons": dict(python.split("=", 1) for python in pythons)},
+        "faults": {"minutes": 1.0 if minutes is None else minutes},
+    }
+    results = importlib.import_module(f"benchmarks.{name}").run(rounds, **options.get(name, {}))
     report.show(results)
     if path is not None:
         report.write(results, path)

@@ -1,21 +1,31 @@
-"""torchrun's restarts: a rank is killed again and again, and the run goes on from its newest checkpoint by itself.
+"""Runs that are killed, and what becomes of them, for as long as one likes.
 
-One run over two ranks with a cut state; as soon as it has made a step since its last start, one of the ranks is killed, as
-often as there are rounds. `recovered` counts how often it came back; seconds are those from the kill to the next step.
+A run in one or two processes is ended again and again, by several signals at moments that its files show, as in
+`tests/faults`, whose harness this is: what is left is looked at each time, and in the end compared with an undisturbed run. A
+run that does not come to that end is `lost`.
+
+torchrun's restarts: one run over two ranks with a cut state; as soon as it has made a step since its last start, one of the
+ranks is killed, as often as there are rounds, and the run goes on from its newest checkpoint by itself. `recovered` counts how
+often it came back; seconds are those from the kill to the next step.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
 from benchmarks.report import Result
+from tests.faults.harness import Run, disturb
+from tests.faults.zygote import zygote
+from tests.helpers import write_texts
 
 CONFIG = (
     "model.config={vocab_size: 264, max_seq_len: 64, model_dim: 64, num_layers: 2, num_attn_heads: 4, "
@@ -26,7 +36,34 @@ CONFIG = (
 )
 
 
-def run(rounds: int) -> list[Result]:
+def run(rounds: int, minutes: float) -> list[Result]:
+    return [*_harness(minutes), *_restarts(rounds)]
+
+
+def _harness(minutes: float) -> list[Result]:
+    deadline, kills, recovered, lost = time.monotonic() + 60 * minutes, 0, 0, 0
+    with zygote() as forks, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_texts(folder / "texts")
+        truth = Run(forks, folder / "texts", folder / "truth")
+        truth.finish()
+        for seed in count():
+            if time.monotonic() > deadline:
+                break
+            run, before = Run(forks, folder / "texts", folder / f"run {seed}"), kills
+            try:
+                for statuses in disturb(run, truth.out, seed, kills=12):
+                    kills += any(statuses)
+                recovered += kills - before
+                shutil.rmtree(run.out)
+            except AssertionError as error:
+                print(f"seed {seed}: {error}", file=sys.stderr)
+                lost += 1
+    figures = {"kills": kills, "recovered": recovered, "runs lost": lost}
+    return [Result("faults", "1 and 2 ranks", "harness", name, [float(value)], "times") for name, value in figures.items()]
+
+
+def _restarts(rounds: int) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         launcher = _start(Path(folder, "out"), rounds)
         try:

@@ -134,8 +134,8 @@ def tidy(root: Path, step: int) -> None:
     _remove_halves(root)
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what a killed process left half written.
+def prune(root: Path, keep: int, after: int = -1) -> None:
+    """Removes all but the `keep` newest checkpoints of steps after `after`, and what a killed process left half written.
 
     A damaged checkpoint does not count and is set aside. To find it, all but the bytes of the tensors is read again.
     """
@@ -145,7 +145,7 @@ def prune(root: Path, keep: int) -> None:
             _log.warning("%s: damaged checkpoint set aside: %s", place, problem)
             _set_aside(place)
     _remove_halves(root)
-    for place in committed(root)[:-keep]:
+    for place in [place for place in committed(root) if _step(place) > after][:-keep]:
         gone = _beside(place, _TMP)
         place.rename(gone)
         shutil.rmtree(gone)

@@ -151,11 +151,12 @@ def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) ->
         what = " and ".join([f"with another {name}" for name in facts] + ["on other data"] * bool(files))
         advice = "go on with the data as it is now by --resume-with-changes, or choose another output directory"
         lines = [f"  {name}: {_show(old.get(name))} there, {_show(new.get(name))} now" for name in facts]
-        lines += [f"  {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+        lines += [f"  {kind}: {few(names)}" for kind, names in kinds.items() if names]
         raise UsageError("\n".join([f"{out}: holds a run {what}; {advice}", *lines]))
 
 
-def _few(names: Sequence[str], limit: int = 10) -> str:
+def few(names: Sequence[str], limit: int = 10) -> str:
+    """The first of the names, and how many there are."""
     more = f", … ({len(names):,} in all)" if len(names) > limit else ""
     return ", ".join(map(one_line, names[:limit])) + more
 

@@ -39,7 +39,7 @@ class CheckpointError(FnrecipeError):
 
 
 class NonFiniteError(FnrecipeError):
-    """Too many steps in a row had a loss or a gradient that was not finite."""
+    """Too many steps in a row had a loss, a gradient or an update that was not finite, or the state is not finite."""
 
     exit_status = EXIT_NON_FINITE
 

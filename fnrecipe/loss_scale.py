@@ -57,7 +57,7 @@ def scaled(loss: Loss, scale: LossScale | tuple[()]) -> Loss:
 
 
 def adapted(scaling: LossScaling, scale: LossScale, finite: Tensor) -> tuple[LossScale, Tensor]:
-    """The scale after a step that was `finite` or not (bool []), and whether that is well: finite, or cause to halve it.
+    """The scale after a step that was `finite` or not (bool []), and whether that has halved it (bool []).
 
     It is not halved where the half would be below the minimum, and not doubled where float32 ends.
     """
@@ -65,4 +65,4 @@ def adapted(scaling: LossScaling, scale: LossScale, finite: Tensor) -> tuple[Los
     half, double, due = scale.value * 0.5, scale.value * 2, good == scaling.interval
     halved = ~finite & (half >= scaling.minimum)
     value = torch.where(halved, half, torch.where(due & torch.isfinite(double), double, scale.value))
-    return LossScale(value, torch.where(due, 0, good)), finite | halved
+    return LossScale(value, torch.where(due, 0, good)), halved

@@ -10,6 +10,9 @@ Updates are taken in float32 at least, also those of parameters and states that 
 stochastically (`fnrecipe.rounding`).
 
 A transform may also know a faster way to the same end, `apply`, for when it is the whole update and not a link of a chain.
+
+An update whose parameters or state would not be finite is not made. To see that, the new values are looked at while the old
+ones are still there, unless the transform can tell beforehand, by `bounded`: then each tensor may be written over at once.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import fused, rounding, tree
+from fnrecipe.finite import finite, largest
 from fnrecipe.norm import global_norm
 from fnrecipe.parts import is_part
 from fnrecipe.schedule import Schedule
@@ -45,11 +49,17 @@ class Mean:
 
 @attrs.frozen
 class Transform:
-    """`init` and `update` as above; `apply`, if there is one, is what `apply` below would do, in fewer passes."""
+    """`init` and `update` as above.
+
+    apply    if there is one, makes the update where its 0-d bool holds, as `apply` below would, in fewer passes
+    bounded  if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
+             a finite state is known to be finite
+    """
 
     init: Callable[[Tree], Any]
     update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
     apply: Callable[[Mean, Any, Tree, Tensor, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
+    bounded: Callable[[Mean, Any, Tree, Tensor], Tensor] | None = None
 
 
 def mean(total: Tree, count: Tensor) -> Mean:
@@ -58,18 +68,43 @@ def mean(total: Tree, count: Tensor) -> Mean:
 
 def apply(
     transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
-) -> tuple[Tree, Any, Report]:
-    """The parameters and the state after `transform`'s update if the 0-d bool `where` holds, else as they were.
+) -> tuple[Tree, Any, Report, Tensor]:
+    """The parameters and the state after `transform`'s update if it is made, else as they were; and whether it is, bool [].
+
+    It is made if the 0-d bool `where` holds and what it gives is finite.
 
     `key`, int64 [2], is the run's: what is bfloat16 is rounded by it and the step.
     """
-    if transform.apply is not None:
-        return transform.apply(gradients, state, params, step, where, key)
-    wide_params, wide_state = tree.map(rounding.wide, (params, state))
+    if transform.bounded is not None:
+        where = where & transform.bounded(gradients, state, params, step)
+    way = _by_update if transform.apply is None else _by_apply
+    return way(transform, gradients, state, params, step, where, key)
+
+
+def _by_update(
+    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+) -> tuple[Tree, Any, Report, Tensor]:
+    before = params, state
+    wide_params, wide_state = tree.map(rounding.wide, before)
     divided = tree.map(lambda g: rounding.wide(g) / gradients.count, gradients.total)
-    updates, after, report = transform.update(divided, wide_state, wide_params, step)
-    chosen = tree.select(where, (apply_updates(wide_params, updates), after), (wide_params, wide_state))
-    return (*rounding.like((params, state), chosen, key, step), report)
+    updates, new_state, report = transform.update(divided, wide_state, wide_params, step)
+    new = apply_updates(wide_params, updates), new_state
+    if transform.bounded is None:
+        where = where & finite(new, before, params)
+    chosen = tree.select(where, new, (wide_params, wide_state))
+    return (*rounding.like(before, chosen, key, step), report, where)
+
+
+def _by_apply(
+    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+) -> tuple[Tree, Any, Report, Tensor]:
+    assert transform.apply is not None
+    before = params, state
+    new_params, new_state, report = transform.apply(gradients, state, params, step, where, key)
+    if transform.bounded is None:
+        where = where & finite((new_params, new_state), before, params)
+        new_params, new_state = tree.select(where, (new_params, new_state), before)
+    return new_params, new_state, report, where
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -167,6 +202,8 @@ def adamw(
     """AdamW, behind clipping by global norm if `max_norm` is given; by default matrices decay, and vectors do not.
 
     As the whole update it runs torch's fused kernel, which takes one pass over memory for what takes the chain fifteen.
+    Unless `eps` or `1 - betas` are next to nothing, it knows beforehand that what it makes is finite: a step at whose sizes
+    an element could overflow is not made, even if none would.
     """
     clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
     decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
@@ -189,7 +226,24 @@ def adamw(
         moments = {"mean": mean, "square": square, "count": torch.where(where, count, moments["count"])}
         return new_params, (*before, moments, *after), {"learning_rate": rate}
 
-    return attrs.evolve(whole, apply=apply_fused)
+    def bounded(gradients: Mean, state: Any, params: Tree, step: Tensor) -> Tensor:
+        rate, size = schedule(step), largest((params, state[len(clip)]["mean"]), params)
+        return _adamw_is_bounded(gradients.norm, size, rate, betas[0], eps, weight_decay)
+
+    tame = eps >= 1e-30 and max(betas) <= 1 - 1e-6
+    return attrs.evolve(whole, apply=apply_fused, bounded=bounded if tame else None)
+
+
+def _adamw_is_bounded(norm: Tensor, size: Tensor, rate: Tensor, b1: float, eps: float, weight_decay: float) -> Tensor:
+    """Whether AdamW cannot overflow, for gradients of this norm and parameters and means of at most this `size`; bool [].
+
+    In |p'| <= |p| (1 + rate decay) + rate |m'| / (1 - b1) / eps, with |m'| <= |m| + |g|, each factor is taken to be at least
+    1, so that no product of some of them is larger than all. A square stays finite if that of the gradient does, and what is
+    finite by so wide a margin is finite in bfloat16.
+    """
+    norm, size, rate = norm.double(), size.clamp(min=1), rate.abs().double().clamp(min=1)
+    step = rate * (size + norm) / ((1 - b1) * min(eps, 1.0))
+    return (size * (1 + rate * weight_decay) + step <= 1e38) & (norm <= 1e19)
 
 
 def _one_by_one(

@@ -8,6 +8,7 @@ saved is never ahead of what is recorded. A validation that dies loses nothing: 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -143,14 +144,15 @@ class _Run:
             self._write_down()
         if first and _due(regime.validate_every_n_steps, first):
             self._validate(state.params, first)
+        stop = self._heard if first else None
         number = saved = first
         pending: list[tuple[Metrics, float]] = []
         late: deque[_Publication] = deque()
         clock = Clock(first, moment(self.device))
-        stop: Signal | None = None
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
+            left = 0 if stop is not None else left
             if left != 0 and level(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
             self.signals.at_once = False  # from here on, a step is finished and saved first
@@ -160,7 +162,7 @@ class _Run:
                     self.display.line(f"first step after {duration(time.monotonic() - self.started)}")
                     host.freeze_objects()
                     clock = Clock(number, moment(self.device))
-                stop = self.signals.received if self.gang.alone else Signal(heard) if heard else None
+                stop = self._heard if self.gang.alone else Signal(heard) if heard else None
                 save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
                 validate = _due(regime.validate_every_n_steps, number)
                 if save or _due(regime.publish_metrics_every_n_steps, number):
@@ -173,12 +175,15 @@ class _Run:
                     break
                 if validate:
                     self._validate(state.params, number)
+                    stop = self._heard  # which may have ended it: it is made up for if the run goes on from this very step
+                    if stop is not None:
+                        break
                 if not pending:
                     clock = Clock(number, moment(self.device))
         if pending:
             late.append(self._publication(pending, clock))
         self._record(late, keep=0)
-        stop = stop or self._interrupted()
+        stop = stop or self._heard
         if number == 0 and stop is not None:
             raise Stopped(stop)
         if number == 0:
@@ -186,6 +191,11 @@ class _Run:
         if number > saved:
             self._save(state, number, cursor)
         return self._end(state, number, number - first, stop)
+
+    @property
+    def _heard(self) -> Signal | None:
+        """The signal that has come to a process alone, which need not ask others."""
+        return self.signals.received if self.gang.alone else None
 
     def _start(self) -> tuple[State, Any, int]:
         """The state to begin with, the stream's cursor behind it, and its step."""
@@ -206,6 +216,7 @@ class _Run:
                     f"{found.place}: expected the state of step {found.step}, found that of {int(state.step)}"
                 )
             self.display.line(f"going on after step {found.step:,}")
+        self._check_finite(state, f"{found.place}: the checkpoint" if found else "the first state")
         step, cursor = (found.step, found.cursor) if found else (0, None)
         if self.gang.leads:
             checkpoint.tidy(self.out / directory.CHECKPOINTS, step)
@@ -227,9 +238,6 @@ class _Run:
     def _heeding(self, source: Source[Batch]) -> Source[Batch]:
         """The source, whose wait for data a signal ends; on several ranks it does not, as they could not agree on an end."""
         return partial(until_signal, source, signals=self.signals) if self.gang.alone else source
-
-    def _interrupted(self) -> Signal | None:
-        return self.signals.received if self.gang.alone else None
 
     @cached_property
     def _valid(self) -> Source[Batch]:
@@ -263,14 +271,25 @@ class _Run:
             memory = host.peak_memory(self.device)
             record.append(self.out / directory.SPEED, [{"step": rows[-1]["step"], **known, "peak_memory": memory}])
         self.display.step(rows[-1], speed)
-        _check_finite(rows, self.config.trainer.max_skipped_steps)
+        _check_skipped(rows, self.config.trainer.max_skipped_steps)
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
+        self._check_finite(state, f"step {number}: the state, which is not saved,")
         root, cursors = self.out / directory.CHECKPOINTS, gather(self.gang, cursor)
         checkpoint.save(root, number, state, cursor if self.gang.alone else joint(cursors), self.facts, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
-            checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints)
+            skipped = int(state.skipped)  # what is older than these steps may be what helps a user who cannot go on
+            checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints, number - skipped if skipped else -1)
         return number
+
+    def _check_finite(self, state: State, name: str) -> None:
+        """Raises NonFiniteError, on all ranks, if the parameters or the optimizer's state hold what is not finite."""
+        leaves = tree.paths({"params": state.params, "optimizer": state.optimizer})
+        good = torch.stack([leaf.isfinite().all() for leaf in leaves.values()]).tolist()
+        mine = [path for path, fine in zip(leaves, good, strict=True) if not fine]
+        bad = list(dict.fromkeys(path for paths in gather(self.gang, mine) for path in paths))
+        if bad:
+            raise NonFiniteError(f"{name} has numbers that are not finite: {directory.few(bad, 3)}")
 
     def _validate(self, params: Tree, number: int) -> None:
         """Records the loss on the first batches of the validation stream, unless it is recorded or a signal comes."""
@@ -281,7 +300,7 @@ class _Run:
         sums: list[Sums] = []
         for batch, _ in islice(self._valid(None), self.config.regime.num_validation_batches):
             sums.append(self.evaluate(params, batch))
-        if self._interrupted():
+        if self._heard:
             return
         rows = fetch(sums, self.device).rows()
         total = {name: sum(row[name] for row in rows) for name in (rows[0] if rows else ())}
@@ -354,17 +373,18 @@ def _parting(out: Path, gang: Gang) -> str:
     return f"\nended at once: {where}\n"
 
 
-def _check_finite(rows: Sequence[Mapping[str, float]], limit: int) -> None:
+def _check_skipped(rows: Sequence[Mapping[str, float]], limit: int) -> None:
     for row in rows:
-        scale = row.get("loss_scale")
-        if scale is not None and row["skipped"]:
+        scale, finite = row.get("loss_scale"), math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])
+        what = "the update" if finite else "the loss or the gradient"
+        if scale is not None and row["skipped"] and not finite:
             raise NonFiniteError(
-                f"step {row['step']}: the loss or the gradient was not finite, and half the loss scale of {scale:g} is below "
+                f"step {row['step']}: {what} was not finite, and half the loss scale of {scale:g} is below "
                 f"the minimum of trainer.fp16_loss_scale; the parameters are those from before the steps that were not finite"
             )
         if row["skipped"] >= limit:
             raise NonFiniteError(
-                f"step {row['step']}: the loss or the gradient was not finite in {limit} steps in a row "
+                f"step {row['step']}: {what} was not finite in {limit} steps in a row "
                 f"(trainer.max_skipped_steps); the parameters are those from before them"
             )
 

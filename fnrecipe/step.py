@@ -57,11 +57,12 @@ def train_step(
 
     Each rank of `mesh` gives its own `num_leaves` leaves.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were: by selection, without the
-    host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, the update's reports, and the
-    `loss_scale` of this step if there is one.
+    A step whose loss or gradient is not finite, or whose update would not be, leaves parameters and optimizer as they were:
+    by selection, without the host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, the
+    update's reports, and the `loss_scale` of this step if there is one.
 
-    `scaling` is given for a state that was made with it. A step that halves the loss scale does not count as skipped.
+    `scaling` is given for a state that was made with it. A step that halves the loss scale does not count as skipped. An
+    update that is not finite while the gradient is has nothing to do with the loss scale.
     """
     gradients_and_sums = gradients(loss, num_leaves, mesh)
 
@@ -72,11 +73,12 @@ def train_step(
         mean = optim.mean(totals, count if scaling is None else count * scale.value)
         number = state.step + 1
         finite = torch.isfinite(mean.norm) & torch.isfinite(sums["loss"])
-        params, optimizer, report = optim.apply(update, mean, state.optimizer, state.params, number, finite, state.key)
-        spared = finite
+        params, optimizer, report, made = optim.apply(update, mean, state.optimizer, state.params, number, finite, state.key)
+        spared = made
         if scaling is not None:
             report = {**report, "loss_scale": scale.value}
-            scale, spared = loss_scale.adapted(scaling, scale, finite)
+            scale, halved = loss_scale.adapted(scaling, scale, finite)
+            spared = made | halved
         skipped = torch.where(spared, 0, state.skipped + 1)
         metrics = {"step": number, **sums, "gradient_norm": mean.norm, "skipped": skipped, **report}
         return State(params, optimizer, number, skipped, state.key, scale), metrics

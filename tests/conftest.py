@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 
 pytest.register_assert_rewrite("tests.helpers")
 
-from tests.helpers import WORDS, end, pairs, start  # noqa: E402
+from tests.helpers import end, pairs, start, write_texts  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,10 +26,8 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of two JSONL files of short documents."""
-    root, draw = tmp_path_factory.mktemp("texts"), random.Random(0)
-    for name in ("a.jsonl", "b.jsonl"):
-        documents = [" ".join(draw.choices(WORDS, k=draw.randint(1, 30))) for _ in range(120)]
-        (root / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    root = tmp_path_factory.mktemp("texts")
+    write_texts(root)
     return root
 
 

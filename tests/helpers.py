@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -53,6 +54,15 @@ def tensors(rows: Sequence[Sequence[Tokens]], length: int) -> Batch:
     """The batch, as tensors, of rows of pieces."""
     batch: Batch = tree.map(torch.from_numpy, collate(rows, length))
     return batch
+
+
+def write_texts(root: Path) -> None:
+    """Two JSONL files of short documents in the directory `root`."""
+    root.mkdir(exist_ok=True)
+    draw = random.Random(0)
+    for name in ("a.jsonl", "b.jsonl"):
+        texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 30))) for _ in range(120)]
+        (root / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def draw(like: Tree, seed: int) -> Tree:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "recipes": "fnrecipe.recipes"}
 PURE = {
     *("tree", "random", "schedule", "optim", "fused", "norm", "nn", "attention", "flex", "after", "models", "loss", "metrics"),
-    *("parts", "collectives", "tensor_parallel", "loss_scale", "rounding", "step", "transforms", "level"),
+    *("parts", "collectives", "tensor_parallel", "finite", "loss_scale", "rounding", "step", "transforms", "level"),
     *("fold", "generate", "cost", "build"),
 }
 EFFECTS = {

@@ -55,8 +55,8 @@ def test_scales_are_those_of_torchs_scaler(initial: float, interval: int, finite
     scale = loss_scale.first(scaling, CPU)
     found = [scale.value.item()]
     for good in finite:
-        scale, spared = loss_scale.adapted(scaling, scale, torch.tensor(good))
-        assert spared
+        scale, halved = loss_scale.adapted(scaling, scale, torch.tensor(good))
+        assert halved == (not good)
         found.append(scale.value.item())
     assert found == scales_of_torch(torch.tensor(initial).item(), interval, finite)
 
@@ -65,11 +65,11 @@ def test_a_scale_is_not_halved_below_its_minimum_and_then_it_spares_no_step() ->
     scaling = LossScaling(5.0, minimum=1.0)
     scale, found = loss_scale.first(scaling, CPU), []
     for _ in range(4):
-        scale, spared = loss_scale.adapted(scaling, scale, torch.tensor(False))
-        found.append((scale.value.item(), spared.item()))
+        scale, halved = loss_scale.adapted(scaling, scale, torch.tensor(False))
+        found.append((scale.value.item(), halved.item()))
     assert found == [(2.5, True), (1.25, True), (1.25, False), (1.25, False)]
-    scale, spared = loss_scale.adapted(scaling, scale, torch.tensor(True))
-    assert (scale.value.item(), scale.good.item(), spared.item()) == (1.25, 1, True)
+    scale, halved = loss_scale.adapted(scaling, scale, torch.tensor(True))
+    assert (scale.value.item(), scale.good.item(), halved.item()) == (1.25, 1, False)
 
 
 def batches() -> list[Any]:

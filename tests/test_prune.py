@@ -199,3 +199,11 @@ def test_the_checkpoint_just_saved_survives_prune_after_a_fall_back(two: Path, k
     save(two, 12)
     checkpoint.prune(two, keep)
     assert newest_step(two) == 12
+
+
+@pytest.mark.parametrize("after", [4, 5, 99, 500])
+def test_prune_looks_at_what_is_newer_than_a_step_alone(tmp_path: Path, after: int) -> None:
+    steps = (5, 99, 100, 1000)
+    save(tmp_path, *steps)
+    checkpoint.prune(tmp_path, 1, after)
+    assert names(tmp_path) == {f"step_{step:08d}" for step in steps if step <= after or step == 1000}

@@ -175,8 +175,8 @@ def test_an_update_is_that_in_single_precision_within_one_unit(update: optim.Tra
     params = tree.map(lambda p: p.bfloat16().float(), single)
     gradient = optim.mean(tree.map(lambda p: 0.1 * p.sin(), params), torch.tensor(1))
     arguments = torch.tensor(1), torch.tensor(True), KEY
-    expected, state, _ = optim.apply(update, gradient, update.init(params), params, *arguments)
-    found, after, _ = optim.apply(update, gradient, update.init(half(params)), half(params), *arguments)
+    expected, state, *_ = optim.apply(update, gradient, update.init(params), params, *arguments)
+    found, after, *_ = optim.apply(update, gradient, update.init(half(params)), half(params), *arguments)
     for path, leaf in tree.paths((found, after)).items():
         value = tree.paths((expected, state))[path]
         if leaf.dtype == torch.int64:

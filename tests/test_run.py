@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import signal
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from typing import Any
 
 import attrs
 import pytest
+import safetensors.torch
 import torch
 
-from fnrecipe import checkpoint, directory, record, run
+from fnrecipe import checkpoint, directory, optim, record, run, tree
 from fnrecipe.config import resolve
 from fnrecipe.data import pipe
 from fnrecipe.data.stream import Cursor, Source, Stream
@@ -174,6 +176,28 @@ def test_a_validation_that_dies_is_made_up_for(texts: Path, tmp_path: Path) -> N
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
 
 
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_validation_that_a_signal_ends_is_made_up_for(texts: Path, tmp_path: Path, again: int) -> None:
+    due = {"regime__validate_every_n_steps": 2, "regime__checkpoint_every_n_steps": 4}
+
+    def stopped(config: Any, place: Any) -> Source[Any]:
+        def stage(source: Source[Any], cursor: Cursor = None) -> Stream[Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from source(cursor)
+
+        assert recipe.validate is not None
+        return pipe(recipe.validate(config, place), stage)
+
+    for _ in range(again):
+        assert train(texts, tmp_path / "a", attrs.evolve(recipe, validate=stopped), **due) == 143
+        assert checkpoints(tmp_path / "a") == [2]
+        assert not (tmp_path / "a/metrics/valid.jsonl").exists()
+    assert train(texts, tmp_path / "a", **due) == 0
+    assert train(texts, tmp_path / "b", **due) == 0
+    found, expected = remains(tmp_path / "a"), remains(tmp_path / "b")
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_more_steps_after_the_end_have_the_learning_rates_of_a_longer_run(whole: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "longer"
     assert train(texts, out) == 0
@@ -196,6 +220,67 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept
     assert bad == list(range(bad[0], bad[0] + len(bad)))
     found = checkpoint.newest(tmp_path / directory.CHECKPOINTS, lambda text: None)
     assert found is None or all(leaf.isfinite().all() for leaf in found.tensors.values())
+
+
+def spoilt(steps: Callable[[torch.Tensor], torch.Tensor], bounded: Any = None) -> Recipe[Any]:
+    """The recipe, whose update is not finite at the steps for which `steps` holds."""
+
+    def update(updates: Any, params: Any, step: torch.Tensor) -> Any:
+        return tree.map(lambda leaf: leaf / torch.where(steps(step), 0.0, 1.0), updates), {}
+
+    made = optim.chain(optim.stateless(update), optim.scale_by_learning_rate(lambda step: torch.tensor(1e-3)))
+    return attrs.evolve(recipe, update=lambda config: attrs.evolve(made, bounded=bounded))
+
+
+EVERY_STEP = {"regime__checkpoint_every_n_steps": 1, "regime__keep_last_n_checkpoints": 1, "regime__num_steps": 8}
+
+
+def test_updates_that_are_not_finite_stop_the_run_and_what_was_saved_before_them_is_kept(texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"step 7: the update was not finite in 4 steps in a row") as caught:
+        train(texts, tmp_path, spoilt(lambda step: step > 3), trainer__max_skipped_steps=4, **EVERY_STEP)
+    assert caught.value.exit_status == 3
+    assert [row["skipped"] for row in rows(tmp_path / "metrics/train.jsonl")] == [0, 0, 0, 1, 2, 3, 4]
+    assert checkpoints(tmp_path) == [3, 6]
+    before, newest = (values_of(tmp_path / f"checkpoints/step_{step:08d}") for step in (3, 6))
+    assert {name for name in before if not torch.equal(before[name], newest[name])} == {"step", "skipped"}
+
+
+def test_what_is_older_than_skipped_steps_goes_once_a_step_is_made_again(texts: Path, tmp_path: Path) -> None:
+    assert train(texts, tmp_path, spoilt(lambda step: (step > 3) & (step < 6)), **EVERY_STEP) == 0
+    assert checkpoints(tmp_path) == [8]
+
+
+def test_a_state_that_is_not_finite_is_not_saved(texts: Path, tmp_path: Path) -> None:
+    deceived = spoilt(lambda step: step == 3, bounded=lambda gradients, state, params, step: torch.tensor(True))
+    with pytest.raises(NonFiniteError, match=r"step 3: the state, which is not saved, has .* not finite: params\.\S+"):
+        train(texts, tmp_path, deceived, **EVERY_STEP)
+    assert checkpoints(tmp_path) == [2]
+    assert all(value.isfinite().all() for value in values_of(tmp_path / "checkpoints/step_00000002").values())
+
+
+def test_a_run_does_not_begin_with_parameters_that_are_not_finite(texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"^the first state has numbers that are not finite: params\.embedding, [^\n]*$"):
+        train(texts, tmp_path, model__config__init_std=1e38)
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["params.layers.1.gate", "optimizer.1.square.norm"])
+def test_a_run_does_not_go_on_from_a_checkpoint_that_is_not_finite(texts: Path, tmp_path: Path, path: str) -> None:
+    assert train(texts, tmp_path) == 0
+    place = tmp_path / "checkpoints/step_00000006"
+    file = place / "state_0000.safetensors"
+    values = values_of(place)
+    values[path].view(-1)[5] = torch.nan
+    safetensors.torch.save_file(values, file)
+    old, new = (place / "SHA256SUMS").read_text().splitlines(), hashlib.sha256(file.read_bytes()).hexdigest()
+    (place / "SHA256SUMS").write_text("".join(f"{new}  {file.name}\n" if file.name in line else f"{line}\n" for line in old))
+    with pytest.raises(NonFiniteError, match=rf"step_00000006: the checkpoint has numbers that are not finite: {path}$"):
+        train(texts, tmp_path)
+
+
+def values_of(place: Path) -> dict[str, torch.Tensor]:
+    values: dict[str, torch.Tensor] = safetensors.torch.load_file(place / "state_0000.safetensors")
+    return values
 
 
 FLOAT16 = {
