@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -91,6 +92,13 @@ def test_the_speed_is_recorded_beside_what_it_costs(whole: Path) -> None:
     assert 0 <= row["data_wait"] <= 1
     assert 50e6 < row["peak_memory"] < 50e9
     assert "mfu" not in row  # nobody knows the peak of a CPU
+
+
+def test_the_time_of_a_run_counts_from_the_start_of_its_command(texts: Path, tmp_path: Path) -> None:
+    config, _ = resolve(recipe.config, (), pairs(texts, regime__num_steps=4, dataset__prefetch=0, trainer__jit="off"))
+    assert run.train(recipe, config, tmp_path, started=time.monotonic() - 7200) == 0
+    assert "  first step after 2h00m" in log(tmp_path)
+    assert "  done: step 4, 4 steps in 2h00m" in log(tmp_path)
 
 
 def test_the_same_command_once_more_changes_nothing(whole: Path, texts: Path) -> None:

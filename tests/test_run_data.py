@@ -22,6 +22,7 @@ from fnrecipe.data import Document, Place, held_out
 from fnrecipe.errors import DataError, UsageError
 from fnrecipe.recipes.lm.data import train_stream
 from fnrecipe.recipes.lm.train import recipe
+from fnrecipe.signals import EXIT_STATUS
 from tests.helpers import Ended, end, last_step, pairs, remains, rows, start
 
 SMALL = {"regime__num_steps": 6, "dataset__prefetch": 0, "trainer__jit": "off"}
@@ -261,7 +262,7 @@ def test_a_killed_worker_ends_the_run_with_one_clear_line(texts: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(("number", "status"), EXIT_STATUS.items())
 def test_a_signal_to_the_workers_too_is_meant_for_the_run(texts: Path, tmp_path: Path, number: int, status: int) -> None:
     command = ["train", "lm", "--out", str(tmp_path), "--config", *pairs(texts, **FOREVER)]
     process = start(*command)
