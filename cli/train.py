@@ -29,7 +29,7 @@ def train(
 
     \b
     fnrecipe train lm --out runs/first
-    fnrecipe train lm --out runs/mine --config 'dataset.sources=[{path: data/}]'
+    fnrecipe train lm --out runs/mine --config dataset.sources=data/
     """
     return start(find(recipe), out, nproc, files, pairs, with_changes)
 

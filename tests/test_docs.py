@@ -8,8 +8,9 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
 
-from fnrecipe.config import DataSource
+from fnrecipe.config import DataSource, resolve
 from fnrecipe.recipes.lm.config import config
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,29 @@ def test_python_in_the_documents_runs(path: str) -> None:
         exec(compile(block, path, "exec"), names)  # noqa: S102 the documents are ours
 
 
+def test_every_test_that_the_table_of_faults_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/faults.md").read_text())
+
+    assert len(named) > 100
+    for path, function in named:
+        source = (ROOT / "tests" / path).read_text()
+        assert f"def {function}(" in source if function else source, f"{path}::{function}"
+
+
+def test_the_recipe_of_the_readme_reads_the_config_that_it_is_given() -> None:
+    names: dict[str, Any] = {}
+    (source,) = [block for block in python_blocks("README.md") if "my_recipe.py" in block]
+    exec(compile(source, "README.md", "exec"), names)  # noqa: S102 the document is ours
+    recipe = names["recipe"]
+    changed, _ = resolve(
+        config, pairs=["optimizer.config.lr=0.5", "regime.num_steps=20", "lr_scheduler.config.num_warmup_steps=4"]
+    )
+    update, params = recipe.update(changed), {"x": torch.ones(3)}
+
+    rates = [update.update(params, update.init(params), params, torch.tensor(step))[2]["learning_rate"] for step in (1, 4, 20)]
+    assert [float(rate) for rate in rates] == pytest.approx([0.125, 0.5, 0.0], abs=1e-6)
+
+
 def test_every_key_of_the_config_is_explained_once_and_no_other() -> None:
     explained = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
 
@@ -44,7 +68,6 @@ def test_every_key_of_a_source_is_explained_once_and_no_other() -> None:
 
 def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[str]) -> None:
     from fnrecipe.cli.find import find
-    from fnrecipe.config import resolve
     from fnrecipe.errors import ConfigError
 
     shown = re.findall(r"^error: (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
