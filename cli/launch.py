@@ -136,7 +136,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: list[signal.Signal
 
 def _words(size: int, directory: Path) -> dict[int, Word]:
     paths = {rank: directory / f"word_{rank}.json" for rank in range(size)}
-    return {rank: Word(**json.loads(path.read_text())) for rank, path in paths.items() if path.exists()}
+    return {rank: Word(**json.loads(path.read_text(encoding="utf-8"))) for rank, path in paths.items() if path.exists()}
 
 
 def _show(words: Mapping[int, Word], rank: int, size: int) -> int:

@@ -121,8 +121,8 @@ def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
         raise CheckpointError("\n".join(["the checkpoint does not fit this config", *problems]))
     try:
         return shards.read(checkpoint.place, checkpoint.tensors, like)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint.place}: cannot read the checkpoint: {error}") from error
+    except DAMAGE as error:
+        raise CheckpointError(f"{checkpoint.place}: cannot read the checkpoint: {told(error)}") from error
 
 
 def tidy(root: Path, step: int) -> None:

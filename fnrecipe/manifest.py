@@ -117,7 +117,11 @@ def _is_counts(value: Any) -> bool:
 
 
 def _is_ranges(value: Any, dims: int) -> bool:
-    return isinstance(value, list) and len(value) == dims and all(_is_counts(pair) and len(pair) == 2 for pair in value)
+    return (
+        isinstance(value, list)
+        and len(value) == dims
+        and all(_is_counts(pair) and len(pair) == 2 and pair[0] <= pair[1] for pair in value)
+    )
 
 
 def _expect(holds: bool, where: str, expected: str, found: Any) -> None:

@@ -67,7 +67,7 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         before, self._when = self._when, time.monotonic()
-        if self.received is not None and (self._once or self._when < before + _ECHO):
+        if self.received is not None and (self._once or (number == self.received and self._when < before + _ECHO)):
             return
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)

@@ -79,7 +79,7 @@ def as_stranger(*args: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_a_user_whom_the_machine_does_not_know_trains(anyones: Path) -> None:
     changes = {"regime__num_steps": 4, "dataset__valid_fraction": 0, "dataset__prefetch": 0}
     ended = as_stranger(
-        "-m", "fnrecipe.cli", "train", "lm", "--out", str(anyones / "out"), "--config", *pairs(anyones, **changes)
+        "-m", "fnrecipe.cli", "train", "lm", "--out", str(anyones / "out"), "--config", *pairs(anyones / "a.jsonl", **changes)
     )
     assert (ended.returncode, ended.stderr) == (0, "")
 

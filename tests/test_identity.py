@@ -86,7 +86,7 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_recipe_only(texts: Path, tmp_p
     config, _ = resolve(recipe.config, (), settings(texts, tmp_path))
     longer, _ = resolve(recipe.config, (), settings(texts, tmp_path, regime__num_steps=3))
     assert run.train(recipe, config, tmp_path / "out") == 0
-    assert "\ntokenizer: 300 tokens, BOS and EOS <eos> (0), " in (tmp_path / "out/logs/rank_0.log").read_text()
+    assert "  tokenizer: 300 tokens, BOS and EOS <eos> (0), " in (tmp_path / "out/logs/rank_0.log").read_text()
     with pytest.raises(UsageError, match=r"holds a run with another recipe; .*\n  recipe: 'lm' there, 'mine' now$"):
         run.train(attrs.evolve(recipe, name="mine"), longer, tmp_path / "out")
     shutil.copy(tmp_path / "tokenizer.json", tmp_path / "before.json")

@@ -61,9 +61,9 @@ def best_fit(sizes: Sequence[int], length: int, filled: int = 0) -> list[list[in
     return rows
 
 
-def growing(limit: int, first: int = 32) -> Callable[[int], int]:
-    """Windows that double from `first` to `limit` documents: the first rows come soon, the later ones fit well."""
-    return lambda index: min(limit, first << min(index, 30))
+def growing(limit: int, times: int = 1, first: int = 32) -> Callable[[int], int]:
+    """Windows that double from `first` to `limit` documents, `times` as many: rows come soon, and fit well later."""
+    return lambda index: times * min(limit, first << min(index, 30))
 
 
 def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[int] | None) -> list[Row]:

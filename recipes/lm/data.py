@@ -85,6 +85,7 @@ def batches(
     """Every reader reads its share of each source, blends the sources by tokens and packs rows for its lanes."""
     dataset, ends, seed = config.dataset, config.tokenizer, config.common.seed
     tokenizer, size = make_tokenizer(config), num_readers(config, corpora)
+    fed = dataset.num_lanes // size  # lanes that a reader feeds, each of which is worth a window of documents
     numbers = [source_list(config).index(corpus.name) for corpus in corpora]
 
     def blocks(corpus: Corpus, reader: int, epoch: int) -> Blocks:
@@ -103,7 +104,7 @@ def batches(
         ]
         if order == "blocks" and dataset.shuffle_window > 1:
             mixed = partial(_shuffled, key=(seed, reader, epoch))
-            stages.insert(2, partial(regroup, window=dataset.shuffle_window, function=mixed))
+            stages.insert(2, partial(regroup, window=fed * dataset.shuffle_window, function=mixed))
         return pipe(partial(read_blocks, blocks=blocks(corpus, reader, epoch), read=corpus.read), *stages)
 
     def rows(reader: int) -> Source[Row]:
@@ -113,7 +114,7 @@ def batches(
             return pipe(documents, partial(concat, length=dataset.max_seq_len))
         key = None if order == "sequential" else (seed, reader)
         packed = partial(pack, length=dataset.max_seq_len, key=key)
-        return pipe(documents, partial(regroup, window=growing(dataset.pack_window), function=packed))
+        return pipe(documents, partial(regroup, window=growing(dataset.pack_window, fed), function=packed))
 
     return partial(
         deal,

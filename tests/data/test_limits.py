@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fnrecipe.data import Block, Document, byte_tokenizer, open_corpus, read_blocks
 from fnrecipe.data import records as module
-from fnrecipe.data.blocks import cut, stripe
+from fnrecipe.data.blocks import cut, share
 from fnrecipe.data.corpus import Reading
 from fnrecipe.data.document import Read
 from fnrecipe.data.formats import jsonl, parquet, text
@@ -160,9 +160,9 @@ def pool() -> Iterator[pa.MemoryPool]:
 def test_a_row_group_that_must_hold_more_than_its_rows_may_is_not_decompressed(tmp_path: Path, pool: pa.MemoryPool) -> None:
     pq.write_table(pa.table({"text": ["x" * (20 << 20)]}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     pa.set_memory_pool(pool)
-    found = [
-        list(parquet.read(block, key="text", limit=LIMIT)) for block in stripe(parquet.plan([str(tmp_path / "a.parquet")]), 2)
-    ]
+    blocks = parquet.plan([str(tmp_path / "a.parquet")])
+    striped = (share(blocks, number, 2, None)[0] for number in range(2))
+    found = [list(parquet.read(block, key="text", limit=LIMIT)) for block in striped]
     assert pool.max_memory() < 1 << 20
     (error,), () = found
     assert "row group 0: expected rows of at most 1,048,576 bytes (dataset.max_record_bytes), found 20,9" in str(error)

@@ -124,7 +124,15 @@ class Run:
         args = ["train", "lm", "--out", str(self.out), "--config", *pairs(self.texts, **CHANGES)]
         port = _free_port() if size > 1 else ""
         ranks = [
-            {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": port} if size > 1 else {}
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            }
+            if size > 1
+            else {}
             for rank in range(size)
         ]
         self.out.mkdir(exist_ok=True)

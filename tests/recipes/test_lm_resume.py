@@ -176,7 +176,8 @@ from tests.recipes.streams import recipe, train
 config = recipe(DataSource(sys.argv[1]), epochs=10, max_seq_len=2048, batch_size=8, num_lanes=8, pack_window=64)
 peaks = {}
 for batch, cursor in train(config)(None):
-    epoch = min(lane[0][0][0][0] if lane[0] else 0 for lane in cursor.values())
+    window = cursor["0"][0]
+    epoch = window[0][0][0] if window else 0
     peaks[epoch] = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 print(peaks[1], peaks[9])
 """
