@@ -49,7 +49,6 @@ from fnrecipe.errors import UsageError
 
 from .config import LMConfig
 
-_UNEVEN = 0.01
 _log = logging.getLogger(__name__)
 
 Split = Callable[[Document], str]
@@ -133,16 +132,17 @@ def num_readers(config: LMConfig, corpora: Sequence[Corpus]) -> int:
 
 
 def _tell_unevenness(config: LMConfig, corpora: Sequence[Corpus]) -> None:
-    """A warning for what several readers make uneven, and for workers that have no reader of their own."""
+    """A line for what several readers leave uneven, and for workers that have no reader of their own."""
     size, workers = num_readers(config, corpora), config.dataset.num_workers
+    if size > 1:
+        shares = ", ".join(f"{corpus.name} {unevenness(corpus.blocks, size):.1%}" for corpus in corpora)
+        text = (
+            "%d readers, each with a share of the data of its own: their epochs may end apart (dataset.num_readers=1: exactly"
+        )
+        _log.warning(text + " together); the largest share is above the mean by: %s", size, shares)
     if workers > size:
         why = "the readers of this data (dataset.num_readers): workers that share one do the same work"
         _log.warning("dataset.num_workers: expected at most %d, %s; found %d", size, why, workers)
-    for corpus in corpora:
-        more = unevenness(corpus.blocks, size)
-        if more > _UNEVEN:
-            text = "%s: its documents cannot be dealt evenly to %d readers: one gets %.0f %% more than the mean"
-            _log.warning(text + " (dataset.num_readers=1 uses all alike)", corpus.name, size, 100 * more)
 
 
 def open_sources(config: LMConfig, sources: Sequence[DataSource], *, by_document: bool = False) -> list[Corpus]:
