@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
+import click
+
 from fnrecipe import capacity
 from fnrecipe.cli.units import si
 from fnrecipe.config.needs import Need
 from fnrecipe.errors import UsageError
-from fnrecipe.launcher import launched
+from fnrecipe.launcher import launched, meeting
+
+_DAY, _LONG = 24 * 3600, 600
 
 
 def check_fit(
@@ -38,6 +42,7 @@ def check_fit(
     _compare(config, on_host, capacity.memory(), "this machine", local)
     if "workers" in parts:
         _count_processes(config, local)
+    _check_time(config, found)
 
 
 def of_training(config: Any) -> list[str]:
@@ -61,6 +66,17 @@ def _compare(config: Any, needs: Sequence[Need], there: int | None, where: str, 
     raise UsageError(
         f"memory: expected at most the {si(there, 'B')} of {where}, found at least {si(total, 'B')}{processes}: {told}"
     )
+
+
+def _check_time(config: Any, needs: Sequence[Need]) -> None:
+    """Refuses what takes more than a day before the first step, and tells what takes more than ten minutes."""
+    seconds = sum(need.seconds for need in needs)
+    slow = [f"{need.what} ({_values(config, need.keys)})" for need in needs if need.seconds]
+    told = f"at least {seconds / 3600:,.1f} hours: {', '.join(slow)}"
+    if seconds > _DAY:
+        raise UsageError(f"time: expected at most a day before the first step, found {told}")
+    if seconds > _LONG and meeting() is None and launched().rank == 0:
+        click.echo(f"the first step is a long way off, {told}", err=True)
 
 
 def _count_processes(config: Any, local: int) -> None:

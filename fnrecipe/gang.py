@@ -10,9 +10,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from signal import Signals as Signal
 from typing import Any
 
 import attrs
@@ -24,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from fnrecipe.data import Batch, Cursor, Source, Stream
 from fnrecipe.errors import LostError, UsageError
 from fnrecipe.launcher import export, launched, meeting
+from fnrecipe.signals import Stopped
 
 
 @attrs.frozen(eq=False)
@@ -157,28 +159,34 @@ def check_same(gang: Gang, facts: Mapping[str, Any]) -> None:
             raise UsageError("\n".join([f"rank {rank}: expected what rank 0 has, found a difference", *lines]))
 
 
-def together(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: Any) -> Stream[Batch]:
-    """The batches of all ranks in step: until none of them has a row left.
+def together(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: Callable[[], int]) -> Stream[Batch]:
+    """The batches of all ranks in step: until none of them has a row left, or the stream of one ends.
 
     Each item's cursor is (its cursor, the greatest of what `word()` gave on any rank before it): all ranks see the same.
+
+    Raises:
+        Stopped: on all ranks, by the signal that `word()` gave on one whose stream it has ended.
     """
     stream = source(cursor)
+    if gang.alone:
+        yield from ((batch, (position, word())) for batch, position in stream)
+        return
     entry = next(stream, None)
-    while entry is not None:
-        batch, position = entry
-        if gang.alone:
-            yield batch, (position, word())
-            entry = next(stream, None)
-            continue
-        said = torch.tensor([bool(batch.mask.any()), word()], dtype=torch.int64)
+    while True:
+        rows = entry is not None and bool(entry[0].mask.any())
+        said = torch.tensor([rows, word(), entry is None], dtype=torch.int64)
         work = dist.all_reduce(said, dist.ReduceOp.MAX, group=gang.control, async_op=True)
-        entry = next(stream, None)
+        following = None if entry is None else next(stream, None)
         assert work is not None
         work.wait()
-        rows, heard = said.tolist()
-        if not rows:
+        rows, heard, ended = said.tolist()
+        if ended and heard:
+            raise Stopped(Signal(heard))
+        if ended or not rows:
             return
-        yield batch, (position, heard)
+        assert entry is not None
+        yield entry[0], (entry[1], heard)
+        entry = following
 
 
 def world_size() -> int:

@@ -156,30 +156,33 @@ class _Run:
             if left != 0 and level(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
             self.signals.at_once = False  # from here on, a step is finished and saved first
-            for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
-                pending.append((metrics, waited))
-                if number == first + 1:
-                    self.display.line(f"first step after {duration(time.monotonic() - self.started)}")
-                    host.freeze_objects()
-                    clock = Clock(number, moment(self.device))
-                stop = self._heard if self.gang.alone else Signal(heard) if heard else None
-                save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
-                validate = _due(regime.validate_every_n_steps, number)
-                if save or _due(regime.publish_metrics_every_n_steps, number):
-                    late.append(self._publication(pending, clock))
-                    pending = []
-                self._record(late, keep=0 if save or validate else lag(self.device))
-                if save:
-                    saved = self._save(state, number, cursor)
-                if stop is not None:
-                    break
-                if validate:
-                    self._validate(state.params, number)
-                    stop = self._heard  # which may have ended it: it is made up for if the run goes on from this very step
+            try:
+                for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
+                    pending.append((metrics, waited))
+                    if number == first + 1:
+                        self.display.line(f"first step after {duration(time.monotonic() - self.started)}")
+                        host.freeze_objects()
+                        clock = Clock(number, moment(self.device))
+                    stop = self._heard if self.gang.alone else Signal(heard) if heard else None
+                    save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
+                    validate = _due(regime.validate_every_n_steps, number)
+                    if save or _due(regime.publish_metrics_every_n_steps, number):
+                        late.append(self._publication(pending, clock))
+                        pending = []
+                    self._record(late, keep=0 if save or validate else lag(self.device))
+                    if save:
+                        saved = self._save(state, number, cursor)
                     if stop is not None:
                         break
-                if not pending:
-                    clock = Clock(number, moment(self.device))
+                    if validate:
+                        self._validate(state.params, number)
+                        stop = self._heard  # which may have ended it: it is made up for if the run goes on from this very step
+                        if stop is not None:
+                            break
+                    if not pending:
+                        clock = Clock(number, moment(self.device))
+            except Stopped as stopped:  # several ranks agreed on it while one of them waited for data
+                stop = stopped.number
         if pending:
             late.append(self._publication(pending, clock))
         self._record(late, keep=0)
@@ -232,18 +235,17 @@ class _Run:
 
     def _stream(self, cursor: Any) -> Any:
         agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
-        source = self._heeding(batches(self.recipe, self.config, self._place, self.device))
-        return pipe(source, _picked_up, timed, agreed, self._each(to_device))(cursor)
-
-    def _heeding(self, source: Source[Batch]) -> Source[Batch]:
-        """The source, whose wait for data a signal ends; on several ranks it does not, as they could not agree on an end."""
-        return partial(until_signal, source, signals=self.signals) if self.gang.alone else source
+        heeding = partial(until_signal, batches(self.recipe, self.config, self._place, self.device), signals=self.signals)
+        return pipe(heeding, _picked_up, timed, agreed, self._each(to_device))(cursor)
 
     @cached_property
     def _valid(self) -> Source[Batch]:
         """Made once: it finds files and reads the tokenizer."""
         assert self.recipe.validate is not None
-        return pipe(self._heeding(self.recipe.validate(self.config, self._place)), self._each(to_host), self._each(to_device))
+        source = self.recipe.validate(self.config, self._place)
+        if self.gang.alone:  # several ranks would have to agree on the end
+            source = partial(until_signal, source, signals=self.signals)
+        return pipe(source, self._each(to_host), self._each(to_device))
 
     @property
     def _place(self) -> Place:

@@ -302,3 +302,42 @@ def test_what_ends_a_rank_is_told_by_the_rank_that_knows(word: str, expected: st
 def test_a_gang_of_one_asks_nobody() -> None:
     assert gather(Gang(), {"a": [1, None]}) == [{"a": [1, None]}]
     check_same(Gang(), {"a": 1})
+
+
+STANDS_STILL = """
+import time
+import attrs
+from fnrecipe.data import pipe
+from fnrecipe.recipes.lm.train import recipe as lm
+
+def three(source, cursor=None):
+    stream = source(cursor)
+    for _ in range(3):
+        yield next(stream)
+    open("waiting", "a").close()
+    time.sleep(1000)
+
+recipe = attrs.evolve(lm, stream=lambda config, place: pipe(lm.stream(config, place), three))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_signal_ends_the_wait_of_several_ranks_for_data_behind_the_same_step(
+    texts: Path, tmp_path: Path, prefetch: int
+) -> None:
+    (tmp_path / "still.py").write_text(STANDS_STILL.replace('"waiting"', f'"{tmp_path}/waiting"'))
+    changes = {**LANES, "dataset__batch_size": 8, "dataset__prefetch": prefetch, "regime__validate_every_n_steps": "null"}
+    process = start(
+        *("train", str(tmp_path / "still.py"), "--nproc", "2", "--out", str(tmp_path / "out")),
+        *("--config", *pairs(texts, **changes, regime__publish_metrics_every_n_steps=1)),
+    )
+    deadline = time.monotonic() + 120
+    while last_step(tmp_path / "out") < 2:  # the third is made when its successor has come, or the signal
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    ended = end(process)
+    assert (ended.status, ended.errors) == (143, "")
+    assert "SIGTERM: saved step 3" in ended.output
+    assert [place.name for place in checkpoint.committed(tmp_path / "out/checkpoints")] == ["step_00000003"]

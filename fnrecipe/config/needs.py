@@ -1,4 +1,4 @@
-"""The least memory that a config needs, counted from it alone: before torch is imported and before anything is made.
+"""The least memory and time that a config needs, counted from it alone: before torch is imported and before anything is made.
 
 Each count is a lower bound, and what is small is left out: a config that is found to need more than there is cannot run.
 """
@@ -21,13 +21,17 @@ _WORKER_BYTES = 8_000_000
 """Of a Python process with NumPy, without what it shares with others."""
 _LAYER_BYTES = 1_000_000
 """Of a layer in the traced step, forward and backward; measured 3 MB."""
+_LAYER_SECONDS = 0.2
+"""Of tracing it; measured 0.56 of CPU time."""
 
 
 @frozen
 class Need:
-    """The least memory of one process for one purpose.
+    """The least memory and time of one process for one purpose.
 
     part       what a command must do to need it
+    size       bytes
+    seconds    before the first step
     keys       the values of the config that it follows from
     on_device  whether it is memory of the GPU where there is one
     """
@@ -37,6 +41,7 @@ class Need:
     size: int
     keys: tuple[str, ...]
     on_device: bool = False
+    seconds: float = 0.0
 
 
 def llama_parameters(config: LlamaConfig) -> tuple[int, int]:
@@ -69,7 +74,13 @@ def llama_needs(
             True,
         ),
         Need("state", "activations", activations, (*batch_keys, *_of("num_layers", "model_dim")), True),
-        Need("graph", "the graph of the step", config.num_layers * _LAYER_BYTES, _of("num_layers")),
+        Need(
+            "graph",
+            "the graph of the step",
+            config.num_layers * _LAYER_BYTES,
+            _of("num_layers"),
+            seconds=config.num_layers * _LAYER_SECONDS,
+        ),
     ]
 
 

@@ -179,3 +179,23 @@ def test_a_recipe_that_knows_no_needs_is_not_held_to_any() -> None:
 def test_eager_steps_need_no_graph() -> None:
     traced, eager = (resolve(config, pairs=[f"trainer.jit={jit}"])[0] for jit in ("auto", "off"))
     assert set(of_training(traced)) - set(of_training(eager)) == {"graph"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        (2999, ""),
+        (5000, "the first step is a long way off, at least 0.3 hours: the graph of the step (model.config.num_layers = 5000)"),
+    ],
+)
+def test_what_takes_long_before_the_first_step_is_told(capsys: pytest.CaptureFixture[str], layers: int, found: str) -> None:
+    slow, _ = resolve(config, pairs=[f"model.config.num_layers={layers}", "model.config.model_dim=8"])
+    check_fit(slow, needs, parts=["graph"])
+    assert capsys.readouterr().err.strip() == found
+
+
+def test_what_takes_more_than_a_day_before_the_first_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, _ = resolve(config, pairs=["model.config.num_layers=1000000"])
+    monkeypatch.setattr(capacity, "memory", lambda: 1 << 60)
+    with pytest.raises(UsageError, match=r"^time: expected at most a day before the first step, found at least 55\.6 hours: "):
+        check_fit(slow, needs, parts=["graph"])
