@@ -26,7 +26,7 @@ from fnrecipe.cli.errors import show
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, UsageError
 from fnrecipe.files import replace
 from fnrecipe.launcher import VARIABLE, launched
-from fnrecipe.signals import EXIT_STATUS
+from fnrecipe.signals import EXIT_STATUS, heard
 
 _TICK, _GRACE = 0.05, 5.0
 
@@ -167,9 +167,7 @@ def _noted() -> Iterator[list[signal.Signals]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [number for number in EXIT_STATUS if not (ignored and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in heard()}
     try:
         yield received
     finally:

@@ -24,6 +24,11 @@ class Stopped(BaseException):
         self.number = number
 
 
+def heard() -> list[signal.Signals]:
+    """The signals that end a run; not a SIGHUP that is ignored, which is what nohup is for."""
+    return [n for n in EXIT_STATUS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
 class Signals:
     """While entered, notes the first of SIGINT, SIGTERM, SIGHUP and SIGUSR1 in `received`; the second has its usual effect.
 
@@ -46,8 +51,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            heard = [n for n in EXIT_STATUS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heard}
+            self._before = {number: signal.signal(number, self._note) for number in heard()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

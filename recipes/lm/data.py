@@ -59,12 +59,13 @@ def train_stream(config: LMConfig, place: Place) -> Source[Batch]:
     """The training documents, in an order of its own for each epoch; without end unless `num_data_epochs` says so."""
     dataset, fraction = config.dataset, config.dataset.valid_fraction
     split = partial(_left_out, fraction=fraction, valid=False)
-    sources = open_sources(config, dataset.sources, by_document=dataset.order == "documents")
+    tokenizer = make_tokenizer(config)
+    sources = open_sources(config, dataset.sources, tokenizer, by_document=dataset.order == "documents")
     if place.rank == place.worker == 0:
         _tell_unevenness(config, sources)
     weights = weights_between([_weights(source) for source in dataset.sources], scale=num_readers(config, sources))
     blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=dataset.finished_source)
-    return batches(config, place, sources, split, blend, dataset.order)
+    return batches(config, place, sources, tokenizer, split, blend, dataset.order)
 
 
 def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
@@ -73,17 +74,24 @@ def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
     if not fraction:
         return lambda cursor: iter(())
     split = partial(_left_out, fraction=fraction, valid=True)
-    sources = open_sources(config, config.dataset.valid_sources or config.dataset.sources)
+    tokenizer = make_tokenizer(config)
+    sources = open_sources(config, config.dataset.valid_sources or config.dataset.sources, tokenizer)
     blend = partial(mix, weights=lambda total: [1.0] * len(sources), epochs=1)
-    return batches(config, place, sources, split, blend, "blocks")
+    return batches(config, place, sources, tokenizer, split, blend, "blocks")
 
 
 def batches(
-    config: LMConfig, place: Place, corpora: Sequence[Corpus], split: Split, blend: Callable[..., Any], order: str
+    config: LMConfig,
+    place: Place,
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    split: Split,
+    blend: Callable[..., Any],
+    order: str,
 ) -> Source[Batch]:
     """Every reader reads its share of each source, blends the sources by tokens and packs rows for its lanes."""
     dataset, ends, seed = config.dataset, config.tokenizer, config.common.seed
-    tokenizer, size = make_tokenizer(config), num_readers(config, corpora)
+    size = num_readers(config, corpora)
     fed = dataset.num_lanes // size  # lanes that a reader feeds, each of which is worth a window of documents
     numbers = [source_list(config).index(corpus.name) for corpus in corpora]
 
@@ -136,18 +144,17 @@ def _tell_unevenness(config: LMConfig, corpora: Sequence[Corpus]) -> None:
     size, workers = num_readers(config, corpora), config.dataset.num_workers
     if size > 1:
         shares = ", ".join(f"{corpus.name} {unevenness(corpus.blocks, size):.1%}" for corpus in corpora)
-        text = (
-            "%d readers, each with a share of the data of its own: their epochs may end apart (dataset.num_readers=1: exactly"
-        )
-        _log.warning(text + " together); the largest share is above the mean by: %s", size, shares)
+        apart = "each with a share of the data of its own: their epochs may end apart (dataset.num_readers=1: exactly together)"
+        _log.warning("%d readers, %s; the largest share is above the mean by: %s", size, apart, shares)
     if workers > size:
         why = "the readers of this data (dataset.num_readers): workers that share one do the same work"
         _log.warning("dataset.num_workers: expected at most %d, %s; found %d", size, why, workers)
 
 
-def open_sources(config: LMConfig, sources: Sequence[DataSource], *, by_document: bool = False) -> list[Corpus]:
+def open_sources(
+    config: LMConfig, sources: Sequence[DataSource], tokenizer: Tokenizer, *, by_document: bool = False
+) -> list[Corpus]:
     """The sources' files, cut into blocks, with the token cache behind them if there is one."""
-    tokenizer = make_tokenizer(config)
     opened = [
         open_corpus(
             source.path,
@@ -168,7 +175,7 @@ def open_sources(config: LMConfig, sources: Sequence[DataSource], *, by_document
 def all_corpora(config: LMConfig) -> list[Corpus]:
     """The sources of training and of validation, in the order of the numbers that stand for them in batches."""
     dataset = config.dataset
-    return open_sources(config, [*dataset.sources, *dataset.valid_sources])
+    return open_sources(config, [*dataset.sources, *dataset.valid_sources], make_tokenizer(config))
 
 
 def source_list(config: LMConfig) -> list[str]:
