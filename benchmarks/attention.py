@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.report import Result, ratios
-from fnrecipe.attention import Reach, attention, visible
+from fnrecipe.nn.attention import Reach, attention, visible
 
 LENGTHS, POSITIONS, HEADS, GROUPS, WIDTH = (256, 1024, 2048, 4096), 4096, 4, 2, 64
 PLAIN = "plain torch, mask"

@@ -33,14 +33,16 @@ from benchmarks.cases import CASES, byte_batches
 from benchmarks.plain import PlainLlama
 from benchmarks.report import Result, ratios
 from benchmarks.workers import status
-from fnrecipe import host, optim, random, schedule, tree
+from fnrecipe import optim, random, tree
 from fnrecipe.config import GangSection, LlamaConfig
 from fnrecipe.data import Batch
-from fnrecipe.gang import Gang
-from fnrecipe.loss import next_token_loss
-from fnrecipe.mesh import make_mesh
 from fnrecipe.models import llama
-from fnrecipe.parts import is_part
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.optim import schedule
+from fnrecipe.parallel.mesh import is_part
+from fnrecipe.runtime import host
+from fnrecipe.runtime.gang import Gang
+from fnrecipe.runtime.process_groups import make_mesh
 from fnrecipe.step import State, init_state, train_step
 from fnrecipe.transforms import jit
 

@@ -28,12 +28,12 @@ from benchmarks.plain import PlainLlama
 from benchmarks.report import Result, ratios
 from benchmarks.step import ROOT
 from benchmarks.workers import status
-from fnrecipe import cost
-from fnrecipe.compute import Compute
+from fnrecipe.compiler import cost
+from fnrecipe.compiler.modes import level
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
-from fnrecipe.level import level
 from fnrecipe.models import llama
+from fnrecipe.nn.policy import Compute
 
 LIMIT, WARMUP, STEPS = 570.0, 3, 3
 HOW = Compute(torch.bfloat16, logits_at_once=4096)

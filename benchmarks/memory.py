@@ -20,9 +20,9 @@ from benchmarks.cases import CASES, byte_batches
 from benchmarks.peers import fnrecipe, plain
 from benchmarks.report import Result
 from benchmarks.workers import status
-from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.nn.policy import Compute
 
 SYSTEMS: dict[str, Callable[[LlamaConfig], Callable[[Batch], Tensor]]] = {
     "plain torch": plain.make_step,

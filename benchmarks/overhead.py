@@ -17,10 +17,10 @@ from torch.fx import GraphModule
 from benchmarks import cases
 from benchmarks.peers.fnrecipe import step_and_state
 from benchmarks.report import Result
-from fnrecipe import host
 from fnrecipe.build import to_device, to_host
 from fnrecipe.data import Batch, Cursor
 from fnrecipe.fold import fold
+from fnrecipe.runtime import host
 from fnrecipe.transforms import jit
 
 LEAVES, EMPTY_STEPS = 8, 300

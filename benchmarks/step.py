@@ -127,7 +127,7 @@ def _in_process(python: str, name: str, case: str, folder: str) -> dict[str, flo
 def _measure(name: str, case: str, folder: str) -> dict[str, float]:
     system = SYSTEMS[name]
     if system.keep_memory:
-        importlib.import_module("fnrecipe.host").keep_freed_memory()
+        importlib.import_module("fnrecipe.runtime.host").keep_freed_memory()
     peer = importlib.import_module(f"benchmarks.peers.{system.peer}")
     step = peer.make_step(cases.CASES[case].config, **system.arguments)
     first, *batches = cases.read(cases.CASES[case], Path(folder))

@@ -1,1 +1,1 @@
-"""The command line: it parses, finds the recipe and calls `fnrecipe.run`. Importing it does not import torch."""
+"""The command line: it parses, finds the recipe and calls `fnrecipe.shell.train`. Importing it does not import torch."""

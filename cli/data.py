@@ -19,7 +19,7 @@ from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
-from fnrecipe.once import Once
+from fnrecipe.shell.once import Once
 
 if TYPE_CHECKING:
     from fnrecipe.data import Batch, Corpus, Source

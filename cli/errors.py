@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 
-from fnrecipe.console import Outlet
+from fnrecipe.shell.console import Outlet
 
 
 def show(text: str, rank: int | None = None) -> None:

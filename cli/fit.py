@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from fnrecipe import capacity
 from fnrecipe.cli.units import si
 from fnrecipe.config.needs import Need
 from fnrecipe.errors import UsageError
-from fnrecipe.launcher import launched, meeting
+from fnrecipe.runtime import capacity
+from fnrecipe.runtime.launcher import launched, meeting
 
 _DAY, _LONG = 24 * 3600, 600
 

@@ -15,7 +15,7 @@ from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
 
 if TYPE_CHECKING:
-    from fnrecipe.cost import Cost
+    from fnrecipe.compiler.cost import Cost
     from fnrecipe.recipe import Recipe
 
 
@@ -33,10 +33,10 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
     check_fit(config, found.needs, parts=("graph", "batch"))
-    from fnrecipe import host
-    from fnrecipe.cost import operation_costs
-    from fnrecipe.directory import writing
-    from fnrecipe.graph import source, trace_step
+    from fnrecipe.compiler.cost import operation_costs
+    from fnrecipe.inspect.graph import source, trace_step
+    from fnrecipe.runtime import host
+    from fnrecipe.shell.run_dir import writing
 
     loaded, device = found.load(), host.pick_device(config.gang.device)
     step = trace_step(loaded, config, device)
@@ -52,7 +52,7 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
 def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost]) -> None:
     from rich.table import Table
 
-    from fnrecipe.cost import total
+    from fnrecipe.compiler.cost import total
 
     whole = total(costs.values())
     table = Table(caption="bytes: read and written, as if no cache held them; views are left out", show_footer=True)

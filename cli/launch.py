@@ -24,9 +24,9 @@ import click
 
 from fnrecipe.cli.errors import show
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, UsageError
-from fnrecipe.files import replace
-from fnrecipe.launcher import VARIABLE, launched
-from fnrecipe.signals import EXIT_STATUS, heard
+from fnrecipe.runtime.files import replace
+from fnrecipe.runtime.launcher import VARIABLE, launched
+from fnrecipe.runtime.signals import EXIT_STATUS, heard
 
 _TICK, _GRACE = 0.05, 5.0
 

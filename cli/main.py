@@ -24,10 +24,10 @@ from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_
 from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import start, train
-from fnrecipe.console import Outlet, empty_streams, mend_streams, speak_utf8
 from fnrecipe.data.prefetch import left_behind
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError
-from fnrecipe.launcher import follow, launched, meeting
+from fnrecipe.runtime.launcher import follow, launched, meeting
+from fnrecipe.shell.console import Outlet, empty_streams, mend_streams, speak_utf8
 
 if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe

@@ -16,7 +16,7 @@ from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
 
 if TYPE_CHECKING:
-    from fnrecipe.profile import Profile
+    from fnrecipe.inspect.profile import Profile
 
 
 @click.command(cls=ConfigCommand, short_help="Measure where the time of a step goes.")
@@ -36,8 +36,8 @@ def profile(recipe: str, out: Path, steps: int, files: tuple[Path, ...], pairs: 
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
     check_fit(config, found.needs, parts=of_training(config))
-    from fnrecipe.profile import MEMORY, TRACE, WARM_UP
-    from fnrecipe.profile import profile as measure
+    from fnrecipe.inspect.profile import MEMORY, TRACE, WARM_UP
+    from fnrecipe.inspect.profile import profile as measure
 
     click.echo(f"{WARM_UP} steps to warm up, {steps} without and {steps} under the profiler", err=True)
     _show(measure(found.load(), config, out, steps))

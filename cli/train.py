@@ -11,7 +11,7 @@ from fnrecipe.cli.fit import check_fit, of_training, world
 from fnrecipe.cli.launch import check_only_launcher, launch
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, with_changes_option
 from fnrecipe.config import resolve
-from fnrecipe.launcher import meeting
+from fnrecipe.runtime.launcher import meeting
 
 
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")
@@ -51,6 +51,7 @@ def start(
     check_fit(config, found.needs, parts=of_training(config), ranks=ranks, local=local)
     if starts and ranks > 1:
         return launch(ranks)
-    from fnrecipe import host, run
+    from fnrecipe.runtime import host
+    from fnrecipe.shell import train as run
 
     return run.train(found.load(), config, out, with_changes=with_changes, started=host.process_started())

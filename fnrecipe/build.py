@@ -6,19 +6,24 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import attrs
 import torch
 
 from fnrecipe import random, tree
+from fnrecipe.compiler import Backend, cuda_graph
+from fnrecipe.compiler.modes import BACKENDS, Level, level
 from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread, watch_padding
 from fnrecipe.errors import UsageError
-from fnrecipe.level import BACKENDS, fitting, level
 from fnrecipe.loss import Sums
-from fnrecipe.loss_scale import LossScaling
-from fnrecipe.parts import Mesh
+from fnrecipe.optim import Transform
+from fnrecipe.optim.loss_scale import LossScaling
+from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import Backend, cuda_graph, evaluation, jit
+from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
+
+tree.node(Batch)
 
 
 def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> State:
@@ -87,3 +92,8 @@ def _scaling(config: Any) -> LossScaling | None:
 def _leaves(config: Any, mesh: Mesh) -> int:
     leaves: int = config.gang.num_leaves // (mesh.replica.size * mesh.shard.size)
     return leaves
+
+
+def fitting(update: Transform, level: Level) -> Transform:
+    """The update as the level wants it: Inductor makes a kernel of the whole by itself, and reads the gradients once."""
+    return attrs.evolve(update, apply=None) if level == "inductor" else update

@@ -9,11 +9,11 @@ import attrs
 from torch import Tensor
 
 from fnrecipe.config.needs import Need
-from fnrecipe.cost import TokenFlops
 from fnrecipe.data import Batch, Corpus, Place, Source, Tokenizer
 from fnrecipe.loss import Loss
-from fnrecipe.optim import Transform
-from fnrecipe.parts import Keep
+from fnrecipe.models.flops import TokenFlops
+from fnrecipe.optim.transform import Transform
+from fnrecipe.parallel.mesh import Keep
 from fnrecipe.tree import Tree
 
 C = TypeVar("C")
@@ -24,7 +24,7 @@ class Recipe(Generic[C]):
     """What is trained, on what, and how.
 
     config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
-    init      (config, key, keep) -> parameters, each of them as `keep(path, leaf)` leaves it (`fnrecipe.parts`)
+    init      (config, key, keep) -> parameters, each of them as `keep(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
     loss      config -> loss, as in `fnrecipe.loss`
     update    config -> transform, as in `fnrecipe.optim`
     stream    (config, place) -> source of training batches

@@ -9,11 +9,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from fnrecipe import loss_scale, optim, tree
+from fnrecipe import optim, tree
 from fnrecipe.loss import Loss
-from fnrecipe.loss_scale import LossScaling
-from fnrecipe.optim import Transform
-from fnrecipe.parts import Mesh
+from fnrecipe.optim import loss_scale
+from fnrecipe.optim.loss_scale import LossScaling
+from fnrecipe.optim.transform import Transform
+from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.transforms import gradients
 from fnrecipe.tree import Tree
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fnrecipe import checkpoint, optim
-from fnrecipe.checkpoint import Checkpoint
+from fnrecipe.checkpoint.store import Checkpoint
 from fnrecipe.random import key
 from fnrecipe.step import State, init_state
 from tests.helpers import assert_same_bits

@@ -19,6 +19,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.build import to_host
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch, Tokens, collate
 from fnrecipe.tree import Tree
@@ -52,8 +53,7 @@ def packed(rows: Sequence[Sequence[np.ndarray]], length: int) -> Batch:
 
 def tensors(rows: Sequence[Sequence[Tokens]], length: int) -> Batch:
     """The batch, as tensors, of rows of pieces."""
-    batch: Batch = tree.map(torch.from_numpy, collate(rows, length))
-    return batch
+    return to_host(collate(rows, length), torch.device("cpu"))
 
 
 def write_texts(root: Path) -> None:

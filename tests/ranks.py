@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.config import GangSection
-from fnrecipe.gang import Gang
-from fnrecipe.mesh import make_mesh
 from fnrecipe.models.llama import TENSOR_RULES
-from fnrecipe.parts import Axis, Mesh, extent, is_part
+from fnrecipe.parallel.mesh import Axis, Mesh, extent, is_part
+from fnrecipe.runtime.gang import Gang
+from fnrecipe.runtime.process_groups import make_mesh
 from fnrecipe.tree import Tree
 
 

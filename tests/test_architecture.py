@@ -1,4 +1,4 @@
-"""The arrows between modules, read from their imports: cli → recipes → fold → data · checkpoint · record → pure."""
+"""The arrows between the rooms of fnrecipe, read from its imports. A room is a folder, or a file beside the folders."""
 
 from __future__ import annotations
 
@@ -16,34 +16,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "recipes": "fnrecipe.recipes"}
-PURE = {
-    *("tree", "random", "schedule", "optim", "fused", "norm", "nn", "attention", "flex", "after", "models", "loss", "metrics"),
-    *("parts", "collectives", "tensor_parallel", "finite", "loss_scale", "rounding", "step", "transforms", "level"),
-    *("fold", "generate", "cost", "build"),
+ARROWS = {
+    **dict.fromkeys(("errors", "tree", "random", "ops"), ""),
+    **dict.fromkeys(("config", "data"), "errors"),
+    **dict.fromkeys(("loss", "parallel"), "tree"),
+    "compiler": "ops tree",
+    "nn": "ops parallel tree",
+    "optim": "loss parallel random tree",
+    "transforms": "compiler loss optim parallel tree",
+    "models": "config data loss nn parallel random transforms tree",
+    "recipe": "config data loss models optim parallel tree",
+    "step": "loss optim parallel transforms tree",
+    "fold": "data step",
+    "build": "compiler data errors loss optim parallel random recipe step transforms tree",
+    "runtime": "compiler config data errors parallel",
+    "checkpoint": "errors parallel runtime tree",
+    "shell": "build checkpoint compiler config data errors fold loss models parallel random recipe runtime step transforms "
+    "tree",
+    "inspect": "build compiler data errors fold recipe runtime shell step tree",
+    "recipes": "config data errors loss models nn optim parallel recipe tree",
+    "cli": "compiler config data errors inspect recipe recipes runtime shell",
 }
-EFFECTS = {
-    "checkpoint",
-    "damage",
-    "manifest",
-    "shards",
-    "record",
-    "gang",
-    "launcher",
-    "mesh",
-    "run",
-    "directory",
-    "console",
-    "display",
-    "host",
-    "capacity",
-    "moment",
-    "fetch",
-    "speed",
-    "graph",
-    "profile",
-    "signals",
-    "config.layers",
-    "config.yaml",
+"""Which rooms each room imports from; all of them stand above it."""
+PURE = {
+    room for room in ARROWS if room not in ("config", "data", "runtime", "checkpoint", "shell", "inspect", "recipes", "cli")
 }
 IMPURE = {"os", "io", "pathlib", "time", "datetime", "json", "random", "logging", "subprocess", "signal", "socket", "shutil"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
@@ -134,8 +130,9 @@ def select(*parts: str) -> list[str]:
     return [name for name in MODULES if within(name, *parts)]
 
 
-def library() -> list[str]:
-    return [name for name in MODULES if not within(name, "cli", "recipes")]
+def room(name: str) -> str:
+    """The room of a module; empty for the package itself."""
+    return name.split(".")[1] if "." in name else ""
 
 
 @pytest.mark.parametrize(
@@ -157,10 +154,30 @@ def test_imports_are_read_from_the_source(source: str, expected: set[Import]) ->
     assert set(imports(ast.parse(source), "fnrecipe.a")) == expected
 
 
-def test_every_part_that_a_rule_names_exists() -> None:
-    assert all(select(part) for part in [*PURE, *EFFECTS, "cli", "recipes", "data", "config", "errors"])
-    assert "torch" in loaded_by("fnrecipe.run")
-    assert "fnrecipe.config.sections" in loaded_by("fnrecipe.recipes.lm.data")
+def test_every_room_is_in_the_table_and_imports_from_those_that_it_names_and_no_others() -> None:
+    found: dict[str, set[str]] = {room(name): set() for name in MODULES if room(name)}
+    for name in MODULES:
+        if room(name):
+            found[room(name)] |= {room(other.name) for other in imported(name) if other.name in MODULES} - {room(name), ""}
+    assert found == {name: set(others.split()) for name, others in ARROWS.items()}
+
+
+def test_all_arrows_point_upwards() -> None:
+    rooms = list(ARROWS)
+    assert not [(name, other) for name in rooms for other in ARROWS[name].split() if rooms.index(other) >= rooms.index(name)]
+
+
+def test_imports_are_followed() -> None:
+    assert "torch" in loaded_by("fnrecipe.shell.train")
+    assert "fnrecipe.config.sections.data" in loaded_by("fnrecipe.recipes.lm.data")
+
+
+def test_the_map_in_the_readme_is_the_tree() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^fnrecipe/([\w./ ]+?)  ", readme, re.MULTILINE)
+    rooms = [word.removesuffix(".py").rstrip("/") for words in named for word in words.split()]
+    assert sorted(rooms) == sorted(set(ARROWS) - {"cli", "recipes"})
+    assert all((ROOT / folder).is_dir() for folder in re.findall(r"^(\w+)/  ", readme, re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", [*select("config", "errors", "cli", "data"), "fnrecipe.recipes.lm.config"])
@@ -194,25 +211,13 @@ def test_only_its_own_module_imports_a_library_that_only_some_data_needs(name: s
 
 @pytest.mark.parametrize("name", select(*PURE))
 def test_pure_modules_import_no_effects(name: str) -> None:
-    assert not [found.name for found in imported(name) if found.name in IMPURE or within(found.name, *EFFECTS)]
+    assert not [found.name for found in imported(name) if found.name in IMPURE]
 
 
 @pytest.mark.parametrize("name", select(*PURE))
 def test_pure_modules_read_write_and_print_nothing(name: str) -> None:
     calls = {ast.unparse(node.func) for node in ast.walk(parse(name)) if isinstance(node, ast.Call)}
     assert not calls & {"open", "print", "input", "torch.save", "torch.load", "torch.manual_seed", "torch.seed"}
-
-
-@pytest.mark.parametrize("name", library())
-def test_the_library_knows_no_command_and_no_recipe(name: str) -> None:
-    names = [found.name for found in imported(name)]
-    assert not [found for found in names if within(found, "cli", "recipes") or found in ("cli", "recipes")]
-
-
-@pytest.mark.parametrize("name", select("data"))
-def test_the_stream_knows_no_other_part_of_the_library(name: str) -> None:
-    own = [found.name for found in imported(name) if found.name.startswith("fnrecipe")]
-    assert not [found for found in own if not within(found, "data", "errors")]
 
 
 @pytest.mark.parametrize("name", select("recipes"))

@@ -12,14 +12,14 @@ import torch
 
 from fnrecipe import build, tree
 from fnrecipe.build import batches, first_state, functions, to_device
+from fnrecipe.compiler import cuda_graph
 from fnrecipe.config import resolve
 from fnrecipe.data import Place
 from fnrecipe.errors import UsageError
-from fnrecipe.parts import Axis, Mesh
+from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.recipes.lm.train import recipe
-from fnrecipe.transforms import cuda_graph
+from tests.compiler.test_cuda_graph import Recorder
 from tests.helpers import assert_same_bits, pairs
-from tests.transforms.test_cuda_graph import Recorder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe import optim, random, tree
-from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
-from fnrecipe.schedule import cosine_annealing
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.step import State, init_state, train_step
 from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree

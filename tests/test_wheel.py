@@ -71,7 +71,7 @@ def test_the_sdist_holds_package_commands_recipes_and_tests(built: Path) -> None
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as file:
         members = {member.name.partition("/")[2]: member for member in file.getmembers()}
-    wanted = {"fnrecipe/run.py", "fnrecipe/cli/main.py", "fnrecipe/recipes/lm/train.py", "tests/test_wheel.py"}
+    wanted = {"fnrecipe/shell/train.py", "fnrecipe/cli/main.py", "fnrecipe/recipes/lm/train.py", "tests/test_wheel.py"}
     assert wanted | {"pyproject.toml", "README.md", "LICENSE"} <= members.keys()
     assert not [name for name, member in members.items() if member.issym() or member.islnk()]
 

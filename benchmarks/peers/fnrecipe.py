@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnrecipe import optim, random, schedule, tree
-from fnrecipe.attention import Reach
-from fnrecipe.compute import Compute
+from fnrecipe import optim, random, tree
+from fnrecipe.build import fitting
+from fnrecipe.compiler import cuda_graph
+from fnrecipe.compiler.modes import BACKENDS, Level
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
-from fnrecipe.level import BACKENDS, Level, fitting
-from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.attention import Reach
+from fnrecipe.nn.policy import Compute
+from fnrecipe.optim import schedule
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import cuda_graph, jit
+from fnrecipe.transforms import jit
 
 DEFAULT = Compute(logits_at_once=1024)
 

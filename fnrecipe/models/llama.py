@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from fnrecipe import nn, random, tree
-from fnrecipe.attention import Reach, Visible, attention, visible
-from fnrecipe.compute import Compute
 from fnrecipe.config import LlamaConfig
-from fnrecipe.cost import TokenFlops, token_flops
-from fnrecipe.parts import Keep, keep_all
+from fnrecipe.models.flops import TokenFlops, token_flops
+from fnrecipe.nn.attention import Reach, Visible, attention, visible
+from fnrecipe.nn.policy import Compute
+from fnrecipe.parallel.mesh import Keep, keep_all
 from fnrecipe.transforms import layer, whole
 from fnrecipe.tree import Tree
 

@@ -13,11 +13,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor_tree
 
-from fnrecipe.transforms.alias import storage
-from fnrecipe.transforms.jit import trace
+from fnrecipe.compiler.alias import storage
+from fnrecipe.compiler.trace import trace
 
 
 def region(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -43,22 +43,6 @@ def region(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         return pytree.tree_unflatten(track_tensor_tree(results, node, constant=None, tracer=mode.tracer), spec)
 
     return call
-
-
-def graph_of(module: GraphModule, node: Node) -> GraphModule | None:
-    """The graph of the region that `node` of the graph `module` calls, if it calls one."""
-    called: Any = node.args[0] if node.target is invoke_subgraph else None
-    return getattr(module, called.target) if called else None
-
-
-def all_nodes(module: GraphModule) -> Iterator[Node]:
-    """The nodes of a graph, and in place of each call of a region those of its graph."""
-    for node in module.graph.nodes:
-        graph = graph_of(module, node)
-        if graph is None:
-            yield node
-        else:
-            yield from all_nodes(graph)
 
 
 def _apart(function: Callable[..., Any]) -> Callable[..., Any]:

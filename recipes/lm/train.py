@@ -11,15 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fnrecipe import optim, schedule
-from fnrecipe.compute import Compute
+from fnrecipe import optim
 from fnrecipe.config import schedule_steps
-from fnrecipe.cost import TokenFlops
-from fnrecipe.generate import generate
-from fnrecipe.loss import Loss, next_token_loss
+from fnrecipe.loss import Loss
 from fnrecipe.models import llama
-from fnrecipe.optim import Transform
-from fnrecipe.parts import Keep
+from fnrecipe.models.flops import TokenFlops
+from fnrecipe.models.generate import generate
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.policy import Compute
+from fnrecipe.optim import schedule
+from fnrecipe.optim.transform import Transform
+from fnrecipe.parallel.mesh import Keep
 from fnrecipe.recipe import Recipe
 from fnrecipe.tree import Tree
 

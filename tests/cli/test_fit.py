@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fnrecipe import capacity
 from fnrecipe.cli.fit import check_fit, of_training
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
 from fnrecipe.recipes.lm.config import config, needs
+from fnrecipe.runtime import capacity
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here, python
 
 Run = Callable[..., Ended]
@@ -87,7 +87,7 @@ def test_it_is_refused_without_torch(tmp_path: Path, command: str) -> None:
 
 LIMITED = """
 import os, resource, sys
-from fnrecipe import capacity
+from fnrecipe.runtime import capacity
 from fnrecipe.cli.fit import check_fit, of_training
 from fnrecipe.config import resolve
 from fnrecipe.recipes.lm.config import config, needs
@@ -153,7 +153,7 @@ def test_the_memory_is_that_of_the_control_group(
     monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int | None
 ) -> None:
     there = {"/proc/meminfo": "MemTotal: 1000 kB\nSwapTotal: 0 kB\n", **files}
-    monkeypatch.setattr("fnrecipe.capacity._read", lambda path: there.get(str(path), ""))
+    monkeypatch.setattr("fnrecipe.runtime.capacity._read", lambda path: there.get(str(path), ""))
     assert capacity.memory() == expected
 
 
@@ -161,8 +161,8 @@ def test_the_memory_is_that_of_the_control_group(
     ("vocabulary", "where"), [(10**6, None), (10**8, "the 80.0 GB of a GPU"), (10**10, "the 80.0 GB of a GPU")]
 )
 def test_the_state_is_held_to_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch, vocabulary: int, where: str | None) -> None:
-    monkeypatch.setattr("fnrecipe.capacity.device_memory", lambda: 80 * 10**9)
-    monkeypatch.setattr("fnrecipe.capacity.memory", lambda: 10**9)
+    monkeypatch.setattr("fnrecipe.runtime.capacity.device_memory", lambda: 80 * 10**9)
+    monkeypatch.setattr("fnrecipe.runtime.capacity.memory", lambda: 10**9)
     changed, _ = resolve(config, pairs=[f"model.config.vocab_size={vocabulary}"])
     if where is None:
         check_fit(changed, needs, parts=of_training(changed))

@@ -19,8 +19,8 @@ import click
 from fnrecipe.cli.launch import launch
 from fnrecipe.cli.main import _exit
 from fnrecipe.errors import DataError, LostError, UsageError
-from fnrecipe.launcher import launched, meeting
-from fnrecipe.signals import EXIT_STATUS, Signals
+from fnrecipe.runtime.launcher import launched, meeting
+from fnrecipe.runtime.signals import EXIT_STATUS, Signals
 
 def say(text):
     os.write(1, f"{{text}}\\n".encode())
@@ -163,7 +163,7 @@ def test_ranks_end_with_their_launcher_even_if_they_hang(tmp_path: Path) -> None
 READY = "os.write(1, b'ready\\\\n')"
 PARENT = """
 import subprocess, sys
-code = "import os, time; from fnrecipe.launcher import follow, watch; parent = os.getppid(); {body}"
+code = "import os, time; from fnrecipe.runtime.launcher import follow, watch; parent = os.getppid(); {body}"
 subprocess.run([sys.executable, "-c", code])
 """
 

@@ -47,7 +47,7 @@ def test_a_profile_tells_what_a_step_runs_and_leaves_a_trace(profile: Profile, t
 def test_the_share_of_the_peak_is_told_where_it_is_known(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fnrecipe.host.device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("fnrecipe.runtime.host.device_name", lambda _: "NVIDIA H100 80GB HBM3")
     ended = profile("--out", tmp_path, "--steps", "1")
     assert re.search(r"^MFU +0\.0%; 0\.0% with attention halved as causal$", ended.out, re.MULTILINE)
 

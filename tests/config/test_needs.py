@@ -20,7 +20,7 @@ from fnrecipe.config import LlamaConfig, resolve
 from fnrecipe.config.needs import llama_parameters
 from fnrecipe.data import Place, collate
 from fnrecipe.models import llama
-from fnrecipe.parts import Axis, Mesh
+from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.recipes.lm.config import LMConfig, config, needs
 from fnrecipe.recipes.lm.data import train_stream
 from fnrecipe.recipes.lm.train import recipe

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from fnrecipe.signals import EXIT_STATUS
+from fnrecipe.runtime.signals import EXIT_STATUS
 from tests.faults.zygote import Zygote
 from tests.helpers import pairs, remains
 

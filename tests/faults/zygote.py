@@ -57,7 +57,7 @@ def _serve() -> None:
 
     import fnrecipe.cli.main
     import fnrecipe.recipes.lm.train
-    import fnrecipe.run  # noqa: F401
+    import fnrecipe.shell.train  # noqa: F401
 
     for line in sys.stdin:
         question = json.loads(line)

@@ -14,12 +14,12 @@ from torch.func import grad
 from torch.fx import Node
 
 from fnrecipe import random, tree
-from fnrecipe.compute import Compute
+from fnrecipe.compiler import trace
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
-from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
-from fnrecipe.transforms import trace
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.policy import Compute
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, documents, draw, packed
 

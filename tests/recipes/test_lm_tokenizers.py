@@ -15,10 +15,10 @@ import torch
 
 from fnrecipe.config import TokenizerSection
 from fnrecipe.data import Batch, Document, Place, Source, byte_tokenizer, huggingface_tokenizer, spread, tokenized
-from fnrecipe.once import Once
 from fnrecipe.recipes.lm import train as lm
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.shell.once import Once
 from tests.data.kinds import KINDS, byte_level, dropping, save
 from tests.data.laws import check_resumes, items, listed
 from tests.recipes.streams import recipe, train, write

@@ -16,13 +16,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fnrecipe
 from fnrecipe import optim, random, tree
+from fnrecipe.compiler import inductor, trace
+from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.data import Batch
-from fnrecipe.loss import next_token_loss
 from fnrecipe.models import llama
-from fnrecipe.schedule import cosine_annealing
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import evaluation, inductor, jit, trace
-from fnrecipe.transforms.region import all_nodes
+from fnrecipe.transforms import evaluation, jit
 from tests.helpers import TINY, assert_same_bits, documents, packed
 
 LOSS = next_token_loss(partial(llama.apply, TINY))

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnrecipe.cost import operation_costs
-from fnrecipe.transforms import inductor, jit, remat, trace
-from fnrecipe.transforms.region import all_nodes, graph_of, region
+from fnrecipe.compiler import inductor, trace
+from fnrecipe.compiler.cost import operation_costs
+from fnrecipe.compiler.regions import all_nodes, graph_of
+from fnrecipe.transforms import jit, remat
+from fnrecipe.transforms.region import region
 from tests.helpers import assert_same_bits, compiles
 
 X = torch.linspace(-1, 1, 6).view(2, 3)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnrecipe.transforms import remat, trace
+from fnrecipe.compiler import trace
+from fnrecipe.transforms import remat
 from tests.helpers import assert_close, assert_same_bits, draw
 
 PARAMS = draw({"in": torch.zeros(6, 5), "out": torch.zeros(5, 6)}, seed=0)

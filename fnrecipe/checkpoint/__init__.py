@@ -1,0 +1,9 @@
+"""Checkpoints: the state of a run on disk, whole or not there."""
+
+from fnrecipe.checkpoint.store import Checkpoint as Checkpoint
+from fnrecipe.checkpoint.store import committed as committed
+from fnrecipe.checkpoint.store import newest as newest
+from fnrecipe.checkpoint.store import prune as prune
+from fnrecipe.checkpoint.store import restore as restore
+from fnrecipe.checkpoint.store import save as save
+from fnrecipe.checkpoint.store import tidy as tidy

@@ -1,0 +1,66 @@
+"""The flat graph of aten operations that a function of trees of tensors is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fnrecipe import tree
+from fnrecipe.compiler.alias import storage
+from fnrecipe.compiler.casts import drop_round_trips
+from fnrecipe.compiler.in_place import write_in_place
+from fnrecipe.compiler.matmul import products
+from fnrecipe.compiler.overlap import overlap
+
+Backend: TypeAlias = Callable[[GraphModule], Callable[..., Any]]
+"""What runs a graph: a function of the flat inputs that gives the flat outputs and writes into the same inputs."""
+
+
+def interpreter(graph: GraphModule) -> Callable[..., Any]:
+    """The graph as it is: one operation after the other."""
+    return graph
+
+
+def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
+    """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
+
+    The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is how many
+    of its first inputs are donated.
+    """
+    inputs, spec = pytree.tree_flatten(args)
+    given = len(tree.leaves(args[:donate]))
+    results: list[pytree.TreeSpec] = []
+
+    def flat(*leaves: Any) -> list[Any]:
+        outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
+        results.append(result)
+        return _donated(leaves[:given], outputs)
+
+    graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    drop_round_trips(graph)
+    graph.graph.eliminate_dead_code()
+    overlap(graph)
+    write_in_place(graph)
+    products(graph)
+    graph.meta["donated"] = given
+    return graph, results[0]
+
+
+def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs, the first of them written into the buffers; what still looks into a buffer is copied out before."""
+    storages = {storage(buffer) for buffer in buffers}
+    outputs = [output.clone() if storage(output) in storages else output for output in outputs]
+    for buffer, output in zip(buffers, outputs, strict=False):
+        if (buffer.dtype, buffer.shape) != (output.dtype, output.shape):
+            raise TypeError(f"donate: expected a result like its argument, {_kind(buffer)}, found {_kind(output)}")
+        buffer.copy_(output)
+    return [*buffers, *outputs[len(buffers) :]]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

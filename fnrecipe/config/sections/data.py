@@ -1,0 +1,113 @@
+"""The data: sources, what becomes of them, and the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from attrs import field, frozen
+from attrs.converters import optional
+
+from fnrecipe.config.bounds import Count, NonNegative, ProperFraction, Size
+from fnrecipe.config.paths import expanded
+from fnrecipe.errors import Problem
+
+
+@frozen
+class DataSource:
+    """A file, a directory, a glob or an address, or `stdlib:` for the sources of Python's library; and its share of the tokens.
+
+    `weight_schedule`: points (tokens trained on, weight) that follow `weight`, joined by straight lines.
+    In a config, its path alone may stand for a source, and a source alone for a list of one.
+    """
+
+    PLAIN_TEXT: ClassVar[str] = "path"
+
+    path: str = field(converter=expanded)
+    name: str | None = None
+    format: Literal["auto", "jsonl", "parquet", "text", "python", "tokens"] = "auto"
+    text_key: str = "text"
+    separator: str | None = None
+    dtype: Literal["uint16", "uint32"] = "uint16"
+    weight: NonNegative = 1.0
+    weight_schedule: tuple[tuple[Size, NonNegative], ...] = ()
+
+    def contradictions(self) -> Iterator[Problem]:
+        steps = [0, *(tokens for tokens, _ in self.weight_schedule)]
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            yield Problem("weight_schedule", "numbers of tokens above 0 that increase", str(steps[1:]))
+        if self.weight == 0 and not any(weight for _, weight in self.weight_schedule):
+            yield Problem("weight", "a number above 0, at least later in weight_schedule", "0")
+        if not self.path:
+            yield Problem("path", "a file, a directory, a glob or an address", "''")
+        if self.separator == "":
+            yield Problem("separator", "text, or null for one document a file", "''")
+
+
+@frozen
+class DatasetSection:
+    sources: tuple[DataSource, ...] = (DataSource("stdlib:"),)
+    valid_sources: tuple[DataSource, ...] = ()
+    valid_fraction: ProperFraction = 0.05
+    max_bad_records: Size = 0
+    max_record_bytes: Count = 64 << 20
+    order: Literal["blocks", "documents", "sequential"] = "blocks"
+    shuffle_window: Count = 256
+    finished_source: Literal["drop", "repeat", "stop"] = "drop"
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    pack_window: Count = 512
+    max_seq_len: Count = 1024
+    attention: Literal["document", "row"] = "document"
+    batch_size: Count = 8
+    num_lanes: Count = 8
+    num_readers: Count | None = None
+    num_workers: Size = 0
+    prefetch: Size = 2
+    cache: str | None = field(default=None, converter=optional(expanded))
+
+    def contradictions(self) -> Iterator[Problem]:
+        if not self.sources:
+            yield Problem("sources", "at least one source", "none")
+        if self.valid_sources and self.valid_fraction > 0:
+            yield Problem("valid_fraction", "0 where dataset.valid_sources is given", str(self.valid_fraction))
+        if self.batch_size % self.num_lanes:
+            yield Problem("batch_size", f"a multiple of dataset.num_lanes = {self.num_lanes}", str(self.batch_size))
+        if self.num_workers and self.num_lanes % self.num_workers:
+            yield Problem("num_workers", f"a divisor of dataset.num_lanes = {self.num_lanes}", str(self.num_workers))
+        if self.num_readers and self.num_lanes % self.num_readers:
+            yield Problem("num_readers", f"a divisor of dataset.num_lanes = {self.num_lanes}", str(self.num_readers))
+        if self.order == "documents" and self.cache is not None:
+            yield Problem("cache", "null for dataset.order=documents: the cache keeps blocks", repr(self.cache))
+        if self.sources and not any(source.weight for source in self.sources):
+            yield Problem("sources", "a source whose weight is above 0 from the start", "none")
+        if self.sources and not any([source.weight, *(w for _, w in source.weight_schedule)][-1] for source in self.sources):
+            yield Problem("sources", "a source whose weight is above 0 at the end", "none")
+        names = source_names((*self.sources, *self.valid_sources))
+        if len(set(names)) < len(names):
+            yield Problem("sources", "a `name` of its own for each source of training and validation", ", ".join(names))
+
+
+def source_names(sources: Sequence[DataSource]) -> list[str]:
+    """What sources are called in metrics: their `name`, or the last part of their path without its suffix."""
+    return [source.name or source.path.rstrip("/:").rsplit("/", 1)[-1].split(".")[0] or source.path for source in sources]
+
+
+@frozen
+class TokenizerSection:
+    """`byte`: one token a byte. `hf`: a Hugging Face `tokenizer.json` at `path`."""
+
+    family: Literal["byte", "hf"] = "byte"
+    path: str | None = field(default=None, converter=optional(expanded))
+    bos_token: str | None = None
+    eos_token: str | None = None
+    add_bos: bool = True
+    add_eos: bool = True
+
+    def contradictions(self) -> Iterator[Problem]:
+        if self.family == "hf" and self.path is None:
+            yield Problem("path", "the path of a tokenizer.json for tokenizer.family=hf", "null")
+        if self.family == "byte":
+            for name in ("path", "bos_token", "eos_token"):
+                if getattr(self, name) is not None:
+                    yield Problem(name, "null for tokenizer.family=byte", repr(getattr(self, name)))

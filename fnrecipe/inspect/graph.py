@@ -1,0 +1,71 @@
+"""The train step of a recipe as a graph to look at: traced by shapes alone, without parameters and data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from fnrecipe import tree
+from fnrecipe.build import first_state, plain_step
+from fnrecipe.compiler import trace
+from fnrecipe.compiler.alias import home
+from fnrecipe.compiler.regions import graph_of
+from fnrecipe.data import collate
+from fnrecipe.recipe import Recipe
+from fnrecipe.runtime.gang import Gang
+from fnrecipe.runtime.process_groups import make_mesh
+
+_HEADER = '''"""The train step of the recipe {name}, as it was traced: a record, which nothing reads."""
+
+import torch
+from torch import device, inf, nan
+
+import fnrecipe.transforms  # torch.ops.fnrecipe
+
+
+'''
+
+
+def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphModule:
+    """The train step of one process as a run traces it, its inputs called by their paths: `state_params_embedding`.
+
+    Raises:
+        UsageError: if the config needs several processes.
+    """
+    rows, length = config.dataset.batch_size, config.dataset.max_seq_len
+    mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
+    with FakeTensorMode() as fake:
+        state = first_state(recipe, config, mesh, device)
+        batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))
+    graph, _ = trace(plain_step(recipe, config, mesh, device), (state, batch), donate=1)
+    paths = [*(f"state.{path}" for path in tree.paths(state)), *(f"batch.{path}" for path in tree.paths(batch))]
+    _name_inputs(graph, [re.sub(r"\W", "_", path) for path in paths])
+    return GraphModule(graph, graph.graph, "Step")
+
+
+def _name_inputs(graph: GraphModule, names: Sequence[str]) -> None:
+    """Calls the inputs so; those of regions like the input of the graph that they are, or that they look into."""
+    for node, name in zip(graph.graph.find_nodes(op="placeholder"), names, strict=True):
+        node._rename(name)
+        node.target = node.name
+    for node in graph.graph.nodes:
+        region = graph_of(graph, node)
+        if region is not None:
+            _name_inputs(region, [home(operand)[0].name for operand in node.args[2:]])
+            region.recompile()
+
+
+def source(recipe: Recipe[Any], graph: GraphModule) -> str:
+    """The graph as Python: a module class `Step` with type and shape of each value, such as "f32[264, 256]".
+
+    Each region is a module class within it.
+    """
+    code = re.sub(r" *# No stacktrace found for following nodes\n", "", graph.print_readable(print_output=False))
+    code = re.sub(r'(self|"), (\w+: ")', r"\1,\n            \2", code)  # an argument a line
+    code = re.sub(r"(\w+) = self\.(leaf\d+)", r"\1 = self.\2()", code)
+    return _HEADER.format(name=recipe.name) + code

@@ -1,0 +1,27 @@
+"""The functions that models are made of.
+
+Shapes: B rows, T positions, D model width, H heads, G key-value heads, E head width, F feed-forward width, V vocabulary.
+
+Weights may be parts along the tensor axis of a mesh (`fnrecipe.parallel.tensor_parallel`). Then x is a slice of the positions
+between layers, `entered` before a product with weights cut along their first dimension, and a slice again behind a product
+with weights cut along their second; H, G, F and V are those of the part.
+"""
+
+from fnrecipe.nn.attention import Reach as Reach
+from fnrecipe.nn.attention import Visible as Visible
+from fnrecipe.nn.attention import attention as attention
+from fnrecipe.nn.attention import visible as visible
+from fnrecipe.nn.gated import swiglu as swiglu
+from fnrecipe.nn.linear import Logits as Logits
+from fnrecipe.nn.linear import Weight as Weight
+from fnrecipe.nn.linear import all_logits as all_logits
+from fnrecipe.nn.linear import cross_entropy as cross_entropy
+from fnrecipe.nn.linear import embedding as embedding
+from fnrecipe.nn.linear import entered as entered
+from fnrecipe.nn.linear import linear as linear
+from fnrecipe.nn.linear import logits as logits
+from fnrecipe.nn.linear_cross_entropy import Head as Head
+from fnrecipe.nn.norm import rms_norm as rms_norm
+from fnrecipe.nn.policy import Compute as Compute
+from fnrecipe.nn.rotary import rotary as rotary
+from fnrecipe.nn.rotary import rotate as rotate

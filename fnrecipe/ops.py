@@ -1,0 +1,52 @@
+"""Operators of our own: what a compiler must not look into, and what torch has no plain operator for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+torch.library.define("fnrecipe::optimization_barrier", "(Tensor value, Tensor earlier) -> Tensor")
+torch.library.define("fnrecipe::opaque_clone", "(Tensor value) -> Tensor")
+torch.library.define("fnrecipe::keep_alive", "(Tensor(a!) gathered, Tensor sent) -> ()")
+torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
+
+opaque_clone = torch.ops.fnrecipe.opaque_clone
+"""A copy of a value, made on its own: Inductor does not fuse it into the kernels that read it."""
+keep_alive = torch.ops.fnrecipe.keep_alive
+"""Does nothing with the tensor `sent`, which must therefore be in memory until here, and seems to write into `gathered`."""
+mm = torch.ops.fnrecipe.mm
+"""The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
+
+
+def optimization_barrier(value: Tensor, earlier: Tensor) -> Tensor:
+    """A copy of `value` that is made after `earlier`, also in the order that a compiler chooses (as in `jax.lax`).
+
+    The order of values that do not depend on each other decides what is in memory at once.
+    """
+    copy: Tensor = torch.ops.fnrecipe.optimization_barrier(value, earlier)
+    return copy
+
+
+def _barrier_by_vmap(info: Any, dims: Any, value: Tensor, earlier: Tensor) -> tuple[Tensor, Any]:
+    return optimization_barrier(value, earlier), dims[0]
+
+
+def _mm_by_onednn(left: Tensor, right: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right.t(), None, "none", [], "")
+    return product
+
+
+torch.library.impl("fnrecipe::optimization_barrier", "CompositeExplicitAutograd", lambda value, earlier: value.clone())
+torch.library.register_fake("fnrecipe::optimization_barrier", lambda value, earlier: torch.empty_like(value))
+torch.library.register_vmap("fnrecipe::optimization_barrier", _barrier_by_vmap)
+
+torch.library.impl("fnrecipe::opaque_clone", "CompositeExplicitAutograd", torch.clone)
+torch.library.register_fake("fnrecipe::opaque_clone", torch.empty_like)
+
+torch.library.impl("fnrecipe::keep_alive", "CompositeExplicitAutograd", lambda gathered, sent: None)
+torch.library.register_fake("fnrecipe::keep_alive", lambda gathered, sent: None)
+
+torch.library.impl("fnrecipe::mm", "CPU", _mm_by_onednn)
+torch.library.register_fake("fnrecipe::mm", lambda left, right: left.new_empty(left.shape[0], right.shape[1]))

@@ -1,0 +1,134 @@
+"""AdamW: as a chain of transforms, and as one fused kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from fnrecipe import tree
+from fnrecipe.optim import fused_adamw, stochastic_rounding
+from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
+from fnrecipe.optim.schedule import Schedule
+from fnrecipe.optim.transform import Mean, Report, Transform, chain, stateless
+from fnrecipe.parallel.finite import largest
+from fnrecipe.parallel.mesh import is_part
+from fnrecipe.tree import Tree
+
+
+def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transform:
+    """Adam's direction (Kingma & Ba 2015, arXiv:1412.6980): the bias-corrected mean over the root of the mean square.
+
+    State: `mean` and `square`, like the parameters, and `count`, int64 [], of the updates made.
+    """
+
+    def init(params: Tree) -> Any:
+        zeros = {name: tree.map(torch.zeros_like, params) for name in ("mean", "square")}
+        return {**zeros, "count": torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)}
+
+    def update(gradients: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        count = state["count"] + 1
+        mean = tree.map(lambda m, g: torch.lerp(m, g, 1 - b1), state["mean"], gradients)
+        square = tree.map(lambda s, g: torch.addcmul(s * b2, g, g, value=1 - b2), state["square"], gradients)
+        mean_bias, root_bias = (1 - torch.pow(b, count.to(torch.float64)) for b in (b1, b2))
+        scale, root = 1 / mean_bias, 1 / root_bias.sqrt()
+        direction = tree.map(lambda m, s: (m * scale / (s.sqrt() * root + eps)).to(m.dtype), mean, square)
+        return direction, {"mean": mean, "square": square, "count": count}, {}
+
+    return Transform(init, update)
+
+
+def add_decayed_weights(rate: float, mask: Callable[[Tensor], bool] = lambda parameter: True) -> Transform:
+    """Adds `rate` times each parameter for which `mask` holds (decoupled decay, Loshchilov & Hutter, arXiv:1711.05101)."""
+
+    def decay(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
+        return tree.map(lambda u, p: torch.add(u, p, alpha=rate) if mask(p) else u, updates, params), {}
+
+    return stateless(decay)
+
+
+def scale_by_learning_rate(schedule: Schedule) -> Transform:
+    """Scales by minus `schedule(step)`, and reports it as `learning_rate`."""
+
+    def scale(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
+        rate = schedule(step)
+        factor = -rate
+        return tree.map(lambda u: (u * factor).to(u.dtype), updates), {"learning_rate": rate}
+
+    return stateless(scale)
+
+
+def adamw(
+    schedule: Schedule,
+    *,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    mask: Callable[[Tensor], bool] = lambda parameter: parameter.ndim > 1,
+    max_norm: float | None = None,
+) -> Transform:
+    """AdamW, behind clipping by global norm if `max_norm` is given; by default matrices decay, and vectors do not.
+
+    As the whole update it runs torch's fused kernel, which takes one pass over memory for what takes the chain fifteen.
+    Unless `eps` or `1 - betas` are next to nothing, it knows beforehand that what it makes is finite: a step at whose sizes
+    an element could overflow is not made, even if none would.
+    """
+    clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
+    decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
+    whole = chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
+
+    def apply_fused(
+        gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+    ) -> tuple[Tree, Any, Report]:
+        divisor = gradients.count if max_norm is None else gradients.count / clip_factor(gradients.norm, max_norm)
+        before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
+        rate, count = schedule(step), moments["count"] + 1
+        kernel = partial(fused_adamw.adamw, divisor=divisor, count=count, rate=rate, betas=betas, eps=eps, where=where)
+        leaves = [*map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"]))]
+        decays = [weight_decay if mask(leaf) else 0.0 for leaf in leaves[0]]
+        if stochastic_rounding.narrow(params):
+            found = _one_by_one(kernel, leaves, decays, tree.paths(params, is_part), stochastic_rounding.seed(key, step))
+        else:
+            found = kernel(*leaves, decays=decays)
+        new_params, mean, square = (tree.like(params, tensors) for tensors in found)
+        moments = {"mean": mean, "square": square, "count": torch.where(where, count, moments["count"])}
+        return new_params, (*before, moments, *after), {"learning_rate": rate}
+
+    def bounded(gradients: Mean, state: Any, params: Tree, step: Tensor) -> Tensor:
+        rate, size = schedule(step), largest((params, state[len(clip)]["mean"]), params)
+        return _adamw_is_bounded(gradients.norm, size, rate, betas[0], eps, weight_decay)
+
+    tame = eps >= 1e-30 and max(betas) <= 1 - 1e-6
+    return attrs.evolve(whole, apply=apply_fused, bounded=bounded if tame else None)
+
+
+def _adamw_is_bounded(norm: Tensor, size: Tensor, rate: Tensor, b1: float, eps: float, weight_decay: float) -> Tensor:
+    """Whether AdamW cannot overflow, for gradients of this norm and parameters and means of at most this `size`; bool [].
+
+    In |p'| <= |p| (1 + rate decay) + rate |m'| / (1 - b1) / eps, with |m'| <= |m| + |g|, each factor is taken to be at least
+    1, so that no product of some of them is larger than all. A square stays finite if that of the gradient does, and what is
+    finite by so wide a margin is finite in bfloat16.
+    """
+    norm, size, rate = norm.double(), size.clamp(min=1), rate.abs().double().clamp(min=1)
+    step = rate * (size + norm) / ((1 - b1) * min(eps, 1.0))
+    return (size * (1 + rate * weight_decay) + step <= 1e38) & (norm <= 1e19)
+
+
+def _one_by_one(
+    kernel: Callable[..., Sequence[list[Tensor]]],
+    leaves: Sequence[Sequence[Tensor]],
+    decays: Sequence[float],
+    places: Mapping[str, Any],
+    seed: Tensor,
+) -> tuple[Sequence[Tensor], ...]:
+    """What `kernel` makes of the leaves, in their dtypes: only one parameter and its moments at a time are there in float32."""
+
+    def one(tensors: Sequence[Tensor], decay: float, path: str, whole: Any) -> list[Tensor]:
+        new = [tensor for (tensor,) in kernel(*([stochastic_rounding.wide(tensor)] for tensor in tensors), decays=[decay])]
+        return stochastic_rounding.rounded(new, seed, path, whole) if stochastic_rounding.narrow(tensors[0]) else new
+
+    return tuple(zip(*map(one, zip(*leaves, strict=True), decays, places.keys(), places.values()), strict=True))

@@ -1,0 +1,136 @@
+"""Updates as pure transforms of gradients, in optax's shape: a pair of functions, and `chain` to compose them.
+
+    init(params) -> state
+    update(gradients, state, params, step) -> (updates, state, report)
+
+`updates` are added to the parameters. `step` counts from 1 and is the only clock, so that a schedule has no counter of its
+own. `report` holds 0-d tensors worth showing (a learning rate), by name.
+
+Updates are taken in float32 at least, also those of parameters and states that are kept in bfloat16: these are rounded
+stochastically (`fnrecipe.optim.stochastic_rounding`).
+
+A transform may also know a faster way to the same end, `apply`, for when it is the whole update and not a link of a chain.
+
+An update whose parameters or state would not be finite is not made. To see that, the new values are looked at while the old
+ones are still there, unless the transform can tell beforehand, by `bounded`: then each tensor may be written over at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor
+
+from fnrecipe import tree
+from fnrecipe.optim import stochastic_rounding
+from fnrecipe.parallel.finite import finite
+from fnrecipe.parallel.global_norm import global_norm
+from fnrecipe.tree import Tree
+
+Report: TypeAlias = dict[str, Tensor]
+
+
+@attrs.frozen(eq=False)
+class Mean:
+    """The gradients `total / count`, not divided yet: each pass over them that is not made is time.
+
+    count, norm  0-d; `norm` is the global norm of the quotient
+    """
+
+    total: Tree
+    count: Tensor
+    norm: Tensor
+
+
+@attrs.frozen
+class Transform:
+    """`init` and `update` as above.
+
+    apply    if there is one, makes the update where its 0-d bool holds, as `apply` below would, in fewer passes
+    bounded  if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
+             a finite state is known to be finite
+    """
+
+    init: Callable[[Tree], Any]
+    update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
+    apply: Callable[[Mean, Any, Tree, Tensor, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
+    bounded: Callable[[Mean, Any, Tree, Tensor], Tensor] | None = None
+
+
+def mean(total: Tree, count: Tensor) -> Mean:
+    return Mean(total, count, global_norm(total) / count)
+
+
+def apply(
+    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+) -> tuple[Tree, Any, Report, Tensor]:
+    """The parameters and the state after `transform`'s update if it is made, else as they were; and whether it is, bool [].
+
+    It is made if the 0-d bool `where` holds and what it gives is finite.
+
+    `key`, int64 [2], is the run's: what is bfloat16 is rounded by it and the step.
+    """
+    if transform.bounded is not None:
+        where = where & transform.bounded(gradients, state, params, step)
+    way = _by_update if transform.apply is None else _by_apply
+    return way(transform, gradients, state, params, step, where, key)
+
+
+def _by_update(
+    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+) -> tuple[Tree, Any, Report, Tensor]:
+    before = params, state
+    wide_params, wide_state = tree.map(stochastic_rounding.wide, before)
+    divided = tree.map(lambda g: stochastic_rounding.wide(g) / gradients.count, gradients.total)
+    updates, new_state, report = transform.update(divided, wide_state, wide_params, step)
+    new = apply_updates(wide_params, updates), new_state
+    if transform.bounded is None:
+        where = where & finite(new, before, params)
+    chosen = tree.select(where, new, (wide_params, wide_state))
+    return (*stochastic_rounding.like(before, chosen, key, step), report, where)
+
+
+def _by_apply(
+    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+) -> tuple[Tree, Any, Report, Tensor]:
+    assert transform.apply is not None
+    before = params, state
+    new_params, new_state, report = transform.apply(gradients, state, params, step, where, key)
+    if transform.bounded is None:
+        where = where & finite((new_params, new_state), before, params)
+        new_params, new_state = tree.select(where, (new_params, new_state), before)
+    return new_params, new_state, report, where
+
+
+def chain(*transforms: Transform) -> Transform:
+    """The transforms one after the other; the state is the tuple of theirs."""
+
+    def init(params: Tree) -> Any:
+        return tuple(transform.init(params) for transform in transforms)
+
+    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        states, reports = [], Report()
+        for transform, before in zip(transforms, state, strict=True):
+            updates, after, report = transform.update(updates, before, params, step)
+            states.append(after)
+            reports |= report
+        return updates, tuple(states), reports
+
+    return Transform(init, update)
+
+
+def stateless(function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]]) -> Transform:
+    """A transform that keeps nothing: `function(updates, params, step) -> (updates, report)`."""
+
+    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        updates, report = function(updates, params, step)
+        return updates, state, report
+
+    return Transform(lambda params: (), update)
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    return tree.map(torch.add, params, updates)

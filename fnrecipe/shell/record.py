@@ -1,0 +1,44 @@
+"""Records: JSON lines, one for each step, each step once, whatever was killed and started again in between."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fnrecipe.runtime.files import replace
+
+
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drops the lines of steps after `step`, and a line that was cut off."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step(line) <= step]
+    replace(path, b"".join(kept))
+
+
+def last_step(path: Path) -> int:
+    """The step of the last whole line; -1 if there is none."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    steps = [_step(line) for line in lines]
+    return max((int(step) for step in steps if math.isfinite(step)), default=-1)
+
+
+def _step(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return math.inf

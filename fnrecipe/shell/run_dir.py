@@ -1,0 +1,175 @@
+"""The output directory of a run: one run at a time, one config, and files in their places.
+
+config.yaml            the resolved config; loads with --config-file
+run.json               versions, command line, revision, device
+metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
+metrics/valid.jsonl    one line a validation
+checkpoints/           see fnrecipe.checkpoint
+logs/rank_0.log        what the console said, and errors, each line with its time
+logs/speed.jsonl       speed, use of the device, memory; the only record that differs from run to run
+sample.txt             text from the trained model
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fnrecipe import checkpoint
+from fnrecipe.config.layers import difference, flatten, read_file, values
+from fnrecipe.errors import FnrecipeError, UsageError, one_line
+from fnrecipe.runtime.files import opened
+
+CONFIG, RUN = "config.yaml", "run.json"
+TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
+_HOW_NOT_WHAT = {
+    *("dataset.num_workers", "dataset.prefetch", "dataset.cache"),
+    *("gang.sharding", "gang.shard_size", "gang.tensor_parallel_size", "gang.timeout"),
+}
+CHECKPOINTS, SAMPLE = "checkpoints", "sample.txt"
+
+
+def log(rank: int) -> Path:
+    return Path(f"logs/rank_{rank}.log")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Makes `out` if need be, for what the context writes there.
+
+    Raises:
+        UsageError: if it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{out}: expected a directory to write to, found a file") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot write to the output directory: {error.strerror}") from None
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[int]:
+    """Makes `out` if need be and holds it for this process alone; gives a descriptor of it, by which `check_claim` knows it.
+
+    Raises:
+        UsageError: if it cannot be made or written to, or another run holds it.
+    """
+    with writing(out):
+        for path in (TRAIN, SPEED):
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+        claim = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    with _closed(claim), _closed(_open_lock(out)) as lock:
+        _hold(out, lock)
+        yield claim
+
+
+def check_claim(out: Path, claim: int) -> None:
+    """Whether `out` is still the directory that was claimed.
+
+    Raises:
+        FnrecipeError: if it was removed, renamed or replaced.
+    """
+    there = False
+    with suppress(FileNotFoundError, NotADirectoryError):
+        there = os.path.samestat(out.stat(), os.fstat(claim))
+    if not there:
+        raise FnrecipeError(f"{out}: the output directory was removed, renamed or replaced while the run was writing to it")
+
+
+def _open_lock(out: Path) -> int:
+    path = out / ".lock"
+    try:
+        return opened(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot open the lock of the output directory: {error.strerror}") from None
+
+
+def _hold(out: Path, lock: int) -> None:
+    """Locks the open file `lock` and writes the number of this process into it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
+        process = holder if holder.isdecimal() else "unknown"
+        raise UsageError(f"{out}: another run (process {process}) is writing here") from None
+    except OSError as error:
+        advice = "choose an output directory on a file system that locks files"
+        raise UsageError(f"{out}: cannot lock the output directory: {error.strerror}; {advice}") from None
+    with writing(out):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+@contextmanager
+def _closed(descriptor: int) -> Iterator[int]:
+    """The open file `descriptor`, closed after the context."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def check_config(out: Path, config: dict[str, Any]) -> None:
+    """Whether a run that was trained there may go on under `config`: with more steps, but no other change of what it computes.
+
+    Raises:
+        UsageError: with the difference, if there is a checkpoint of another config; if that cannot be read.
+    """
+    path = out / CONFIG
+    try:
+        trained = path.exists() and checkpoint.committed(out / CHECKPOINTS)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot read the output directory: {error.strerror}") from None
+    if trained:
+        old, new = read_file(path, bounded=False), flatten(config, "")
+        found = difference(values(old), values(new)).items()
+        changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}
+        if changes:
+            raise UsageError(_refusal(out, changes))
+
+
+def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Whether the data is that of the checkpoint, by its facts (`fnrecipe.shell.identity`).
+
+    Raises:
+        UsageError: with the facts about the run that differ, and the names of files that were changed, added or taken away.
+    """
+    changes = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    facts, files = ([name for name in changes if (": " in name) == is_file] for is_file in (False, True))
+    kinds = {
+        "changed": [name for name in files if name in old and name in new],
+        "missing": [name for name in files if name not in new],
+        "added": [name for name in files if name not in old],
+    }
+    if changes:
+        what = " and ".join([f"with another {name}" for name in facts] + ["on other data"] * bool(files))
+        advice = "go on with the data as it is now by --resume-with-changes, or choose another output directory"
+        lines = [f"  {name}: {_show(old.get(name))} there, {_show(new.get(name))} now" for name in facts]
+        lines += [f"  {kind}: {few(names)}" for kind, names in kinds.items() if names]
+        raise UsageError("\n".join([f"{out}: holds a run {what}; {advice}", *lines]))
+
+
+def few(names: Sequence[str], limit: int = 10) -> str:
+    """The first of the names, and how many there are."""
+    more = f", … ({len(names):,} in all)" if len(names) > limit else ""
+    return ", ".join(map(one_line, names[:limit])) + more
+
+
+def _is_extension(path: str, old: Any, new: Any) -> bool:
+    return path == "regime.num_steps" and isinstance(old, int) and isinstance(new, int) and new > old
+
+
+def _refusal(out: Path, changes: Mapping[str, tuple[Any, Any]]) -> str:
+    lines = [f"  {path}: {_show(old)} there, {_show(new)} now" for path, (old, new) in changes.items()]
+    advice = "go on with the new values by --resume-with-changes, or choose another output directory"
+    return "\n".join([f"{out}: holds a run with another config; {advice}", *lines])
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else repr(value)

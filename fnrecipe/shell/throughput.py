@@ -1,0 +1,85 @@
+"""How fast steps are, and what share of the time they waited for data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from fnrecipe.data import Cursor, Source, Stream
+from fnrecipe.data.stream import T
+from fnrecipe.models.flops import TokenFlops
+from fnrecipe.recipe import Recipe
+from fnrecipe.runtime import host
+from fnrecipe.runtime.clock import Moment
+from fnrecipe.runtime.peaks import peak_flops
+
+
+@attrs.frozen
+class Work:
+    """What each step does, by all ranks together.
+
+    positions  of its rows, with padding: what costs FLOPs
+    flops      of the model a position, if the recipe tells
+    peak       FLOP/s of all devices together, if they are known
+    """
+
+    positions: int
+    flops: TokenFlops | None
+    peak: float | None
+
+
+@attrs.frozen
+class Speed:
+    """How fast some steps were, by all ranks together.
+
+    tokens_per_second     targets
+    positions_per_second  of rows, with padding
+    data_wait             share of the time that this rank waited for its stream
+    model_flops_…, mfu    by the conventions of `TokenFlops`, and their share of the peak; None if that is not known
+    """
+
+    tokens_per_second: float
+    positions_per_second: float
+    steps_per_second: float
+    data_wait: float
+    model_flops_per_second: float | None
+    causal_model_flops_per_second: float | None
+    mfu: float | None
+    causal_mfu: float | None
+
+
+def work_of(recipe: Recipe[Any], config: Any, device: Any, ranks: int) -> Work:
+    flops, peak = recipe.flops(config) if recipe.flops else None, peak_flops(host.device_name(device))
+    return Work(config.dataset.batch_size * config.dataset.max_seq_len, flops, peak * ranks if peak else None)
+
+
+def speed(work: Work, targets: Sequence[float], waits: Sequence[float], seconds: float) -> Speed:
+    """The speed of steps with so many `targets` each, that took `seconds` in all and `waits` of them for data."""
+    steps, tokens = len(targets) / seconds, sum(targets) / seconds
+    positions = work.positions * steps
+    full, causal = (work.flops.full * positions, work.flops.causal * positions) if work.flops else (None, None)
+    shares = [flops / work.peak if flops is not None and work.peak else None for flops in (full, causal)]
+    return Speed(tokens, positions, steps, sum(waits) / seconds, full, causal, *shares)
+
+
+@attrs.frozen
+class Clock:
+    """Started after a step, to tell the speed of the steps that follow: without tracing, saving and validating."""
+
+    step: int
+    started: Moment
+
+    def speed(self, work: Work, rows: Sequence[Mapping[str, float]], waits: Sequence[float], ended: Moment) -> Speed:
+        first = sum(row["step"] <= self.step for row in rows)
+        return speed(work, [row["targets"] for row in rows[first:]], waits[first:], ended.since(self.started))
+
+
+def timed(source: Source[T], cursor: Cursor = None) -> Stream[T]:
+    """The same items; each one's cursor is (its cursor, the seconds that its consumer waited for it)."""
+    stream, began = source(cursor), time.monotonic()
+    for item, position in stream:
+        yield item, (position, time.monotonic() - began)
+        began = time.monotonic()

@@ -1,0 +1,50 @@
+"""Checkpoints of several ranks: what one of them finds, all of them do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fnrecipe import checkpoint, tree
+from fnrecipe.errors import CheckpointError
+from fnrecipe.runtime.gang import Gang
+from tests.helpers import assert_same_bits
+from tests.ranks import mesh_of, on_ranks
+
+
+def find_damage_together(rank: int, size: int, root: Path) -> None:
+    gang, mesh = Gang(rank, size), mesh_of(rank, size, sharding="fsdp", num_leaves=size)
+    states = {step: {"x": mesh.cut("x", step * torch.arange(64.0).view(8, 8))} for step in (1, 2, 3)}
+    for step, state in states.items():
+        checkpoint.save(root, step, state, None, {}, gang, mesh)
+    if rank == 0:
+        for step, other in {3: 0, 2: 1}.items():  # in step 3 rank 0's file, in step 2 rank 1's
+            path = root / f"step_{step:08d}/state_{other:04d}.safetensors"
+            path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    dist.barrier()
+    warnings: list[str] = []
+    found = checkpoint.newest(root, warnings.append, gang)
+    assert found is not None
+    assert found.step == 1
+    assert [text.rpartition("over: ")[2].split()[0] for text in warnings] == [
+        "state_0000.safetensors",
+        "state_0001.safetensors",
+    ]
+    assert_same_bits(checkpoint.restore(found, tree.map(torch.zeros_like, states[2])), states[1])
+    dist.barrier()
+    if rank == 0:
+        (root / "step_00000003/state_0001.safetensors").unlink()
+        (root / "step_00000003").rename(root / "step_00000004")
+    checkpoint.save(root, 3, states[3], None, {}, gang, mesh)
+    if rank == 0:
+        checkpoint.tidy(root, 3)
+    with pytest.raises(CheckpointError, match="step_00000005: cannot write the checkpoint: rank 0: "):
+        checkpoint.save(root, 5, states[3], float("nan"), {}, gang, mesh)
+    assert {path.name for path in root.iterdir()} == {*(f"step_{step:08d}" for step in (1, 2, 3)), "step_00000004.damaged"}
+
+
+def test_all_ranks_fall_back_to_the_same_checkpoint_whoever_reads_the_damage(tmp_path: Path) -> None:
+    on_ranks(2, find_damage_together, tmp_path)

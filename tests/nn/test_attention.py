@@ -1,0 +1,165 @@
+"""Attention against its definition, document by document, in every form of what is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, vmap
+
+from fnrecipe.compiler import trace
+from fnrecipe.nn import attention, block_mask
+from fnrecipe.nn.attention import Row, Visible, visible
+from tests.helpers import assert_close, assert_same_bits
+
+ROWS, LENGTH, HEADS, WIDTH = 2, 24, 4, 4
+SEEN: dict[str, Callable[[Tensor], Visible]] = {
+    "mask": lambda segments: visible(segments, "document", torch.float64),
+    "blocks": block_mask.blocks,
+    "row": lambda segments: Row(),
+}
+
+
+def segments_of(*rows: list[int], length: int = LENGTH) -> Tensor:
+    """Rows of documents of these lengths; the rest is padding."""
+    numbers = [[number for number, size in enumerate(row) for _ in range(size)] for row in rows]
+    return torch.tensor([row + [-1] * (length - len(row)) for row in numbers])
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Tensor:
+    """Rows that are cut into documents anywhere, with or without padding behind them."""
+    cuts = st.lists(st.integers(0, LENGTH), max_size=5, unique=True).map(sorted)
+    ends = [draw(cuts) for _ in range(ROWS)]
+    return segments_of(*([b - a for a, b in zip([0, *row], row, strict=False) if b > a] for row in ends))
+
+
+def inputs(groups: int, dtype: torch.dtype = torch.float64, length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, laid out as a projection leaves them."""
+    generator = torch.Generator().manual_seed(groups)
+    shapes = ((ROWS, length, number, WIDTH) for number in (HEADS, groups, groups))
+    query, key, value = (2 * torch.randn(shape, generator=generator).to(dtype).transpose(1, 2) for shape in shapes)
+    return query, key, value
+
+
+def by_definition(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Tensor:
+    """One position and head after the other."""
+    groups, rows = query.shape[1] // key.shape[1], []
+    for row in range(len(query)):
+        heads = []
+        for head in range(query.shape[1]):
+            keys, values, places = key[row, head // groups], value[row, head // groups], []
+            for place, number in enumerate(segments[row].tolist()):
+                seen = [other for other in range(place + 1) if segments[row, other] == number]
+                scores = keys[seen] @ query[row, head, place] / query.shape[-1] ** 0.5
+                places.append(torch.softmax(scores, 0) @ values[seen])
+            heads.append(torch.stack(places))
+        rows.append(torch.stack(heads))
+    return torch.stack(rows)
+
+
+WEIGHTS = torch.randn(ROWS, HEADS, LENGTH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+
+
+def weighted(function: Callable[..., Tensor], *args: Any) -> tuple[Tensor, Tensor]:
+    mixed = function(*args)
+    return (mixed * WEIGHTS.to(mixed.dtype)).sum(), mixed
+
+
+def with_gradients(function: Callable[..., Tensor], *args: Any) -> Any:
+    """Values, and the gradients of a weighted sum of them for query, key and value."""
+    return grad(partial(weighted, function), (0, 1, 2), has_aux=True)(*args)
+
+
+@pytest.mark.parametrize("kind", SEEN)
+@settings(max_examples=8, deadline=None)
+@given(segments=layouts(), groups=st.sampled_from([4, 2, 1]))
+def test_values_and_gradients_are_those_of_the_definition(kind: str, segments: Tensor, groups: int) -> None:
+    found = with_gradients(attention.attention, *inputs(groups), SEEN[kind](segments))
+
+    expected = with_gradients(by_definition, *inputs(groups), torch.zeros_like(segments) if kind == "row" else segments)
+    assert_close(found, expected, 1e-12)
+
+
+EXAMPLE = segments_of([5, 1, 9], [24])
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_the_traced_gradient_has_the_bits_of_the_eager_one(kind: str) -> None:
+    def function(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
+        return with_gradients(attention.attention, query, key, value, SEEN[kind](segments))
+
+    args = (*inputs(2), EXAMPLE)
+    graph, _ = trace(function, args)
+
+    found, eager = graph(*args), function(*args)
+    assert_same_bits(found, [*eager[0], eager[1]])
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_both_derivatives_are_those_of_finite_differences(kind: str) -> None:
+    short = segments_of([2, 3], [1, 2], length=5)
+    args = [x.requires_grad_() for x in inputs(2, length=5)]
+    function = partial(attention.attention, seen=SEEN[kind](short))
+
+    assert gradcheck(function, args, fast_mode=True)
+    assert gradgradcheck(function, args, fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_the_second_derivative_composes_with_a_trace(kind: str) -> None:
+    def curvature(function: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *seen: Any) -> Any:
+        def squared(key: Tensor) -> Tensor:
+            return sum((g * g).sum() for g in with_gradients(function, query, key, value, *seen)[0])  # type: ignore[return-value]
+
+        return grad(squared)(key)
+
+    def ours(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
+        return curvature(attention.attention, query, key, value, SEEN[kind](segments))
+
+    args = inputs(2)
+    graph, _ = trace(ours, (*args, EXAMPLE))
+    seen = torch.zeros_like(EXAMPLE) if kind == "row" else EXAMPLE
+    expected = curvature(by_definition, *args, seen)
+    assert_close(graph(*args, EXAMPLE)[0], expected, 1e-10)
+    assert_close(ours(*args, EXAMPLE), expected, 1e-10)
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_an_axis_more_is_a_loop(kind: str) -> None:
+    query, key, value = inputs(2)
+    queries, values = (torch.stack([x, x.flip(2), 2 * x], 1) for x in (query, value))
+    function, seen = partial(with_gradients, attention.attention), SEEN[kind](EXAMPLE)
+
+    found = vmap(function, (1, None, 1, None))(queries, key, values, seen)
+
+    alone = [function(q, key, v, seen) for q, v in zip(queries.unbind(1), values.unbind(1), strict=True)]
+    expected = [torch.stack(parts) for parts in zip(*([*g, mixed] for g, mixed in alone), strict=True)]
+    assert_close([*found[0], found[1]], expected, 1e-12)
+
+
+def test_heads_are_not_repeated_and_what_lies_above_the_diagonal_is_left_out() -> None:
+    def function(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
+        return with_gradients(attention.attention, query, key, value, visible(segments, "document", query.dtype))
+
+    def kernels(dtype: torch.dtype) -> list[tuple[int, bool]]:
+        graph, _ = trace(function, (*inputs(2, dtype), EXAMPLE))
+        nodes = [node for node in graph.graph.nodes if "flash_attention" in str(node.target)]
+        return [(min(x.meta["val"].shape[1] for x in node.all_input_nodes[:4]), True in node.args) for node in nodes]
+
+    assert kernels(torch.float32) == [(1, True), (2, True)]
+    assert kernels(torch.bfloat16) == [(1, True), (HEADS, True)]
+
+
+def test_half_precision_stays_near_the_definition() -> None:
+    args = inputs(1)
+    found = with_gradients(attention.attention, *(x.bfloat16() for x in args), visible(EXAMPLE, "document", torch.bfloat16))
+    expected = with_gradients(by_definition, *args, EXAMPLE)
+    assert_close([*(x.double() for x in found[0]), found[1].double()], [*expected[0], expected[1]], 0.02)
