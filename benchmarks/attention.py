@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.report import Result, ratios
-from fnrecipe.nn.attention import Reach, attention, visible
+from fnrecipe.nn.attention import AttentionScope, attention, attention_mask
 
 LENGTHS, POSITIONS, HEADS, GROUPS, WIDTH = (256, 1024, 2048, 4096), 4096, 4, 2, 64
 PLAIN = "plain torch, mask"
@@ -33,8 +33,8 @@ def _plain(segments: Tensor) -> Attend:
     return attend
 
 
-def _ours(segments: Tensor, reach: Reach) -> Attend:
-    seen = visible(segments, reach, torch.float32)
+def _ours(segments: Tensor, scope: AttentionScope) -> Attend:
+    seen = attention_mask(segments, scope, torch.float32)
     return lambda query, key, value: attention(query, key, value, seen)
 
 

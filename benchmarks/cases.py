@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 
 from fnrecipe.config import DataSource, LlamaConfig
-from fnrecipe.data import Batch, Place, byte_tokenizer, open_corpus
+from fnrecipe.data import Batch, LaneAssignment, byte_tokenizer, open_corpus
 from fnrecipe.data.corpus import texts_of
 from fnrecipe.data.huggingface import train_bpe
 from fnrecipe.data.tokenizer import END_OF_TEXT
@@ -87,5 +87,5 @@ def write_text(folder: Path) -> None:
 
 
 def _first(config: LMConfig, number: int) -> list[Batch]:
-    stream = train_stream(config, Place())(None)
+    stream = train_stream(config, LaneAssignment())(None)
     return [next(stream)[0] for _ in range(number)]

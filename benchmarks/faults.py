@@ -30,7 +30,7 @@ from tests.helpers import write_texts
 CONFIG = (
     "model.config={vocab_size: 264, max_seq_len: 64, model_dim: 64, num_layers: 2, num_attn_heads: 4, "
     "num_key_value_heads: 2, ffn_inner_dim: 128, tied_embeddings: true}",
-    *("dataset.max_seq_len=64", "dataset.pack_window=32", "gang.device=cpu", "gang.sharding=fsdp", "gang.num_leaves=2"),
+    *("dataset.max_seq_len=64", "dataset.pack_window=32", "gang.device=cpu", "gang.sharding=fsdp", "gang.num_microbatches=2"),
     *("dataset.num_lanes=2", "regime.num_steps=1000000", "regime.checkpoint_every_n_steps=20"),
     *("regime.publish_metrics_every_n_steps=1", "regime.validate_every_n_steps=null", "common.torch.num_threads=1"),
 )

@@ -1,8 +1,8 @@
 """Ranks over gloo on this machine: each way to share a step, its CPU time, its traffic and its memory.
 
-The same Llama on the same packed rows in every system, one micro-batch a rank, fp32, AdamW, clipping, one thread a rank. All
+The same Llama on the same packed rows in every system, one microbatch a rank, fp32, AdamW, clipping, one thread a rank. All
 systems live in the same processes and take turns. Traffic is what crosses the loopback interface, over all ranks; CPU
-seconds are those of all ranks. `memory` is the peak of rank 0 in a step of two micro-batches a rank, its state included, beside
+seconds are those of all ranks. `memory` is the peak of rank 0 in a step of two microbatches a rank, its state included, beside
 what arithmetic says.
 """
 
@@ -39,7 +39,7 @@ from fnrecipe.data import Batch
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim import schedule
-from fnrecipe.parallel.mesh import is_part
+from fnrecipe.parallel.mesh import is_shard
 from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
@@ -181,7 +181,7 @@ def _fnrecipe(
     config: LlamaConfig, rank: int, size: int, options: dict[str, Any], leaves: int = 1
 ) -> tuple[Callable[[Batch], Any], State]:
     mesh = make_mesh(
-        GangSection(num_leaves=leaves * size, **options), Gang(rank, size), torch.device("cpu"), llama.TENSOR_RULES
+        GangSection(num_microbatches=leaves * size, **options), Gang(rank, size), torch.device("cpu"), llama.TENSOR_RULES
     )
     update = optim.adamw(schedule.cosine_annealing(3e-4, num_warmup_steps=10, num_steps=1000, final_scale=0.1), max_norm=1.0)
     key = random.key(0)
@@ -237,7 +237,7 @@ def _peak(rank: int, size: int, sharding: str) -> float:
     step(batch)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    mine = sum(tree.leaves(leaf)[0].nbytes for leaf in tree.leaves(state, is_part)) / 2**20
+    mine = sum(tree.leaves(leaf)[0].nbytes for leaf in tree.leaves(state, is_shard)) / 2**20
     other = status("VmRSS") - mine
     dist.barrier()
     Path("/proc/self/clear_refs").write_text("5")

@@ -29,14 +29,14 @@ from benchmarks.report import Result, ratios
 from benchmarks.step import ROOT
 from benchmarks.workers import status
 from fnrecipe.compiler import cost
-from fnrecipe.compiler.modes import level
+from fnrecipe.compiler.modes import jit_mode
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
-from fnrecipe.nn.policy import Compute
+from fnrecipe.nn.policy import Policy
 
 LIMIT, WARMUP, STEPS = 570.0, 3, 3
-HOW = Compute(torch.bfloat16, logits_at_once=4096)
+HOW = Policy(torch.bfloat16, logits_at_once=4096)
 COMPILED = "plain torch, compiled"
 Step = Callable[[Batch], Tensor]
 
@@ -64,7 +64,7 @@ def _plain(case: Case, device: torch.device, compiled: bool) -> Step:
 
 
 def _fnrecipe(case: Case, device: torch.device, jit: Literal["auto", "trace"] = "auto", **options: Any) -> Step:
-    return fnrecipe.make_step(case.config, level=level(jit, device), how=HOW, device=device, **options)
+    return fnrecipe.make_step(case.config, level=jit_mode(jit, device), policy=HOW, device=device, **options)
 
 
 def _nanogpt(case: Case, device: torch.device) -> Step:
@@ -77,10 +77,10 @@ SYSTEMS: dict[str, Callable[[Case, torch.device], Step]] = {
     "plain torch, eager": lambda case, device: _plain(case, device, compiled=False),
     COMPILED: lambda case, device: _plain(case, device, compiled=True),
     "nanoGPT, compiled": _nanogpt,
-    "fnrecipe, traced, row": partial(_fnrecipe, jit="trace", reach="row"),
-    "fnrecipe, traced, row, CUDA graph": partial(_fnrecipe, jit="trace", captured=True, reach="row"),
+    "fnrecipe, traced, row": partial(_fnrecipe, jit="trace", scope="row"),
+    "fnrecipe, traced, row, CUDA graph": partial(_fnrecipe, jit="trace", captured=True, scope="row"),
     "fnrecipe": _fnrecipe,
-    "fnrecipe, row": partial(_fnrecipe, reach="row"),
+    "fnrecipe, row": partial(_fnrecipe, scope="row"),
     "fnrecipe, CUDA graph": partial(_fnrecipe, captured=True),
 }
 LARGE = (COMPILED, "fnrecipe, traced, row", "fnrecipe", "fnrecipe, row", "fnrecipe, CUDA graph")

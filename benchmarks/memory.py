@@ -22,21 +22,21 @@ from benchmarks.report import Result
 from benchmarks.workers import status
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
-from fnrecipe.nn.policy import Compute
+from fnrecipe.nn.policy import Policy
 
 SYSTEMS: dict[str, Callable[[LlamaConfig], Callable[[Batch], Tensor]]] = {
     "plain torch": plain.make_step,
-    "plain torch, 8 micro-batches": partial(plain.make_step, num_leaves=8),
+    "plain torch, 8 microbatches": partial(plain.make_step, num_microbatches=8),
     "fnrecipe, untraced, 1 leaf": partial(fnrecipe.make_step, level="off"),
-    "fnrecipe, 1 leaf, whole logits": partial(fnrecipe.make_step, how=Compute()),
+    "fnrecipe, 1 leaf, whole logits": partial(fnrecipe.make_step, policy=Policy()),
     "fnrecipe, 1 leaf": fnrecipe.make_step,
-    "fnrecipe, 1 leaf, selective": partial(fnrecipe.make_step, how=Compute(remat="selective", logits_at_once=256)),
-    "fnrecipe, 1 leaf, layerwise": partial(fnrecipe.make_step, how=Compute(remat="layerwise", logits_at_once=256)),
-    "fnrecipe, 1 leaf, bfloat16": partial(fnrecipe.make_step, how=Compute(torch.bfloat16, logits_at_once=256)),
+    "fnrecipe, 1 leaf, selective": partial(fnrecipe.make_step, policy=Policy(remat="selective", logits_at_once=256)),
+    "fnrecipe, 1 leaf, layerwise": partial(fnrecipe.make_step, policy=Policy(remat="layerwise", logits_at_once=256)),
+    "fnrecipe, 1 leaf, bfloat16": partial(fnrecipe.make_step, policy=Policy(torch.bfloat16, logits_at_once=256)),
     "fnrecipe, 1 leaf, all bfloat16": partial(
-        fnrecipe.make_step, how=Compute(torch.bfloat16, logits_at_once=256), dtype=torch.bfloat16
+        fnrecipe.make_step, policy=Policy(torch.bfloat16, logits_at_once=256), dtype=torch.bfloat16
     ),
-    "fnrecipe, 8 leaves": partial(fnrecipe.make_step, num_leaves=8),
+    "fnrecipe, 8 leaves": partial(fnrecipe.make_step, num_microbatches=8),
 }
 MODELS = ("3M, bytes", "7M")
 

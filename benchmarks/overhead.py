@@ -62,7 +62,7 @@ class _StandIn:
 
 
 def _folded(batch: Batch, backend: _StandIn) -> Iterator[Any]:
-    function, state = step_and_state(cases.CASES["3M, bytes"].config, num_leaves=LEAVES)
+    function, state = step_and_state(cases.CASES["3M, bytes"].config, num_microbatches=LEAVES)
     step = jit(function, donate=1, backend=backend)
 
     def stream() -> Iterator[tuple[Batch, Cursor]]:

@@ -19,7 +19,7 @@ SYSTEMS = {
     "import torch": ("import torch",),
     "fnrecipe --help": (PROGRAM, "--help"),
     "fnrecipe dump-config lm": (PROGRAM, "dump-config", "lm"),
-    "fnrecipe train lm, 1 step, 1 leaf": (PROGRAM, "train", "lm", "--config", *ONE_STEP.split(), "gang.num_leaves=1"),
+    "fnrecipe train lm, 1 step, 1 leaf": (PROGRAM, "train", "lm", "--config", *ONE_STEP.split(), "gang.num_microbatches=1"),
     "fnrecipe train lm, 1 step, 8 leaves": (PROGRAM, "train", "lm", "--config", *ONE_STEP.split()),
 }
 

@@ -1,7 +1,7 @@
 """The train step: a Llama of each size in fnrecipe, in plain torch and in other frameworks.
 
 All train on the same packed rows with the same document mask (but litgpt, which has none): fp32, AdamW, clipping by global
-norm, as one batch or as 8 micro-batches whose gradients are summed (fnrecipe's default: a fixed tree of 8 leaves). Each round
+norm, as one batch or as 8 microbatches whose gradients are summed (fnrecipe's default: a fixed tree of 8 leaves). Each round
 of each system is a fresh process: a first step, then those that are timed. fnrecipe runs as `fnrecipe train` runs it, in a
 process that keeps freed memory; `keeping memory` is another system in such a process. The losses of the last step show that
 all do the same work.
@@ -40,8 +40,8 @@ class System:
     keep_memory: bool = False
 
     @property
-    def num_leaves(self) -> int:
-        return int(self.arguments.get("num_leaves", 1))
+    def num_microbatches(self) -> int:
+        return int(self.arguments.get("num_microbatches", 1))
 
 
 HUGGING_FACE = ("torch", "transformers", "accelerate")
@@ -63,9 +63,11 @@ SYSTEMS = {
     "jax and optax": System("jax", ("jax", "optax")),
     "fnrecipe, 1 leaf": System("fnrecipe", keep_memory=True),
     "fnrecipe, 1 leaf, inductor": System("fnrecipe", arguments={"level": "inductor"}, keep_memory=True),
-    "plain torch, 8 micro-batches": System("plain", arguments={"num_leaves": 8}, eager=True),
-    "plain torch, 8 micro-batches, keeping memory": System("plain", arguments={"num_leaves": 8}, eager=True, keep_memory=True),
-    "fnrecipe, 8 leaves": System("fnrecipe", arguments={"num_leaves": 8}, keep_memory=True),
+    "plain torch, 8 microbatches": System("plain", arguments={"num_microbatches": 8}, eager=True),
+    "plain torch, 8 microbatches, keeping memory": System(
+        "plain", arguments={"num_microbatches": 8}, eager=True, keep_memory=True
+    ),
+    "fnrecipe, 8 leaves": System("fnrecipe", arguments={"num_microbatches": 8}, keep_memory=True),
 }
 SPEEDS = ("per CPU second", "per second")
 UNITS = {
@@ -97,12 +99,12 @@ def _measured(case: str, pythons: Mapping[str, str], folder: str, rounds: int) -
         for name, turns in figures.items()
         for metric, unit in UNITS.items()
     ]
-    return results + [ratio for num_leaves in (1, 8) for ratio in _ratios(results, num_leaves)]
+    return results + [ratio for num_microbatches in (1, 8) for ratio in _ratios(results, num_microbatches)]
 
 
-def _ratios(results: Sequence[Result], num_leaves: int) -> list[Result]:
-    """To the fastest eager system and to the compiled one, among those with as many micro-batches."""
-    equal = [r for r in results if SYSTEMS[r.system].num_leaves == num_leaves]
+def _ratios(results: Sequence[Result], num_microbatches: int) -> list[Result]:
+    """To the fastest eager system and to the compiled one, among those with as many microbatches."""
+    equal = [r for r in results if SYSTEMS[r.system].num_microbatches == num_microbatches]
     found = []
     for metric in SPEEDS:
         eager = [r for r in equal if r.metric == metric and SYSTEMS[r.system].eager]

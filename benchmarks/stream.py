@@ -26,7 +26,7 @@ from benchmarks.report import Result, ratios
 from benchmarks.stream_peers import CHUNK, PEERS
 from benchmarks.workers import take_turns
 from fnrecipe.config import DataSource
-from fnrecipe.data import Batch, Place, Source, pipe, prefetch, spread
+from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, pipe, prefetch
 from fnrecipe.data.survey import fill
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
@@ -99,7 +99,7 @@ def _padding(folder: Path) -> list[Result]:
     """Of rows from windows of full size."""
     results = []
     for window in (64, 512):
-        source = train_stream(_config(folder, window=window, epochs=None), Place())
+        source = train_stream(_config(folder, window=window, epochs=None), LaneAssignment())
         full = fill(batch for batch, _ in islice(source(None), 1000, 2000))
         padding = 100 * (1 - full.targets / full.positions)
         results.append(Result("stream", "padding", f"window of {window} documents", "of all positions", [padding], "%"))
@@ -114,7 +114,7 @@ def _reader(folder: Path, name: str) -> Callable[[Any], Iterator[tuple[Any, Any]
 
 def _ours(folder: Path, *, cache: bool) -> Source[Batch]:
     config = _config(folder, cache=str(folder / "cache") if cache else None)
-    return pipe(train_stream(config, Place()), partial(prefetch, size=2))
+    return pipe(train_stream(config, LaneAssignment()), partial(prefetch, size=2))
 
 
 def _tokens(batch: Any) -> int:
@@ -149,7 +149,7 @@ def _by_workers(folder: Path, workers: int) -> Callable[[], float]:
     config = attrs.evolve(_config(folder), dataset=attrs.evolve(_config(folder).dataset, num_readers=2))
     if not workers:
         return setup(OURS[0], str(folder))
-    source = partial(spread, partial(train_stream, config), place=Place(), workers=workers, size=2)
+    source = partial(in_worker_processes, partial(train_stream, config), assignment=LaneAssignment(), workers=workers, size=2)
     return lambda: float(sum(batch.mask.sum() for batch, _ in source(None)))
 
 

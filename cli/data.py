@@ -167,9 +167,9 @@ def _corpora(recipe: Recipe[Any], config: Any) -> Sequence[Corpus]:
 
 
 def _stream(recipe: Recipe[Any], config: Any, valid: bool) -> Source[Batch]:
-    from fnrecipe.data import Place
+    from fnrecipe.data import LaneAssignment
 
-    return (_needed(recipe, "validate") if valid else recipe.stream)(config, Place())
+    return (_needed(recipe, "validate") if valid else recipe.stream)(config, LaneAssignment())
 
 
 def _show_warnings() -> None:

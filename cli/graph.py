@@ -70,7 +70,7 @@ def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost])
         flops = (si(cost.flops, ""), _share(cost.flops, whole.flops)) if cost.flops else ("", "")
         table.add_row(name, f"{cost.calls:,}", *flops, si(cost.bytes, "B"), _share(cost.bytes, whole.bytes))
     print_table(table)
-    rows, length, leaves = config.dataset.batch_size, config.dataset.max_seq_len, config.gang.num_leaves
+    rows, length, leaves = config.dataset.batch_size, config.dataset.max_seq_len, config.gang.num_microbatches
     click.echo(f"a step of {recipe.name} on {device}: {rows:,} rows of {length:,} positions in {leaves:,} leaves")
     click.echo(f"graph: {si(whole.flops, 'FLOP')}, {si(whole.bytes, 'B')}, {whole.flops / whole.bytes:,.1f} FLOP a byte")
     if recipe.flops is not None:

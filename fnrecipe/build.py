@@ -11,8 +11,8 @@ import torch
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
-from fnrecipe.compiler.modes import BACKENDS, Level, level
-from fnrecipe.data import Batch, Place, Source, each, pipe, prefetch, spread, watch_padding
+from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
+from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, map_items, pipe, prefetch, watch_padding
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
@@ -26,7 +26,7 @@ from fnrecipe.tree import Tree
 tree.node(Batch)
 
 
-def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> State:
+def init_train_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> State:
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
@@ -35,42 +35,45 @@ def first_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devi
 
 def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
-    update = fitting(recipe.update(config), level(config.trainer.jit, device))
-    return train_step(recipe.loss(config), update, _leaves(config, mesh), mesh, _scaling(config))
+    update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
+    return train_step(recipe.loss(config), update, _local_microbatches(config, mesh), mesh, _scaling(config))
 
 
-def functions(
+def make_step(
     recipe: Recipe[Any],
     config: Any,
     mesh: Mesh,
     device: torch.device,
-    told: Callable[[Backend], Backend] = lambda backend: backend,
+    with_progress: Callable[[Backend], Backend] = lambda backend: backend,
 ) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a mesh; `told` may wrap what runs their graphs.
+    """The train step and the evaluation of a recipe over a mesh; `with_progress` may wrap what runs their graphs.
 
     Raises:
         UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
     """
-    how = level(config.trainer.jit, device)
+    mode = jit_mode(config.trainer.jit, device)
     if config.trainer.cuda_graph and (device.type != "cuda" or mesh.ranks > 1):
         where = f"several ranks ({mesh.ranks})" if mesh.ranks > 1 else f"the device {device.type}"
         raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
-    step, evaluate = plain_step(recipe, config, mesh, device), evaluation(recipe.loss(config), _leaves(config, mesh), mesh)
-    if how == "off":
+    step, evaluate = (
+        plain_step(recipe, config, mesh, device),
+        evaluation(recipe.loss(config), _local_microbatches(config, mesh), mesh),
+    )
+    if mode == "off":
         return step, evaluate
-    backend = told(BACKENDS[how])
+    backend = with_progress(BACKENDS[mode])
     of_step = cuda_graph(backend) if config.trainer.cuda_graph else backend
     return jit(step, donate=1, backend=of_step), jit(evaluate, backend=backend)
 
 
-def batches(recipe: Recipe[Any], config: Any, place: Place, device: torch.device) -> Source[Batch]:
+def batches(recipe: Recipe[Any], config: Any, assignment: LaneAssignment, device: torch.device) -> Source[Batch]:
     """The training batches as tensors of the host, read ahead in processes or a thread as the config says."""
     dataset, make = config.dataset, partial(recipe.stream, config)
-    on_host = partial(each, function=partial(to_host, device=device))
+    on_host = partial(map_items, function=partial(to_host, device=device))
     if dataset.num_workers:
-        workers = partial(spread, make, place=place, workers=dataset.num_workers, size=dataset.prefetch)
+        workers = partial(in_worker_processes, make, assignment=assignment, workers=dataset.num_workers, size=dataset.prefetch)
         return pipe(workers, watch_padding, on_host)
-    return pipe(make(place), watch_padding, on_host, partial(prefetch, size=dataset.prefetch))
+    return pipe(make(assignment), watch_padding, on_host, partial(prefetch, size=dataset.prefetch))
 
 
 def to_host(batch: Batch, device: torch.device) -> Batch:
@@ -89,11 +92,11 @@ def _scaling(config: Any) -> LossScaling | None:
     return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
 
 
-def _leaves(config: Any, mesh: Mesh) -> int:
-    leaves: int = config.gang.num_leaves // (mesh.replica.size * mesh.shard.size)
-    return leaves
+def _local_microbatches(config: Any, mesh: Mesh) -> int:
+    count: int = config.gang.num_microbatches // (mesh.replica.size * mesh.shard.size)
+    return count
 
 
-def fitting(update: Transform, level: Level) -> Transform:
+def without_fused_update(update: Transform, level: JitMode) -> Transform:
     """The update as the level wants it: Inductor makes a kernel of the whole by itself, and reads the gradients once."""
-    return attrs.evolve(update, apply=None) if level == "inductor" else update
+    return attrs.evolve(update, fused_update=None) if level == "inductor" else update

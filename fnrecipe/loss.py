@@ -1,6 +1,6 @@
 """Losses: `loss(params, batch) -> (sum to be differentiated, sums)`. Sums and counts, never means.
 
-`sums` are 0-d tensors that add up over micro-batches, ranks and steps; means are taken once, over all of them, by the
+`sums` are 0-d tensors that add up over microbatches, ranks and steps; means are taken once, over all of them, by the
 count `targets`. `bytes` is there if the loss can be given in bits per byte of text.
 """
 

@@ -9,11 +9,11 @@ import attrs
 from torch import Tensor
 
 from fnrecipe.config.needs import Need
-from fnrecipe.data import Batch, Corpus, Place, Source, Tokenizer
+from fnrecipe.data import Batch, Corpus, LaneAssignment, Source, Tokenizer
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.optim.transform import Transform
-from fnrecipe.parallel.mesh import Keep
+from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
 
 C = TypeVar("C")
@@ -24,7 +24,7 @@ class Recipe(Generic[C]):
     """What is trained, on what, and how.
 
     config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
-    init      (config, key, keep) -> parameters, each of them as `keep(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
+    init      (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
     loss      config -> loss, as in `fnrecipe.loss`
     update    config -> transform, as in `fnrecipe.optim`
     stream    (config, place) -> source of training batches
@@ -39,11 +39,11 @@ class Recipe(Generic[C]):
 
     name: str
     config: C
-    init: Callable[[C, Tensor, Keep], Tree]
+    init: Callable[[C, Tensor, Placement], Tree]
     loss: Callable[[C], Loss]
     update: Callable[[C], Transform]
-    stream: Callable[[C, Place], Source[Batch]]
-    validate: Callable[[C, Place], Source[Batch]] | None = None
+    stream: Callable[[C, LaneAssignment], Source[Batch]]
+    validate: Callable[[C, LaneAssignment], Source[Batch]] | None = None
     sample: Callable[[C, Tree, Tensor], str] | None = None
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None

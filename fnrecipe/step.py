@@ -48,15 +48,15 @@ def init_state(params: Tree, update: Transform, key: Tensor, scaling: LossScalin
         return torch.zeros((), dtype=torch.int64, device=key.device)
 
     optimizer = tree.map(torch.clone, update.init(params))  # what starts as the parameters must not stay them
-    return State(params, optimizer, zero(), zero(), key, () if scaling is None else loss_scale.first(scaling, key.device))
+    return State(params, optimizer, zero(), zero(), key, () if scaling is None else loss_scale.init_scale(scaling, key.device))
 
 
 def train_step(
-    loss: Loss, update: Transform, num_leaves: int = 1, mesh: Mesh = Mesh(), scaling: LossScaling | None = None
+    loss: Loss, update: Transform, num_microbatches: int = 1, mesh: Mesh = Mesh(), scaling: LossScaling | None = None
 ) -> Step:
-    """The step that averages the gradient of `loss` over all targets of the batch's leaves, and applies `update`.
+    """The step that averages the gradient of `loss` over all targets of the batch's microbatches, and applies `update`.
 
-    Each rank of `mesh` gives its own `num_leaves` leaves.
+    Each rank of `mesh` gives its own `num_microbatches`.
 
     A step whose loss or gradient is not finite, or whose update would not be, leaves parameters and optimizer as they were:
     by selection, without the host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, the
@@ -65,20 +65,22 @@ def train_step(
     `scaling` is given for a state that was made with it. A step that halves the loss scale does not count as skipped. An
     update that is not finite while the gradient is has nothing to do with the loss scale.
     """
-    gradients_and_sums = gradients(loss, num_leaves, mesh)
+    gradients_and_sums = gradients(loss, num_microbatches, mesh)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         scale = state.loss_scale
         totals, sums = gradients_and_sums(state.params, batch, scale)
         count = torch.clamp(sums["targets"], min=1)
-        mean = optim.mean(totals, count if scaling is None else count * scale.value)
+        mean = optim.mean_gradient(totals, count if scaling is None else count * scale.value)
         number = state.step + 1
         finite = torch.isfinite(mean.norm) & torch.isfinite(sums["loss"])
-        params, optimizer, report, made = optim.apply(update, mean, state.optimizer, state.params, number, finite, state.key)
+        params, optimizer, report, made = optim.guarded_update(
+            update, mean, state.optimizer, state.params, number, finite, state.key
+        )
         spared = made
         if scaling is not None:
             report = {**report, "loss_scale": scale.value}
-            scale, halved = loss_scale.adapted(scaling, scale, finite)
+            scale, halved = loss_scale.update_scale(scaling, scale, finite)
             spared = made | halved
         skipped = torch.where(spared, 0, state.skipped + 1)
         metrics = {"step": number, **sums, "gradient_norm": mean.norm, "skipped": skipped, **report}

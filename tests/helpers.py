@@ -111,7 +111,7 @@ def pairs(texts: Path, **changes: Any) -> list[str]:
         "dataset__num_lanes": 4,
         "dataset__pack_window": 8,
         "gang__device": "cpu",
-        "gang__num_leaves": 2,
+        "gang__num_microbatches": 2,
         "lr_scheduler__config__num_warmup_steps": 3,
         "regime__num_steps": 30,
         "regime__checkpoint_every_n_steps": 4,

@@ -15,7 +15,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.config import GangSection
 from fnrecipe.models.llama import TENSOR_RULES
-from fnrecipe.parallel.mesh import Axis, Mesh, extent, is_part
+from fnrecipe.parallel.mesh import Axis, Mesh, global_slice, is_shard
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
 from fnrecipe.tree import Tree
@@ -50,7 +50,7 @@ def mesh_of(rank: int, size: int, **config: Any) -> Mesh:
 
 def assembled(size: int, value: Tree) -> dict[str, Tensor]:
     """The whole tensors of which the ranks have parts, by path, from what all of them send."""
-    mine = {path: (extent(leaf), tree.leaves(leaf)[0]) for path, leaf in tree.paths(value, is_part).items()}
+    mine = {path: (global_slice(leaf), tree.leaves(leaf)[0]) for path, leaf in tree.paths(value, is_shard).items()}
     all_of_them: list[Any] = [None] * size
     dist.all_gather_object(all_of_them, mine)
     whole = {path: torch.empty(shape, dtype=local.dtype) for path, ((shape, _), local) in mine.items()}

@@ -39,7 +39,7 @@ def test_what_was_not_measured_is_listed_and_written(tmp_path: Path, capsys: pyt
     assert json.loads((tmp_path / "figures.jsonl").read_text())["value"] is None
 
 
-@pytest.mark.parametrize("system", ["plain torch, 8 micro-batches", "transformers, own loop", "fnrecipe, 1 leaf"])
+@pytest.mark.parametrize("system", ["plain torch, 8 microbatches", "transformers, own loop", "fnrecipe, 1 leaf"])
 def test_systems_of_the_step_make_the_same_losses(system: str) -> None:
     batches = cases.byte_batches(3)
 

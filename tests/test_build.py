@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fnrecipe import build, tree
-from fnrecipe.build import batches, first_state, functions, to_device
+from fnrecipe.build import batches, init_train_state, make_step, to_device
 from fnrecipe.compiler import cuda_graph
 from fnrecipe.config import resolve
-from fnrecipe.data import Place
+from fnrecipe.data import LaneAssignment
 from fnrecipe.errors import UsageError
 from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.recipes.lm.train import recipe
@@ -39,7 +39,7 @@ def pinned_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def first_batches(texts: Path, device: str, number: int = 3) -> list[Any]:
     config, _ = resolve(recipe.config, (), pairs(texts, dataset__prefetch=2))
-    with closing(batches(recipe, config, Place(), torch.device(device))(None)) as stream:  # type: ignore[type-var]
+    with closing(batches(recipe, config, LaneAssignment(), torch.device(device))(None)) as stream:  # type: ignore[type-var]
         return [next(stream)[0] for _ in range(number)]
 
 
@@ -69,7 +69,7 @@ def test_a_cuda_graph_is_refused_where_there_can_be_none(
 ) -> None:
     config, _ = resolve(recipe.config, (), pairs(texts, trainer__cuda_graph="true", trainer__jit=how))
     with pytest.raises(UsageError, match=f"^trainer.cuda_graph: expected false for {where}, found true$"):
-        functions(recipe, config, mesh, device)
+        make_step(recipe, config, mesh, device)
 
 
 def test_the_step_is_captured_if_the_config_says_so_and_the_evaluation_never(
@@ -78,9 +78,9 @@ def test_the_step_is_captured_if_the_config_says_so_and_the_evaluation_never(
     given = first_batches(texts, "cpu", 4)
 
     def train(**changes: Any) -> tuple[Any, Any, Any]:
-        config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit="trace", gang__num_leaves=1, **changes))
-        step, evaluate = functions(recipe, config, Mesh(), CUDA)
-        state = first_state(recipe, config, Mesh(), CPU)
+        config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit="trace", gang__num_microbatches=1, **changes))
+        step, evaluate = make_step(recipe, config, Mesh(), CUDA)
+        state = init_train_state(recipe, config, Mesh(), CPU)
         recorders.append(Recorder(tree.leaves(state)))
         metrics = []
         for batch in given:

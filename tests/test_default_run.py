@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fnrecipe.data import Document, Place, byte_tokenizer, held_out, open_corpus, tokenize
+from fnrecipe.data import Document, LaneAssignment, byte_tokenizer, held_out, open_corpus, tokenize
 from fnrecipe.data.corpus import STDLIB, texts_of
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import valid_stream
@@ -50,6 +50,6 @@ def bigram_bits_per_byte() -> float:
     for document in tokenize(training, tokenizer=tokenizer):
         np.add.at(counts, (document.ids[:-1], document.ids[1:]), 1)
     bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
-    batches = [batch for batch, _ in islice(valid_stream(config, Place())(None), config.regime.num_validation_batches)]
+    batches = [batch for batch, _ in islice(valid_stream(config, LaneAssignment())(None), config.regime.num_validation_batches)]
     total = sum((bits[batch.tokens, batch.targets] * batch.mask).sum() for batch in batches)
     return float(total / sum(batch.num_bytes.sum() for batch in batches))

@@ -72,7 +72,7 @@ def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[st
 
     shown = re.findall(r"^error: (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     with pytest.raises(ConfigError) as error:
-        resolve(find("lm").config, pairs=["optimizer.config.lr=-1", "regime.num_stepz=5", "gang.num_leaves=3"])
+        resolve(find("lm").config, pairs=["optimizer.config.lr=-1", "regime.num_stepz=5", "gang.num_microbatches=3"])
 
     assert str(error.value).splitlines() == shown
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fnrecipe.config import resolve
-from fnrecipe.data import Place
+from fnrecipe.data import LaneAssignment
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import train_stream
 
@@ -70,7 +70,7 @@ def digest(root: Path) -> str:
     write_texts(root / "texts")
     changed, _ = resolve(config, pairs=pairs(root / "texts"))
     found = hashlib.sha256()
-    for batch, cursor in islice(train_stream(changed, Place())(None), 40):
+    for batch, cursor in islice(train_stream(changed, LaneAssignment())(None), 40):
         for field in attrs.fields(type(batch)):
             found.update(getattr(batch, field.name).tobytes())
         found.update(json.dumps(cursor).encode())

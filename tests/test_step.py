@@ -37,14 +37,14 @@ def squares(params: Tree, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return total, {"loss": total, "targets": batch["mask"].sum()}
 
 
-def step_of(params: Tree, batch: Any, num_leaves: int, loss: Any = squares) -> tuple[Tree, Any]:
+def step_of(params: Tree, batch: Any, num_microbatches: int, loss: Any = squares) -> tuple[Tree, Any]:
     """The gradient that the step applied, and its metrics."""
-    state, metrics = train_step(loss, AS_IT_IS, num_leaves)(init_state(params, AS_IT_IS, KEY), batch)
+    state, metrics = train_step(loss, AS_IT_IS, num_microbatches)(init_state(params, AS_IT_IS, KEY), batch)
     return tree.map(torch.sub, state.params, params), metrics
 
 
-@pytest.mark.parametrize("num_leaves", [1, 2, 4, 8])
-def test_the_gradient_is_that_of_finite_differences_of_the_mean(num_leaves: int) -> None:
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4, 8])
+def test_the_gradient_is_that_of_finite_differences_of_the_mean(num_microbatches: int) -> None:
     def mean(params: Tree) -> float:
         total, sums = squares(params, DATA)
         return (total / sums["targets"]).item()
@@ -57,13 +57,13 @@ def test_the_gradient_is_that_of_finite_differences_of_the_mean(num_leaves: int)
 
         return (mean(moved(by)) - mean(moved(-by))) / (2 * by)
 
-    gradient, _ = step_of(PARAMS, DATA, num_leaves)
+    gradient, _ = step_of(PARAMS, DATA, num_microbatches)
     for path, leaf in tree.paths(gradient).items():
         assert leaf.tolist() == pytest.approx([difference(path, i) for i in range(len(leaf))], rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("num_leaves", [1, 2, 4])
-def test_leaves_of_unequal_numbers_of_targets_give_the_mean_over_all_targets(num_leaves: int) -> None:
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+def test_leaves_of_unequal_numbers_of_targets_give_the_mean_over_all_targets(num_microbatches: int) -> None:
     params = llama.init(TINY, KEY)
     batch = packed([documents(15), documents(2), documents(1, 3), documents(9), [], documents(4), documents(1), []], 16)
     leaves = tree.map(lambda leaf: leaf.clone().requires_grad_(), params)
@@ -72,7 +72,7 @@ def test_leaves_of_unequal_numbers_of_targets_give_the_mean_over_all_targets(num
     mean.backward()
     expected = tree.map(lambda leaf: leaf.grad, leaves)
 
-    gradient, metrics = step_of(params, batch, num_leaves, next_token_loss(partial(llama.apply, TINY)))
+    gradient, metrics = step_of(params, batch, num_microbatches, next_token_loss(partial(llama.apply, TINY)))
     assert metrics["targets"] == 35
     assert_close(gradient, expected, 1e-4)
     torch.testing.assert_close(metrics["loss"] / metrics["targets"], mean.detach())
@@ -184,8 +184,8 @@ def test_a_state_has_these_paths() -> None:
     assert tree.paths(start()).keys() == names
 
 
-@pytest.mark.parametrize("num_leaves", [1, 2, 4])
-def test_evaluation_is_the_sums_of_the_loss(num_leaves: int) -> None:
-    found = evaluation(squares, num_leaves)(PARAMS, DATA)
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+def test_evaluation_is_the_sums_of_the_loss(num_microbatches: int) -> None:
+    found = evaluation(squares, num_microbatches)(PARAMS, DATA)
     assert_close(found, squares(PARAMS, DATA)[1], 1e-12)
     assert found["targets"] == 5

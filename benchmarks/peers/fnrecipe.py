@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, random, tree
-from fnrecipe.build import fitting
+from fnrecipe.build import without_fused_update
 from fnrecipe.compiler import cuda_graph
-from fnrecipe.compiler.modes import BACKENDS, Level
+from fnrecipe.compiler.modes import BACKENDS, JitMode
 from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.nn.attention import Reach
-from fnrecipe.nn.policy import Compute
+from fnrecipe.nn.attention import AttentionScope
+from fnrecipe.nn.policy import Policy
 from fnrecipe.optim import schedule
 from fnrecipe.step import State, Step, init_state, train_step
 from fnrecipe.transforms import jit
 
-DEFAULT = Compute(logits_at_once=1024)
+DEFAULT = Policy(logits_at_once=1024)
 
 
 def make_step(
-    config: LlamaConfig, *, level: Level = "trace", captured: bool = False, **options: Any
+    config: LlamaConfig, *, level: JitMode = "trace", captured: bool = False, **options: Any
 ) -> Callable[[Batch], Tensor]:
     """`captured`: as a CUDA graph. `options` are those of `step_and_state`."""
     function, state = step_and_state(config, level=level, **options)
@@ -46,19 +46,21 @@ def make_step(
 def step_and_state(
     config: LlamaConfig,
     *,
-    num_leaves: int = 1,
-    level: Level = "trace",
-    how: Compute = DEFAULT,
+    num_microbatches: int = 1,
+    level: JitMode = "trace",
+    policy: Policy = DEFAULT,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-    reach: Reach = "document",
+    scope: AttentionScope = "document",
 ) -> tuple[Step, State]:
     """The step before it is traced, and the state that it begins with.
 
-    `dtype` is that of the parameters, `reach` what a position sees.
+    `dtype` is that of the parameters, `scope` what a position sees.
     """
     constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
-    update = fitting(optim.adamw(constant, max_norm=1.0), level)
+    update = without_fused_update(optim.adamw(constant, max_norm=1.0), level)
     key = random.key(0, device)
     state = init_state(llama.init(config, key, lambda path, leaf: leaf.to(dtype)), update, key)
-    return train_step(next_token_loss(partial(llama.apply, config, how=how, reach=reach)), update, num_leaves), state
+    return train_step(
+        next_token_loss(partial(llama.apply, config, policy=policy, scope=scope)), update, num_microbatches
+    ), state

@@ -17,14 +17,14 @@ Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(tokens, segments, positions) -> logits"""
 
 
-def make_step(config: LlamaConfig, *, num_leaves: int = 1, compiled: bool = False) -> Callable[[Batch], Tensor]:
+def make_step(config: LlamaConfig, *, num_microbatches: int = 1, compiled: bool = False) -> Callable[[Batch], Tensor]:
     torch.manual_seed(0)
     model = PlainLlama(config)
-    return loop(model, model, num_leaves=num_leaves, compiled=compiled)
+    return loop(model, model, num_microbatches=num_microbatches, compiled=compiled)
 
 
-def loop(model: nn.Module, forward: Forward, *, num_leaves: int = 1, compiled: bool = False) -> Callable[[Batch], Tensor]:
-    """The step of `model`, whose logits `forward` gives; the gradients of `num_leaves` micro-batches are summed."""
+def loop(model: nn.Module, forward: Forward, *, num_microbatches: int = 1, compiled: bool = False) -> Callable[[Batch], Tensor]:
+    """The step of `model`, whose logits `forward` gives; the gradients of `num_microbatches` microbatches are summed."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def loss(tokens: Tensor, segments: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def loop(model: nn.Module, forward: Forward, *, num_leaves: int = 1, compiled: b
         tokens, segments, positions, targets, mask = tensors(batch)
         count = mask.sum()
         total = torch.zeros((), device=tokens.device)
-        for part in zip(*(x.chunk(num_leaves) for x in (tokens, segments, positions, targets)), strict=True):
+        for part in zip(*(x.chunk(num_microbatches) for x in (tokens, segments, positions, targets)), strict=True):
             mean = summed(*part) / count
             mean.backward()
             total += mean.detach()

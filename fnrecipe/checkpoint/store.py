@@ -35,7 +35,7 @@ from fnrecipe.checkpoint.tensors import Saved
 from fnrecipe.errors import CheckpointError
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.runtime.files import sync
-from fnrecipe.runtime.gang import Gang, gather
+from fnrecipe.runtime.gang import Gang, all_gather_objects
 from fnrecipe.tree import Tree
 
 _NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,})")
@@ -66,7 +66,7 @@ def save(
     """
     place = _place(root, step)
     beside, name = _beside(place, _TMP), f"state_{gang.rank:04d}.safetensors"
-    if gather(gang, os.path.lexists(place))[0] and isinstance(_verified(place, gang), Manifest):
+    if all_gather_objects(gang, os.path.lexists(place))[0] and isinstance(_verified(place, gang), Manifest):
         return place
 
     def write() -> tuple[str, dict[str, Any]]:
@@ -97,13 +97,13 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged.
     """
-    steps, aside = gather(gang, [[_step(place) for place in _named(root)], bool(_named(root, _DAMAGED))])[0]
+    steps, aside = all_gather_objects(gang, [[_step(place) for place in _named(root)], bool(_named(root, _DAMAGED))])[0]
     for step in reversed(steps):
         place = _place(root, step)
         found = _verified(place, gang)
         if isinstance(found, Manifest):
             return Checkpoint(place, found.step, found.cursor, found.files, found.tensors)
-        if not gather(gang, os.path.lexists(place))[0]:  # pruned by another process, which has written newer ones
+        if not all_gather_objects(gang, os.path.lexists(place))[0]:  # pruned by another process, which has written newer ones
             return newest(root, warn, gang)
         warn(f"{place}: damaged checkpoint passed over: {found}")
     if steps or aside:
@@ -189,7 +189,7 @@ def _on_all_ranks(gang: Gang, place: Path, work: Callable[[], T]) -> list[T]:
         given = work()
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         problem = getattr(error, "strerror", None) or str(error)
-    results = gather(gang, [given, problem])
+    results = all_gather_objects(gang, [given, problem])
     for rank, (_, problem) in enumerate(results):
         if problem:
             shutil.rmtree(_beside(place, _TMP), ignore_errors=True)
@@ -228,7 +228,7 @@ def _verified(place: Path, gang: Gang) -> Manifest | str:
         refusal = f"{place}: {told(error)}"
     except DAMAGE as error:
         damage = told(error)
-    damages, refusals = zip(*gather(gang, [damage, refusal]), strict=True)
+    damages, refusals = zip(*all_gather_objects(gang, [damage, refusal]), strict=True)
     if any(refusals):
         raise CheckpointError(next(filter(None, refusals)))
     if found is None or any(damages):

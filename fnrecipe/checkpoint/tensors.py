@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.errors import one_line
-from fnrecipe.parallel.mesh import Mesh, extent, is_part, owned
+from fnrecipe.parallel.mesh import Mesh, global_slice, is_primary, is_shard
 from fnrecipe.tree import Tree
 
 Ranges: TypeAlias = Sequence[Sequence[int]]
@@ -48,7 +48,7 @@ def write(path: Path, state: Tree, mesh: Mesh) -> dict[str, Saved]:
 
     A rank for which nothing is left writes no file.
     """
-    mine = {name: leaf for name, leaf in tree.paths(state, is_part).items() if owned(leaf, mesh)}
+    mine = {name: leaf for name, leaf in tree.paths(state, is_shard).items() if is_primary(leaf, mesh)}
     tensors = {name: tree.leaves(leaf)[0].detach().cpu().contiguous() for name, leaf in mine.items()}
     if tensors:
         with path.open("xb") as file:  # the library gives what it writes to its owner alone, whatever the umask says
@@ -58,7 +58,7 @@ def write(path: Path, state: Tree, mesh: Mesh) -> dict[str, Saved]:
     return {
         name: Saved(_dtype(leaf), list(shape), {path.name: ranges})
         for name, leaf in mine.items()
-        for shape, ranges in [extent(leaf)]
+        for shape, ranges in [global_slice(leaf)]
     }
 
 
@@ -81,7 +81,7 @@ def read(folder: Path, saved: Mapping[str, Saved], like: Tree) -> Tree:
             return stack.enter_context(safe_open(folder / name, framework="pt"))
 
         def part(name: str, leaf: Any) -> Tensor:
-            local, ranges = tree.leaves(leaf)[0], extent(leaf)[1]
+            local, ranges = tree.leaves(leaf)[0], global_slice(leaf)[1]
             found = torch.empty(local.shape, dtype=local.dtype)
             for file, there in saved[name].parts.items():
                 common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(ranges, there, strict=True)]
@@ -89,7 +89,7 @@ def read(folder: Path, saved: Mapping[str, Saved], like: Tree) -> Tree:
                     found[_slices(common, ranges)] = _values(opened(file), name, _slices(common, there))
             return found.to(local.device)
 
-        return tree.like(like, [part(name, leaf) for name, leaf in tree.paths(like, is_part).items()])
+        return tree.like(like, [part(name, leaf) for name, leaf in tree.paths(like, is_shard).items()])
 
 
 def header(path: Path) -> Header:
@@ -111,7 +111,7 @@ def header(path: Path) -> Header:
 
 def mismatches(saved: Mapping[str, Saved], like: Tree) -> list[str]:
     """Each tensor that only one of them has, or that differs in dtype or shape; one line each, sorted."""
-    wanted = {name: Saved(_dtype(leaf), list(extent(leaf)[0]), {}) for name, leaf in tree.paths(like, is_part).items()}
+    wanted = {name: Saved(_dtype(leaf), list(global_slice(leaf)[0]), {}) for name, leaf in tree.paths(like, is_shard).items()}
     problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
     problems += [f"{one_line(name)}: not in the state of this config" for name in saved.keys() - wanted.keys()]
     for name in wanted.keys() & saved.keys():

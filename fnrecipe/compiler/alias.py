@@ -17,11 +17,11 @@ def storage(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-def written(node: Any) -> Node:
+def mutated_base(node: Any) -> Node:
     """The value that `node` has written into and given back, if that is its first argument, or else `node`."""
     arguments = node.target._schema.arguments if isinstance(node.target, OpOverload) else []
     writes = any(argument.alias_info and argument.alias_info.is_write for argument in arguments[:1])
-    return written(node.args[0]) if writes else node
+    return mutated_base(node.args[0]) if writes else node
 
 
 def mutates(node: Node) -> bool:
@@ -29,10 +29,10 @@ def mutates(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
-def home(node: Node) -> tuple[Node, set[Node]]:
+def base_allocation(node: Node) -> tuple[Node, set[Node]]:
     """The operation that made the memory that the value of `node` lies in, and those of its pieces that do not overlap it."""
     apart = set[Node]()
-    while _looks(node):
+    while _is_view(node):
         (parent, *_) = node.all_input_nodes
         if node.target is operator.getitem:
             apart |= {piece for piece in parent.users if piece.target is operator.getitem and piece.args[1] != node.args[1]}
@@ -45,21 +45,21 @@ def is_new(node: Node, apart: Container[Node] = ()) -> bool:
     return node.op == "call_function" and not _is_result(node, apart)
 
 
-def readers(node: Node, apart: Container[Node] = ()) -> Iterator[Node]:
+def alias_users(node: Node, apart: Container[Node] = ()) -> Iterator[Node]:
     """The operations that look at the value of `node`, also those that do so through a view of it, but not through `apart`."""
     for user in node.users:
         if user.op == "call_function" and user not in apart:
             yield user
-            if _looks(user):
-                yield from readers(user, apart)
+            if _is_view(user):
+                yield from alias_users(user, apart)
 
 
 def _is_result(node: Node, apart: Container[Node]) -> bool:
     users = (user for user in node.users if user not in apart)
-    return any(user.op == "output" or (_looks(user) and _is_result(user, apart)) for user in users)
+    return any(user.op == "output" or (_is_view(user) and _is_result(user, apart)) for user in users)
 
 
-def _looks(node: Node) -> bool:
+def _is_view(node: Node) -> bool:
     """Whether what the operation gives shares memory with its arguments."""
     returns = node.target._schema.returns if isinstance(node.target, OpOverload) else []
     return node.target is operator.getitem or any(result.alias_info is not None for result in returns)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from fnrecipe.compiler.alias import home, is_new, mutates, readers
+from fnrecipe.compiler.alias import alias_users, base_allocation, is_new, mutates
 
 cast = torch.ops.aten._to_copy.default
 
@@ -27,7 +27,7 @@ def drop_round_trips(module: GraphModule) -> None:
 def _is_round_trip(source: Node, wide: Node, narrow: Node) -> bool:
     before, between, after = (node.meta["val"] for node in (source, wide, narrow))
     same = _layout(before) == _layout(after) and torch.promote_types(before.dtype, between.dtype) == between.dtype
-    return same and is_new(*home(narrow)) and not any(map(mutates, readers(narrow)))
+    return same and is_new(*base_allocation(narrow)) and not any(map(mutates, alias_users(narrow)))
 
 
 def _layout(value: Any) -> Any:

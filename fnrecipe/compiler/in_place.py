@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from fnrecipe.compiler.alias import home, is_new, readers, written
+from fnrecipe.compiler.alias import alias_users, base_allocation, is_new, mutated_base
 
 aten = torch.ops.aten
 
@@ -21,12 +21,12 @@ def write_in_place(module: GraphModule) -> None:
     def written_last(copy: Node, *others: Node) -> bool:
         (source,) = copy.all_input_nodes
         writes = [order[user] for user in copy.users if user not in others and user.op == "call_function"]
-        reads = [order[user] for user in readers(*home(source)) if user not in (copy, *others)]
+        reads = [order[user] for user in alias_users(*base_allocation(source)) if user not in (copy, *others)]
         same = copy.meta["val"].stride() == source.meta["val"].stride()
         return same and bool(writes) and max(reads, default=-1) < min(writes)
 
     for end in list(module.graph.find_nodes(op="call_function", target=aten.copy_.default)):
-        buffer, copy = (written(arg) for arg in end.args)
+        buffer, copy = (mutated_base(arg) for arg in end.args)
         cloned = copy.target == aten.clone.default and copy.args[0] is buffer
         if buffer.op == "placeholder" and cloned and written_last(copy, end):
             for node in (end, copy):
@@ -34,7 +34,7 @@ def write_in_place(module: GraphModule) -> None:
                 module.graph.erase_node(node)
     for copy in list(module.graph.find_nodes(op="call_function", target=aten.clone.default)):
         (source,) = copy.all_input_nodes
-        if is_new(*home(source)) and written_last(copy):
+        if is_new(*base_allocation(source)) and written_last(copy):
             copy.replace_all_uses_with(source)
             module.graph.erase_node(copy)
     module.recompile()

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, products
-from fnrecipe.compiler.scalars import numbers_once
-from fnrecipe.compiler.send_buffers import hold_what_is_sent
+from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
+from fnrecipe.compiler.scalars import materialize_scalars
+from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
 
 
 def inductor(graph: GraphModule) -> Callable[..., Any]:
@@ -45,9 +45,9 @@ def _compiled(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
 
     for part in graph.modules():
         if isinstance(part, GraphModule):
-            products(part, COPIED_BY_A_KERNEL)
-            numbers_once(part)
-            hold_what_is_sent(part)
+            use_onednn_matmul(part, COPIED_BY_A_KERNEL)
+            materialize_scalars(part)
+            keep_send_buffers_alive(part)
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without these torch would not look into its cache
     with tracing(TracingContext(shapes)):
         run: Callable[..., Any] = _inductor.compile(graph, list(args))

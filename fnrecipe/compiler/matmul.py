@@ -26,7 +26,7 @@ COPIED_EAGERLY, COPIED_BY_A_KERNEL = 900, 256
 kernel, which takes 0.25."""
 
 
-def products(module: GraphModule, worth: int = COPIED_EAGERLY) -> None:
+def use_onednn_matmul(module: GraphModule, worth: int = COPIED_EAGERLY) -> None:
     """Has oneDNN multiply where it pays. The results are equal within rounding.
 
     A copy pays if there are `worth` multiplications for each of its numbers.
@@ -42,7 +42,7 @@ def products(module: GraphModule, worth: int = COPIED_EAGERLY) -> None:
         turned = _copies(right.t()) + left.shape[0] * right.shape[1]
         if multiplications >= worth * min(straight, turned):
             with module.graph.inserting_before(node):
-                product = _straight(*node.args) if straight <= turned else _turned(*node.args)
+                product = _straight(*node.args) if straight <= turned else _transposed(*node.args)
             node.replace_all_uses_with(product)
             module.graph.erase_node(node)
     module.recompile()
@@ -61,7 +61,7 @@ def _straight(left: Node, right: Node) -> Node:
     return _call(mm.default, _contiguous(left), right)
 
 
-def _turned(left: Node, right: Node) -> Node:
+def _transposed(left: Node, right: Node) -> Node:
     product = _straight(_call(aten.t.default, right), _call(aten.t.default, left))
     return _contiguous(_call(aten.t.default, product))
 

@@ -8,13 +8,13 @@ import torch
 
 from fnrecipe.compiler import Backend, inductor, interpreter
 
-Level: TypeAlias = Literal["off", "trace", "inductor"]
+JitMode: TypeAlias = Literal["off", "trace", "inductor"]
 
-BACKENDS: dict[Level, Backend] = {"trace": interpreter, "inductor": inductor}
+BACKENDS: dict[JitMode, Backend] = {"trace": interpreter, "inductor": inductor}
 """What runs the graph at each level that has one."""
 
 
-def level(jit: Literal["auto"] | Level, device: torch.device) -> Level:
+def jit_mode(jit: Literal["auto"] | JitMode, device: torch.device) -> JitMode:
     """What `trainer.jit` stands for on a device: `auto` compiles where kernels are launched one by one, on a GPU."""
     if jit != "auto":
         return jit

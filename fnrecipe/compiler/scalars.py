@@ -10,15 +10,15 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from fnrecipe.compiler.alias import mutates, readers
+from fnrecipe.compiler.alias import alias_users, mutates
 from fnrecipe.ops import opaque_clone
 
 
-def numbers_once(module: GraphModule) -> None:
+def materialize_scalars(module: GraphModule) -> None:
     """Has each number be there before tensors are combined with it, behind an operation that Inductor does not look into."""
-    for node in [node for node in module.graph.nodes if _is_elementwise(node) and _is_number(node)]:
-        users = [user for user in node.users if _is_elementwise(user) and not _is_number(user)]
-        if users and not any(map(mutates, readers(node))):
+    for node in [node for node in module.graph.nodes if _is_elementwise(node) and _is_scalar(node)]:
+        users = [user for user in node.users if _is_elementwise(user) and not _is_scalar(user)]
+        if users and not any(map(mutates, alias_users(node))):
             with module.graph.inserting_after(node):
                 number = module.graph.call_function(opaque_clone.default, (node,))
             number.meta["val"] = node.meta["val"].clone()
@@ -32,5 +32,5 @@ def _is_elementwise(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
-def _is_number(node: Node) -> bool:
+def _is_scalar(node: Node) -> bool:
     return bool(node.meta["val"].dim() == 0)

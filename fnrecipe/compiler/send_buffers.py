@@ -14,7 +14,7 @@ from fnrecipe.ops import keep_alive, opaque_clone
 c10d = torch.ops._c10d_functional
 
 
-def hold_what_is_sent(module: GraphModule) -> None:
+def keep_send_buffers_alive(module: GraphModule) -> None:
     """Behind the wait for each gather, has an operation read what was sent, and seem to write what was gathered.
 
     What is sent is made by an operation that Inductor does not look into, or it would be made again for that reader.

@@ -14,7 +14,7 @@ from fnrecipe import tree
 from fnrecipe.compiler.alias import storage
 from fnrecipe.compiler.casts import drop_round_trips
 from fnrecipe.compiler.in_place import write_in_place
-from fnrecipe.compiler.matmul import products
+from fnrecipe.compiler.matmul import use_onednn_matmul
 from fnrecipe.compiler.overlap import overlap
 
 Backend: TypeAlias = Callable[[GraphModule], Callable[..., Any]]
@@ -46,7 +46,7 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
     graph.graph.eliminate_dead_code()
     overlap(graph)
     write_in_place(graph)
-    products(graph)
+    use_onednn_matmul(graph)
     graph.meta["donated"] = given
     return graph, results[0]
 

@@ -16,8 +16,8 @@ class Bound:
     holds: Callable[[float], bool]
 
 
-Count = Annotated[int, Bound("an integer of at least 1", lambda x: x >= 1)]
-Size = Annotated[int, Bound("an integer of at least 0", lambda x: x >= 0)]
+PositiveInt = Annotated[int, Bound("an integer of at least 1", lambda x: x >= 1)]
+NonNegativeInt = Annotated[int, Bound("an integer of at least 0", lambda x: x >= 0)]
 PowerOfTwo = Annotated[int, Bound("a power of two", lambda x: x >= 1 and int(x) & (int(x) - 1) == 0)]
 Positive = Annotated[float, Bound("a number above 0", lambda x: x > 0)]
 NonNegative = Annotated[float, Bound("a number of at least 0", lambda x: x >= 0)]

@@ -61,9 +61,9 @@ def llama_needs(
     whole = {"replicate": 4, "zero1": 2, "zero2": 1, "fsdp": 0}[gang.sharding]  # of parameters, gradients and two moments
     state = _BYTES[model.dtype] * (whole * shard + 4 - whole)
     vocabulary, layers = (number * state // (shard * tensor) for number in llama_parameters(config))
-    positions = dataset.batch_size * dataset.max_seq_len // (gang.num_leaves * tensor)
+    positions = dataset.batch_size * dataset.max_seq_len // (gang.num_microbatches * tensor)
     activations = config.num_layers * positions * config.model_dim * _BYTES[trainer.dtype]
-    batch_keys = ("dataset.batch_size", "dataset.max_seq_len", "gang.num_leaves")
+    batch_keys = ("dataset.batch_size", "dataset.max_seq_len", "gang.num_microbatches")
     return [
         Need("state", "the vocabulary's parameters, gradients and moments", vocabulary, _of("vocab_size", "model_dim"), True),
         Need(

@@ -41,7 +41,7 @@ def structure(data: Any, defaults: C) -> C:
 
     Raises:
         ConfigError: naming every unknown key, wrong type, value out of its bound and contradiction between values;
-            contradictions are sought with the values of `defaults` in the place of wrong ones.
+            conflicts are sought with the values of `defaults` in the place of wrong ones.
     """
     cls = type(defaults)
     try:
@@ -51,7 +51,7 @@ def structure(data: Any, defaults: C) -> C:
         problems = [_problem(*fault, hinted=number < SHOWN) for number, fault in enumerate(faults)]
         config = _CONVERTER.structure(_mended(data, unstructure(defaults), problems), cls)
     wrong = {problem.path.split("[")[0] for problem in problems}
-    problems += [found for found in contradictions(config) if wrong.isdisjoint(upwards(found.path))]
+    problems += [found for found in conflicts(config) if wrong.isdisjoint(upwards(found.path))]
     if problems:
         raise ConfigError(problems)
     return config
@@ -69,15 +69,15 @@ def unstructure(config: Any) -> dict[str, Any]:
     return data
 
 
-def contradictions(config: Any, path: str = "") -> list[Problem]:
-    """What the `contradictions` methods of `config` and of the sections in it report, with full paths."""
-    found = [attrs.evolve(p, path=path + p.path) for p in config.contradictions()] if hasattr(config, "contradictions") else []
+def conflicts(config: Any, path: str = "") -> list[Problem]:
+    """What the `conflicts` methods of `config` and of the sections in it report, with full paths."""
+    found = [attrs.evolve(p, path=path + p.path) for p in config.conflicts()] if hasattr(config, "conflicts") else []
     for field in attrs.fields(type(config)):
         value = getattr(config, field.name)
         parts = {f"[{i}]": item for i, item in enumerate(value)} if isinstance(value, tuple) else {"": value}
         for index, part in parts.items():
             if attrs.has(type(part)):
-                found += contradictions(part, f"{path}{field.name}{index}.")
+                found += conflicts(part, f"{path}{field.name}{index}.")
     return found
 
 

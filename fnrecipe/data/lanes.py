@@ -18,18 +18,18 @@ _SHARE = 64 << 20
 
 
 @attrs.frozen
-class Place:
+class LaneAssignment:
     """Where a process stands among those that share the lanes.
 
-    rank, world_size   its number, and how many there are
-    inner, turns       `inner` neighbouring ranks take pieces of the lanes in turn, `turns` times; 1 and 1: each takes one piece
-    worker, workers    one of the processes that share what is the rank's
+    rank, world_size    its number, and how many there are
+    interleave, rounds  neighbouring ranks that take pieces of the lanes in turn, and how often; 1 and 1: a piece each
+    worker, workers     one of the processes that share what is the rank's
     """
 
     rank: int = 0
     world_size: int = 1
-    inner: int = 1
-    turns: int = 1
+    interleave: int = 1
+    rounds: int = 1
     worker: int = 0
     workers: int = 1
 
@@ -44,19 +44,21 @@ class Place:
         Raises:
             UsageError: if the lanes cannot be shared out evenly.
         """
-        size, rest = divmod(number, self.world_size * self.turns)
+        size, rest = divmod(number, self.world_size * self.rounds)
         if rest:
-            pieces = f"the world size {self.world_size}" + (f" times {self.turns} leaves a rank" if self.turns > 1 else "")
+            pieces = f"the world size {self.world_size}" + (
+                f" times {self.rounds} microbatches a rank" if self.rounds > 1 else ""
+            )
             raise UsageError(f"dataset.num_lanes: expected a multiple of {pieces}, found {number}")
-        outer, inner = divmod(self.rank, self.inner)
-        starts = [((outer * self.turns + turn) * self.inner + inner) * size for turn in range(self.turns)]
+        outer, inner = divmod(self.rank, self.interleave)
+        starts = [((outer * self.rounds + turn) * self.interleave + inner) * size for turn in range(self.rounds)]
         lanes = [lane for start in starts for lane in range(start, start + size)]
         share, rest = divmod(len(lanes), self.workers)
         if rest:
             raise UsageError(f"dataset.num_lanes: expected {self.workers} equal parts of a rank's {len(lanes)} lanes")
         return lanes[self.worker * share : (self.worker + 1) * share]
 
-    def split(self, workers: int) -> list[Place]:
+    def split(self, workers: int) -> list[LaneAssignment]:
         """The places of processes that share this one's lanes."""
         return [attrs.evolve(self, worker=worker, workers=workers) for worker in range(workers)]
 
@@ -70,14 +72,14 @@ def readers_for(num_bytes: int, num_lanes: int) -> int:
     return max(size for size in range(1, num_lanes + 1) if num_lanes % size == 0 and (size == 1 or num_bytes >= size * _SHARE))
 
 
-def deal(
+def batch_lanes(
     readers: Sequence[Source[Row]],
     cursor: Cursor = None,
     *,
     num_lanes: int,
     rows_per_lane: int,
     length: int,
-    place: Place = Place(),
+    assignment: LaneAssignment = LaneAssignment(),
 ) -> Stream[Batch]:
     """This process's rows of the global batch: those of its lanes, lane by lane.
 
@@ -89,7 +91,7 @@ def deal(
     Raises:
         UsageError: if the lanes cannot be shared out evenly, or the readers are not those of the cursor.
     """
-    mine, fed = place.lanes(num_lanes), num_lanes // len(readers)
+    mine, fed = assignment.lanes(num_lanes), num_lanes // len(readers)
     cursors = _cursors_of({lane // fed for lane in mine}, cursor, len(readers))
     streams = {number: readers[number](after) for number, after in cursors.items()}
     while True:
@@ -100,7 +102,7 @@ def deal(
             cursors[number] = entries[-1][1] if entries else cursors[number]
         starts = ((lane // fed, lane % fed * rows_per_lane) for lane in mine)
         chosen = [row for number, start in starts for row in rows[number][start : start + rows_per_lane]]
-        if not any(chosen) and place.alone:
+        if not any(chosen) and assignment.alone:
             return
         yield collate(chosen, length), {"law": LAW, **{str(number): after for number, after in cursors.items()}}
 

@@ -15,17 +15,22 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fnrecipe.data.batch import Batch, join
-from fnrecipe.data.lanes import Place, joint
+from fnrecipe.data.lanes import LaneAssignment, joint
 from fnrecipe.data.stream import Cursor, Source, Stream, T
 from fnrecipe.errors import FnrecipeError
 
 _log = logging.getLogger(__name__)
 
 
-def spread(
-    make: Callable[[Place], Source[Batch]], cursor: Cursor = None, *, place: Place, workers: int, size: int
+def in_worker_processes(
+    make: Callable[[LaneAssignment], Source[Batch]],
+    cursor: Cursor = None,
+    *,
+    assignment: LaneAssignment,
+    workers: int,
+    size: int,
 ) -> Stream[Batch]:
-    """The batches of `make(place)` from `workers` processes, each up to `size` batches ahead.
+    """The batches of `make(assignment)` from `workers` processes, each up to `size` batches ahead.
 
     `make` and the batches are pickled, between this process and its own children only. An error in a worker is raised with
     the worker's traceback as a note; closing the stream ends the processes.
@@ -34,29 +39,33 @@ def spread(
         FnrecipeError: if a worker dies.
     """
     with ExitStack() as stack:
-        parts = [stack.enter_context(_started(make, part, cursor, size)) for part in place.split(workers)]
+        parts = [stack.enter_context(_started(make, part, cursor, size)) for part in assignment.split(workers)]
         while entries := [entry for part in parts if (entry := next(part, None)) is not None]:
             batch = join([part for part, _ in entries])
-            if place.alone and not batch.mask.any():
+            if assignment.alone and not batch.mask.any():
                 return
             yield batch, joint(cursor for _, cursor in entries)
 
 
 def in_process(
-    make: Callable[[Place], Source[T]], place: Place, cursor: Cursor = None, *, size: int
+    make: Callable[[LaneAssignment], Source[T]], assignment: LaneAssignment, cursor: Cursor = None, *, size: int
 ) -> Generator[tuple[T, Cursor], None, None]:
-    """The stream `make(place)(cursor)` from a process of its own, up to `size` items ahead of its consumer."""
-    with _started(make, place, cursor, size) as stream:
+    """The stream `make(assignment)(cursor)` from a process of its own, up to `size` items ahead of its consumer."""
+    with _started(make, assignment, cursor, size) as stream:
         yield from stream
 
 
 @contextmanager
-def _started(make: Callable[[Place], Source[T]], place: Place, cursor: Cursor, size: int) -> Iterator[Stream[T]]:
+def _started(
+    make: Callable[[LaneAssignment], Source[T]], assignment: LaneAssignment, cursor: Cursor, size: int
+) -> Iterator[Stream[T]]:
     """The stream of a process that runs from now on to the end of the context."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    args = theirs, make, place, cursor, max(size, 1)
-    process = context.Process(target=_serve, args=args, name=f"data {place.rank * place.workers + place.worker}", daemon=True)
+    args = theirs, make, assignment, cursor, max(size, 1)
+    process = context.Process(
+        target=_serve, args=args, name=f"data {assignment.rank * assignment.workers + assignment.worker}", daemon=True
+    )
     process.start()
     theirs.close()
     try:
@@ -111,13 +120,15 @@ class _Forward(logging.Handler):
         self._pipe.send(("warning", (record.getMessage(), getattr(record, "once", None))))
 
 
-def _serve(pipe: Connection, make: Callable[[Place], Source[Any]], place: Place, cursor: Cursor, ahead: int) -> None:
+def _serve(
+    pipe: Connection, make: Callable[[LaneAssignment], Source[Any]], assignment: LaneAssignment, cursor: Cursor, ahead: int
+) -> None:
     """The worker: `ahead` items, and one for each word from the consumer, whose end closes when it ends, however it ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # sent to all, but meant for the consumer
         signal.signal(number, signal.SIG_IGN)
     logging.getLogger("fnrecipe").addHandler(_Forward(pipe))
     try:
-        for entry in make(place)(cursor):
+        for entry in make(assignment)(cursor):
             while not ahead or pipe.poll():
                 pipe.recv_bytes()
                 ahead += 1

@@ -40,13 +40,13 @@ def pipe(source: Source[Any], *stages: Callable[..., Stream[Any]]) -> Source[Any
     return reduce(lambda upstream, stage: partial(stage, upstream), stages, source)
 
 
-def each(source: Source[T], cursor: Cursor = None, *, function: Callable[[T], U]) -> Stream[U]:
+def map_items(source: Source[T], cursor: Cursor = None, *, function: Callable[[T], U]) -> Stream[U]:
     """`function` of every item."""
     for item, cursor in source(cursor):
         yield function(item), cursor
 
 
-def keep(source: Source[T], cursor: Cursor = None, *, where: Callable[[T], bool]) -> Stream[T]:
+def filter_items(source: Source[T], cursor: Cursor = None, *, where: Callable[[T], bool]) -> Stream[T]:
     """The items for which `where` holds."""
     for item, cursor in source(cursor):
         if where(item):
@@ -73,7 +73,7 @@ def sift(source: Source[T], cursor: Cursor = None, *, reason: Callable[[T], str]
         _log.warning("%s", text, extra={"once": text})
 
 
-def chunked(
+def map_chunks(
     source: Source[T], cursor: Cursor = None, *, size: int, function: Callable[[Sequence[T]], Sequence[U]]
 ) -> Stream[U]:
     """`function`, which maps a list to a list of the same length, applied to `size` items at a time."""
@@ -83,7 +83,7 @@ def chunked(
         yield from zip(function(items), cursors, strict=True)
 
 
-def regroup(
+def map_windows(
     source: Source[T],
     cursor: Cursor = None,
     *,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnrecipe.data.document import Document, Ids
-from fnrecipe.data.stream import Cursor, Source, Stream, chunked
+from fnrecipe.data.stream import Cursor, Source, Stream, map_chunks
 from fnrecipe.errors import one_line
 
 END_OF_TEXT = "<|endoftext|>"
@@ -129,7 +129,7 @@ def tokenized(
             _log.warning("%s", loss(name, sum(tokens.lost for tokens in found), size), extra={"once": f"loss of {name}"})
         return found
 
-    return chunked(source, cursor, size=_CHUNK, function=encode_and_tell)
+    return map_chunks(source, cursor, size=_CHUNK, function=encode_and_tell)
 
 
 def loss(name: str, lost: int, size: int) -> str:

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 from fnrecipe import tree
-from fnrecipe.build import first_state, plain_step
+from fnrecipe.build import init_train_state, plain_step
 from fnrecipe.compiler import trace
-from fnrecipe.compiler.alias import home
+from fnrecipe.compiler.alias import base_allocation
 from fnrecipe.compiler.regions import graph_of
 from fnrecipe.data import collate
 from fnrecipe.recipe import Recipe
@@ -40,7 +40,7 @@ def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphM
     rows, length = config.dataset.batch_size, config.dataset.max_seq_len
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
     with FakeTensorMode() as fake:
-        state = first_state(recipe, config, mesh, device)
+        state = init_train_state(recipe, config, mesh, device)
         batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))
     graph, _ = trace(plain_step(recipe, config, mesh, device), (state, batch), donate=1)
     paths = [*(f"state.{path}" for path in tree.paths(state)), *(f"batch.{path}" for path in tree.paths(batch))]
@@ -56,7 +56,7 @@ def _name_inputs(graph: GraphModule, names: Sequence[str]) -> None:
     for node in graph.graph.nodes:
         region = graph_of(graph, node)
         if region is not None:
-            _name_inputs(region, [home(operand)[0].name for operand in node.args[2:]])
+            _name_inputs(region, [base_allocation(operand)[0].name for operand in node.args[2:]])
             region.recompile()
 
 
@@ -67,5 +67,5 @@ def source(recipe: Recipe[Any], graph: GraphModule) -> str:
     """
     code = re.sub(r" *# No stacktrace found for following nodes\n", "", graph.print_readable(print_output=False))
     code = re.sub(r'(self|"), (\w+: ")', r"\1,\n            \2", code)  # an argument a line
-    code = re.sub(r"(\w+) = self\.(leaf\d+)", r"\1 = self.\2()", code)
+    code = re.sub(r"(\w+) = self\.(microbatch\d+)", r"\1 = self.\2()", code)
     return _HEADER.format(name=recipe.name) + code

@@ -16,16 +16,16 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as profiler
 
-from fnrecipe.build import batches, first_state, functions, to_device
-from fnrecipe.compiler.modes import level
-from fnrecipe.data import Batch, Cursor, Source, Stream, each, pipe
+from fnrecipe.build import batches, init_train_state, make_step, to_device
+from fnrecipe.compiler.modes import jit_mode
+from fnrecipe.data import Batch, Cursor, Source, Stream, map_items, pipe
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime import host
-from fnrecipe.runtime.clock import moment
+from fnrecipe.runtime.clock import record_event
 from fnrecipe.runtime.gang import Gang
-from fnrecipe.runtime.process_groups import make_mesh, place_of
+from fnrecipe.runtime.process_groups import lane_assignment, make_mesh
 from fnrecipe.shell.run_dir import writing
 from fnrecipe.shell.throughput import Speed, speed, timed, work_of
 from fnrecipe.step import Metrics
@@ -73,14 +73,14 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
         for name in (TRACE, MEMORY):
             (out / name).unlink(missing_ok=True)
     device = host.pick_device(config.gang.device)
-    host.prepare(config.common.torch.num_threads, level(config.trainer.jit, device))
+    host.prepare(config.common.torch.num_threads, jit_mode(config.trainer.jit, device))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
-    step, _ = functions(recipe, config, mesh, device)
-    read: Any = batches(recipe, config, place_of(mesh, config.gang.num_leaves), device)
-    read = pipe(read, _annotated, timed, partial(each, function=partial(to_device, device=device)))
+    step, _ = make_step(recipe, config, mesh, device)
+    read: Any = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
+    read = pipe(read, _annotated, timed, partial(map_items, function=partial(to_device, device=device)))
     with closing(read(None)) as stream:
-        folded = fold(_named("step", step), first_state(recipe, config, mesh, device), stream)
+        folded = fold(_named("step", step), init_train_state(recipe, config, mesh, device), stream)
         run = partial(_run, ((metrics, waited) for _, metrics, (_, waited) in folded), device=device)
         run(WARM_UP)
         waits, targets, seconds = run(steps)
@@ -108,10 +108,10 @@ def _run(
     folded: Iterator[tuple[Metrics, float]], steps: int, *, device: torch.device
 ) -> tuple[list[float], list[float], float]:
     """So many steps: seconds that each waited for data, its targets, and seconds of all of them."""
-    began = moment(device)
+    began = record_event(device)
     began.wait()
     done = list(islice(folded, steps))
-    seconds = moment(device).since(began)
+    seconds = record_event(device).since(began)
     if len(done) < steps:
         raise UsageError("dataset: expected a batch for each step of the profile, found fewer; take less --steps or more data")
     return [waited for _, waited in done], [metrics["targets"].item() for metrics, _ in done], seconds

@@ -32,9 +32,9 @@ def generate(
     next_token = jit(lambda *args: _sample(apply, *args, vocab_size=vocab_size, temperature=temperature))
     tokens = list(prompt)
     for _ in range(length):
-        seen = tokens[-window:]
-        padded = torch.tensor([seen + [0] * (window - len(seen))], device=key.device)
-        last = torch.tensor(len(seen) - 1, device=key.device)
+        context = tokens[-window:]
+        padded = torch.tensor([context + [0] * (window - len(context))], device=key.device)
+        last = torch.tensor(len(context) - 1, device=key.device)
         token = int(next_token(params, padded, last, random.fold_in(key, len(tokens))))
         if token == eos:
             break

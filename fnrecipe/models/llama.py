@@ -19,10 +19,10 @@ from torch import Tensor
 from fnrecipe import nn, random, tree
 from fnrecipe.config import LlamaConfig
 from fnrecipe.models.flops import TokenFlops, token_flops
-from fnrecipe.nn.attention import Reach, Visible, attention, visible
-from fnrecipe.nn.policy import Compute
-from fnrecipe.parallel.mesh import Keep, keep_all
-from fnrecipe.transforms import layer, whole
+from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask
+from fnrecipe.nn.policy import Policy
+from fnrecipe.parallel.mesh import Placement, replicated
+from fnrecipe.transforms import unshard, unsharded_layer
 from fnrecipe.tree import Tree
 
 TENSOR_RULES = {
@@ -62,10 +62,10 @@ def flops(config: LlamaConfig, length: int) -> TokenFlops:
     return token_flops(multiplied, layers=config.num_layers, width=config.model_dim, length=length)
 
 
-def init(config: LlamaConfig, key: Tensor, keep: Keep = keep_all) -> Tree:
+def init(config: LlamaConfig, key: Tensor, place: Placement = replicated) -> Tree:
     """Norms at 1, matrices normal with `init_std`, those that write to the residual stream with init_std / sqrt(2 * layers).
 
-    Each matrix's key is folded over its path, so that no matrix depends on the others or on an order. `keep(path, leaf)` is
+    Each matrix's key is folded over its path, so that no matrix depends on the others or on an order. `place(path, leaf)` is
     what becomes of each as soon as it is made, so that the whole need not be in one place.
     (Radford et al. 2019 for the scale of the residual writers.)
     """
@@ -79,7 +79,7 @@ def init(config: LlamaConfig, key: Tensor, keep: Keep = keep_all) -> Tree:
 
     def build(node: Tree, path: str) -> Tree:
         if isinstance(node, tuple):
-            return keep(path.removeprefix("."), leaf(path, node))
+            return place(path.removeprefix("."), leaf(path, node))
         return {name: build(child, f"{path}.{name}") for name, child in node.items()}
 
     return build(shapes(config), "")
@@ -91,43 +91,46 @@ def apply(
     tokens: Tensor,
     segments: Tensor,
     positions: Tensor,
-    how: Compute = Compute(),
-    reach: Reach = "document",
+    policy: Policy = Policy(),
+    scope: AttentionScope = "document",
 ) -> nn.Logits:
     """Logits, [B, T, V]; tokens, segments and positions are int64 [B, T], as in `fnrecipe.data.Batch`.
 
-    Where the reach is the row, that is one text whose positions go on from document to document: `positions` is not looked at.
+    Where the scope is the row, that is one text whose positions go on from document to document: `positions` is not looked at.
     """
-    if reach == "row":
+    if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     angles = nn.rotary(positions, config.model_dim // config.num_attn_heads, config.rope_theta)
-    outer = whole({name: params[name] for name in params if name != "layers"})
+    outer = unshard({name: params[name] for name in params if name != "layers"})
     x = nn.embedding(tokens, outer["embedding"])
-    x = x.to(how.dtype or x.dtype)
-    seen = visible(segments, reach, x.dtype)
+    x = x.to(policy.dtype or x.dtype)
+    mask = attention_mask(segments, scope, x.dtype)
     for number, weights in enumerate(params["layers"].values()):
-        x = _layer(config, how, number)(weights, x, angles, seen)
+        x = _layer(config, policy, number)(weights, x, angles, mask)
     x = nn.rms_norm(x, outer["norm"], config.norm_eps)
-    return nn.logits(x, outer.get("head", outer["embedding"]), how.logits_at_once)
+    return nn.logits(x, outer.get("head", outer["embedding"]), policy.logits_at_once)
 
 
-def _layer(config: LlamaConfig, how: Compute, number: int) -> Callable[..., Tensor]:
-    """A decoder layer that keeps what `how` says for its gradient."""
-    if how.remat == "selective":
-        return partial(_pieces, config, partial(layer, again=True))
-    return layer(
-        partial(_pieces, config, lambda piece: piece), again=how.remat == "layerwise" and number % how.every_nth_layer == 0
+def _layer(config: LlamaConfig, policy: Policy, number: int) -> Callable[..., Tensor]:
+    """A decoder layer that keeps what `policy` says for its gradient."""
+    if policy.remat == "selective":
+        return partial(_pieces, config, partial(unsharded_layer, recompute=True))
+    return unsharded_layer(
+        partial(_pieces, config, lambda piece: piece),
+        recompute=policy.remat == "layerwise" and number % policy.every_nth_layer == 0,
     )
 
 
-def _pieces(config: LlamaConfig, wrap: Callable[..., Any], weights: Tree, x: Tensor, angles: Any, seen: Visible) -> Tensor:
+def _pieces(
+    config: LlamaConfig, wrap: Callable[..., Any], weights: Tree, x: Tensor, angles: Any, mask: AttentionMask
+) -> Tensor:
     """A layer in four pieces, each of which begins behind matrix products or attention and ends with its own products."""
 
     def piece(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
         return partial(wrap(partial(function, config)), {name: weights[name] for name in names})
 
     query, key, value = piece(_heads, "attention_norm", "query", "key", "value")(x, angles)
-    x = piece(_output, "output")(x, attention(query, key, value, seen))
+    x = piece(_output, "output")(x, attention(query, key, value, mask))
     gates, values = piece(_gated, "ffn_norm", "gate", "up")(x)
     written: Tensor = piece(_down, "down")(x, gates, values)
     return written

@@ -7,10 +7,10 @@ between layers, `entered` before a product with weights cut along their first di
 with weights cut along their second; H, G, F and V are those of the part.
 """
 
-from fnrecipe.nn.attention import Reach as Reach
-from fnrecipe.nn.attention import Visible as Visible
+from fnrecipe.nn.attention import AttentionMask as AttentionMask
+from fnrecipe.nn.attention import AttentionScope as AttentionScope
 from fnrecipe.nn.attention import attention as attention
-from fnrecipe.nn.attention import visible as visible
+from fnrecipe.nn.attention import attention_mask as attention_mask
 from fnrecipe.nn.gated import swiglu as swiglu
 from fnrecipe.nn.linear import Logits as Logits
 from fnrecipe.nn.linear import Weight as Weight
@@ -20,8 +20,8 @@ from fnrecipe.nn.linear import embedding as embedding
 from fnrecipe.nn.linear import entered as entered
 from fnrecipe.nn.linear import linear as linear
 from fnrecipe.nn.linear import logits as logits
-from fnrecipe.nn.linear_cross_entropy import Head as Head
+from fnrecipe.nn.linear_cross_entropy import DeferredLogits as DeferredLogits
 from fnrecipe.nn.norm import rms_norm as rms_norm
-from fnrecipe.nn.policy import Compute as Compute
+from fnrecipe.nn.policy import Policy as Policy
 from fnrecipe.nn.rotary import rotary as rotary
 from fnrecipe.nn.rotary import rotate as rotate

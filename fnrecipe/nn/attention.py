@@ -1,7 +1,7 @@
-"""Causal attention in packed rows. Who sees whom is worked out once for all layers, in the form that the device's kernel takes.
+"""Causal attention in packed rows. The mask is made once for all layers, in the form that the device's kernel takes.
 
-`visible` chooses by device and by what a position sees, `attention` does what it is given. B rows, T positions, H heads, G
-key-value heads, E head width.
+`attention_mask` chooses by device and by scope, `attention` does what it is given. B rows, T positions, H heads, G key-value
+heads, E head width.
 """
 
 from __future__ import annotations
@@ -18,57 +18,56 @@ from torch._C._functorch import unwrap_if_dead
 from torch.func import vjp
 
 from fnrecipe import tree
-from fnrecipe.nn import block_mask
-from fnrecipe.nn.block_mask import Blocks, blocks
+from fnrecipe.nn.block_mask import BlockMask, block_mask, flex_backward, flex_forward
 
 aten = torch.ops.aten
 
-Reach: TypeAlias = Literal["document", "row"]
+AttentionScope: TypeAlias = Literal["document", "row"]
 """What a position sees: the earlier positions of its document, or of its whole row."""
 
 
 @tree.node
 @attrs.frozen(eq=False)
-class Row:
+class CausalMask:
     """All earlier positions. Padding comes last, where no position that counts sees it."""
 
 
 @tree.node
 @attrs.frozen(eq=False)
-class Mask:
+class BiasMask:
     """The earlier positions for which `bias` [B, 1, T, T], added to the scores, is 0 and not -inf."""
 
     bias: Tensor
 
 
-Visible: TypeAlias = Row | Mask | Blocks
-"""What is seen, as a tree of tensors."""
+AttentionMask: TypeAlias = CausalMask | BiasMask | BlockMask
+"""Which positions each position attends to, as a tree of tensors."""
 
 
-def visible(segments: Tensor, reach: Reach, dtype: torch.dtype) -> Visible:
+def attention_mask(segments: Tensor, scope: AttentionScope, dtype: torch.dtype) -> AttentionMask:
     """Who sees whom in rows of segments, int64 [B, T], for attention in `dtype`: a mask on the CPU, blocks elsewhere."""
-    if reach == "row":
-        return Row()
+    if scope == "row":
+        return CausalMask()
     if segments.device.type != "cpu":
-        return blocks(segments)
+        return block_mask(segments)
     same = segments[:, None, :, None] == segments[:, None, None, :]
-    return Mask(torch.where(same, 0.0, -torch.inf).to(dtype))
+    return BiasMask(torch.where(same, 0.0, -torch.inf).to(dtype))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, seen: Visible) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
     """Softmax attention with grouped key-value heads, [B, H, T, E]; query [B, H, T, E], key and value [B, G, T, E].
 
     Its first derivative is a kernel's and its second one that of the formula, but for whole rows on a GPU, of which torch has
     the first alone.
     """
     half, on_cpu = query.dtype.itemsize < 4, query.device.type == "cpu"
-    if isinstance(seen, Row) and not on_cpu:
+    if isinstance(mask, CausalMask) and not on_cpu:
         # Without heads repeated, torch's kernel for wide dtypes would be one that makes T x T scores.
         key, value = (x if half else _repeated(x, query.shape[1]) for x in (key, value))
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=half)
     if on_cpu and half:  # its kernel would sum the gradients of a group in half precision
         key, value = (_repeated(x, query.shape[1]) for x in (key, value))
-    leaves, spec = pytree.tree_flatten(seen)
+    leaves, spec = pytree.tree_flatten(mask)
     mixed: Tensor = _Attention.apply(spec, query, key, value, *leaves)[0]  # type: ignore[no-untyped-call]
     return mixed
 
@@ -85,37 +84,37 @@ def _repeated(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
-def _mask(seen: Visible, length: int, device: torch.device) -> Tensor:
+def _dense_mask(mask: AttentionMask, length: int, device: torch.device) -> Tensor:
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
-    if isinstance(seen, Row):
+    if isinstance(mask, CausalMask):
         return causal
-    if isinstance(seen, Mask):
-        return causal & (seen.bias == 0)
-    return causal & (seen.segments[:, None, :, None] == seen.segments[:, None, None, :])
+    if isinstance(mask, BiasMask):
+        return causal & (mask.bias == 0)
+    return causal & (mask.segments[:, None, :, None] == mask.segments[:, None, None, :])
 
 
-def _forward(seen: Visible, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(mask: AttentionMask, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Attention, and logsumexp of its scores as the kernel wants it back."""
-    if isinstance(seen, Blocks):
-        return block_mask.forward(seen, query, key, value)
+    if isinstance(mask, BlockMask):
+        return flex_forward(mask, query, key, value)
     # Given both, the kernel leaves out what lies above the diagonal; `scaled_dot_product_attention` refuses to hand it both.
     found: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, True, attn_mask=_bias(seen)
+        query, key, value, 0.0, True, attn_mask=_bias(mask)
     )
     return found
 
 
-def _backward(seen: Visible, gradient: Tensor, mixed: Tensor, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    if isinstance(seen, Blocks):
-        return block_mask.backward(seen, gradient, mixed, logsumexp, *inputs)
+def _backward(mask: AttentionMask, gradient: Tensor, mixed: Tensor, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    if isinstance(mask, BlockMask):
+        return flex_backward(mask, gradient, mixed, logsumexp, *inputs)
     found: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        gradient, *inputs, mixed, logsumexp, 0.0, True, attn_mask=_bias(seen)
+        gradient, *inputs, mixed, logsumexp, 0.0, True, attn_mask=_bias(mask)
     )
     return found
 
 
-def _bias(seen: Row | Mask) -> Tensor | None:
-    return seen.bias if isinstance(seen, Mask) else None
+def _bias(mask: CausalMask | BiasMask) -> Tensor | None:
+    return mask.bias if isinstance(mask, BiasMask) else None
 
 
 class _Attention(torch.autograd.Function):
@@ -155,9 +154,9 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> Any:
-        # An argument without a gradient may still wear the wrapper of a transform that has ended.
+        # An argument without a gradient may still be wrapped by a functorch level that has exited.
         gradient, query, key, value, *leaves = [unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]
-        mask = _mask(pytree.tree_unflatten(leaves, ctx.spec), query.shape[2], query.device)
+        mask = _dense_mask(pytree.tree_unflatten(leaves, ctx.spec), query.shape[2], query.device)
 
         def pulled(gradient: Tensor, *inputs: Tensor) -> Any:
             return vjp(partial(formula, mask=mask), *inputs)[1](gradient)

@@ -36,7 +36,7 @@ _OPTIONS = {
 
 @tree.node
 @attrs.frozen(eq=False)
-class Blocks:
+class BlockMask:
     """Which blocks see which, of B rows of N blocks.
 
     segments  int64 [B, T]; -1 where the row is padding
@@ -50,7 +50,7 @@ class Blocks:
     queries: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def blocks(segments: Tensor, size: int = BLOCK) -> Blocks:
+def block_mask(segments: Tensor, size: int = BLOCK) -> BlockMask:
     """From the least and the greatest segment of each block; nothing is as large as T x T.
 
     Whatever the order of segments in a row, no pair that sees each other is left out.
@@ -63,30 +63,30 @@ def blocks(segments: Tensor, size: int = BLOCK) -> Blocks:
     overlap = (first <= last.mT) & (first.mT <= last) & (number[:, None] >= number)
     whole = (first == last.mT) & (last == first.mT) & (number[:, None] > number)
     part = overlap & ~whole
-    return Blocks(segments, (*_listed(part), *_listed(whole)), (*_listed(part.mT), *_listed(whole.mT)))
+    return BlockMask(segments, (*_listed(part), *_listed(whole)), (*_listed(part.mT), *_listed(whole.mT)))
 
 
-def forward(seen: Blocks, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def flex_forward(mask: BlockMask, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Attention [B, H, T, E], and its logsumexp to the base 2, float32 [B, H, T]; query as it, key and value [B, G, T, E]."""
-    mixed, logsumexp, _ = torch.ops.higher_order.flex_attention(query, key, value, _same, *_how(seen, query))
+    mixed, logsumexp, _ = torch.ops.higher_order.flex_attention(query, key, value, _same, *_options(mask, query))
     return mixed, logsumexp
 
 
-def backward(
-    seen: Blocks, gradient: Tensor, mixed: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor
+def flex_backward(
+    mask: BlockMask, gradient: Tensor, mixed: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients for query, key and value from that for `mixed`."""
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.higher_order.flex_attention_backward(
-        query, key, value, mixed, logsumexp, gradient, None, _same, _gradient_of_same, *_how(seen, query)
+        query, key, value, mixed, logsumexp, gradient, None, _same, _gradient_of_same, *_options(mask, query)
     )[:3]
     return found
 
 
-def _how(seen: Blocks, query: Tensor) -> tuple[Any, ...]:
-    """The arguments that both operations end with: blocks and mask, scale, options, and what the mask looks into."""
+def _options(mask: BlockMask, query: Tensor) -> tuple[Any, ...]:
+    """The arguments that both operations end with: lists of blocks, scale, options, and what the mask looks into."""
     length = query.shape[2]
-    mask = (length, length, *seen.keys, *seen.queries, *[None] * 4, BLOCK, BLOCK, _sees)
-    return mask, query.shape[-1] ** -0.5, _OPTIONS, (), (seen.segments,)
+    given = (length, length, *mask.keys, *mask.queries, *[None] * 4, BLOCK, BLOCK, _sees)
+    return given, query.shape[-1] ** -0.5, _OPTIONS, (), (mask.segments,)
 
 
 def _sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor, segments: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ largest. Sums over positions are not lifted, for they grow with their number."""
 
 
 @attrs.frozen(eq=False)
-class Head:
+class DeferredLogits:
     """Logits [B, T, V] that are not multiplied out.
 
     x       [B, T, D]
@@ -34,13 +34,13 @@ class Head:
     chunk: int
 
 
-def cross_entropy(head: Head, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the nats of `targets` where `mask` holds (float32 []), and the nats of all (float32 [B, T], no gradient).
 
     targets int64 [B, T], mask bool [B, T]. The sum may be differentiated once.
     """
     total, nats, *_ = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        head.x.flatten(0, -2), head.weight, targets.flatten(), mask.flatten(), head.chunk
+        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk
     )
     return total, nats.detach().view(targets.shape)
 
@@ -72,7 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Any, *others: Any) -> Any:
         if any(other is not None for other in others):
-            raise NotImplementedError("the cross entropy of a Head has no second derivative; take it of whole logits")
+            raise NotImplementedError("the cross entropy of deferred logits has no second derivative; take it of whole logits")
         of_x, of_weight = ctx.saved_tensors
         return (of_x * gradient).to(ctx.dtype), of_weight * gradient, None, None, None
 

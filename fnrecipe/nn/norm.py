@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fnrecipe.nn.linear import Weight
 from fnrecipe.parallel import tensor_parallel
-from fnrecipe.parallel.mesh import Part
+from fnrecipe.parallel.mesh import Shard
 
 
 def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
@@ -17,7 +17,7 @@ def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
 
     Computed in float32 at least, and rounded to the dtype of x. For its gradient it keeps x and a number a row.
     """
-    scale = tensor_parallel.shared(weight) if isinstance(weight, Part) else weight
+    scale = tensor_parallel.shared(weight) if isinstance(weight, Shard) else weight
     normed: Tensor = _RMSNorm.apply(x, scale, eps)[0]  # type: ignore[no-untyped-call]
     return normed
 

@@ -11,7 +11,7 @@ Remat: TypeAlias = Literal["off", "selective", "layerwise"]
 
 
 @attrs.frozen
-class Compute:
+class Policy:
     """
     dtype            of activations, that of the parameters if None; norms and the loss are taken in float32 at least
     remat            what is computed again for the gradient: nothing; what lies between matrix products and attention; layers

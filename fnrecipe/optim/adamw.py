@@ -14,9 +14,9 @@ from fnrecipe import tree
 from fnrecipe.optim import fused_adamw, stochastic_rounding
 from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
 from fnrecipe.optim.schedule import Schedule
-from fnrecipe.optim.transform import Mean, Report, Transform, chain, stateless
+from fnrecipe.optim.transform import MeanGradient, Report, Transform, chain, stateless
 from fnrecipe.parallel.finite import largest
-from fnrecipe.parallel.mesh import is_part
+from fnrecipe.parallel.mesh import is_shard
 from fnrecipe.tree import Tree
 
 
@@ -81,29 +81,29 @@ def adamw(
     decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
     whole = chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
 
-    def apply_fused(
-        gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+    def fused_update(
+        gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
     ) -> tuple[Tree, Any, Report]:
         divisor = gradients.count if max_norm is None else gradients.count / clip_factor(gradients.norm, max_norm)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
         rate, count = schedule(step), moments["count"] + 1
-        kernel = partial(fused_adamw.adamw, divisor=divisor, count=count, rate=rate, betas=betas, eps=eps, where=where)
+        kernel = partial(fused_adamw.adamw, divisor=divisor, count=count, rate=rate, betas=betas, eps=eps, accept=accept)
         leaves = [*map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"]))]
         decays = [weight_decay if mask(leaf) else 0.0 for leaf in leaves[0]]
         if stochastic_rounding.narrow(params):
-            found = _one_by_one(kernel, leaves, decays, tree.paths(params, is_part), stochastic_rounding.seed(key, step))
+            found = _one_by_one(kernel, leaves, decays, tree.paths(params, is_shard), stochastic_rounding.seed(key, step))
         else:
             found = kernel(*leaves, decays=decays)
         new_params, mean, square = (tree.like(params, tensors) for tensors in found)
-        moments = {"mean": mean, "square": square, "count": torch.where(where, count, moments["count"])}
+        moments = {"mean": mean, "square": square, "count": torch.where(accept, count, moments["count"])}
         return new_params, (*before, moments, *after), {"learning_rate": rate}
 
-    def bounded(gradients: Mean, state: Any, params: Tree, step: Tensor) -> Tensor:
+    def bounded(gradients: MeanGradient, state: Any, params: Tree, step: Tensor) -> Tensor:
         rate, size = schedule(step), largest((params, state[len(clip)]["mean"]), params)
         return _adamw_is_bounded(gradients.norm, size, rate, betas[0], eps, weight_decay)
 
     tame = eps >= 1e-30 and max(betas) <= 1 - 1e-6
-    return attrs.evolve(whole, apply=apply_fused, bounded=bounded if tame else None)
+    return attrs.evolve(whole, fused_update=fused_update, bounded=bounded if tame else None)
 
 
 def _adamw_is_bounded(norm: Tensor, size: Tensor, rate: Tensor, b1: float, eps: float, weight_decay: float) -> Tensor:

@@ -25,12 +25,12 @@ def adamw(
     betas: tuple[float, float],
     eps: float,
     decays: Sequence[float],
-    where: Tensor,
+    accept: Tensor,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Parameters, means and squares after update number `count` (int64 []) at learning rate `rate` (float64 []).
 
     `gradients` are divided by `divisor` ([]) first. `decays` has the weight decay of each parameter. Everything is as it was if
-    `where` (bool []) does not hold.
+    `accept` (bool []) does not hold.
     """
     new = [[_copy(tensor) for tensor in tensors] for tensors in (params, means, squares)]
     divided = [_copy(gradient) for gradient in gradients]
@@ -51,7 +51,7 @@ def adamw(
             amsgrad=False,
             maximize=False,
             grad_scale=divisor.float(),
-            found_inf=(~where).float(),
+            found_inf=(~accept).float(),
         )
     return new[0], new[1], new[2]
 

@@ -38,13 +38,13 @@ class LossScale:
     good: Tensor
 
 
-def first(scaling: LossScaling, device: torch.device) -> LossScale:
+def init_scale(scaling: LossScaling, device: torch.device) -> LossScale:
     return LossScale(
         torch.tensor(scaling.initial, dtype=torch.float32, device=device), torch.zeros((), dtype=torch.int64, device=device)
     )
 
 
-def scaled(loss: Loss, scale: LossScale | tuple[()]) -> Loss:
+def scale_loss(loss: Loss, scale: LossScale | tuple[()]) -> Loss:
     """`loss`, whose first result is multiplied if there is a scale; its sums are as they were."""
     if not isinstance(scale, LossScale):
         return loss
@@ -56,7 +56,7 @@ def scaled(loss: Loss, scale: LossScale | tuple[()]) -> Loss:
     return times
 
 
-def adapted(scaling: LossScaling, scale: LossScale, finite: Tensor) -> tuple[LossScale, Tensor]:
+def update_scale(scaling: LossScaling, scale: LossScale, finite: Tensor) -> tuple[LossScale, Tensor]:
     """The scale after a step that was `finite` or not (bool []), and whether that has halved it (bool []).
 
     It is not halved where the half would be below the minimum, and not doubled where float32 ends.

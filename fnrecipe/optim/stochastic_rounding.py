@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import random, tree
-from fnrecipe.parallel.mesh import extent, is_part
+from fnrecipe.parallel.mesh import global_slice, is_shard
 from fnrecipe.tree import Tree
 
 _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -46,13 +46,13 @@ def like(before: Tree, after: Tree, key: Tensor, step: Tensor) -> Tree:
     """`after`, with what is bfloat16 in `before` rounded stochastically to it."""
     if not narrow(before):
         return after
-    start, others = seed(key, step), tree.paths(before, is_part)
+    start, others = seed(key, step), tree.paths(before, is_shard)
 
     def leaf(path: str, value: Any) -> Tensor:
         (tensor,) = tree.leaves(value)
         return rounded([tensor], start, path, value)[0] if narrow(others[path]) else tensor
 
-    return tree.like(before, [leaf(path, value) for path, value in tree.paths(after, is_part).items()])
+    return tree.like(before, [leaf(path, value) for path, value in tree.paths(after, is_shard).items()])
 
 
 def rounded(tensors: Sequence[Tensor], seed: Tensor, path: str, whole: Any) -> list[Tensor]:
@@ -60,7 +60,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, path: str, whole: Any) -> l
 
     seed   int64 [], that of the step
     path   which tensors they are
-    whole  the tensor or part (`fnrecipe.parallel.mesh.Part`) that tells where in the whole tensor they lie
+    whole  the tensor or part (`fnrecipe.parallel.mesh.Shard`) that tells where in the whole tensor they lie
     """
     if len(tensors) > len(_SHIFTS):
         raise ValueError(f"rounded: expected at most {len(_SHIFTS)} tensors, found {len(tensors)}")
@@ -82,7 +82,7 @@ def random_bits(seed: Tensor, path: str, whole: Any) -> Tensor:
 
 def _counter(whole: Any, start: Tensor) -> Tensor:
     """start + _GAMMA * (the number of each element in the whole tensor), modulo 2**64."""
-    shape, ranges = extent(whole)
+    shape, ranges = global_slice(whole)
     total = start
     for dim, (first, last) in enumerate(ranges):
         step = math.prod(shape[dim + 1 :]) * _GAMMA

@@ -9,7 +9,8 @@ own. `report` holds 0-d tensors worth showing (a learning rate), by name.
 Updates are taken in float32 at least, also those of parameters and states that are kept in bfloat16: these are rounded
 stochastically (`fnrecipe.optim.stochastic_rounding`).
 
-A transform may also know a faster way to the same end, `apply`, for when it is the whole update and not a link of a chain.
+A transform may also know a faster way to the same end, `fused_update`, for when it is the whole update and not a link of a
+chain.
 
 An update whose parameters or state would not be finite is not made. To see that, the new values are looked at while the old
 ones are still there, unless the transform can tell beforehand, by `bounded`: then each tensor may be written over at once.
@@ -34,7 +35,7 @@ Report: TypeAlias = dict[str, Tensor]
 
 
 @attrs.frozen(eq=False)
-class Mean:
+class MeanGradient:
     """The gradients `total / count`, not divided yet: each pass over them that is not made is time.
 
     count, norm  0-d; `norm` is the global norm of the quotient
@@ -49,38 +50,38 @@ class Mean:
 class Transform:
     """`init` and `update` as above.
 
-    apply    if there is one, makes the update where its 0-d bool holds, as `apply` below would, in fewer passes
-    bounded  if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
+    fused_update  if there is one, makes the update where its 0-d bool holds, as `guarded_update` below would, in fewer passes
+    bounded       if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
              a finite state is known to be finite
     """
 
     init: Callable[[Tree], Any]
     update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
-    apply: Callable[[Mean, Any, Tree, Tensor, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
-    bounded: Callable[[Mean, Any, Tree, Tensor], Tensor] | None = None
+    fused_update: Callable[[MeanGradient, Any, Tree, Tensor, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
+    bounded: Callable[[MeanGradient, Any, Tree, Tensor], Tensor] | None = None
 
 
-def mean(total: Tree, count: Tensor) -> Mean:
-    return Mean(total, count, global_norm(total) / count)
+def mean_gradient(total: Tree, count: Tensor) -> MeanGradient:
+    return MeanGradient(total, count, global_norm(total) / count)
 
 
-def apply(
-    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+def guarded_update(
+    transform: Transform, gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
 ) -> tuple[Tree, Any, Report, Tensor]:
     """The parameters and the state after `transform`'s update if it is made, else as they were; and whether it is, bool [].
 
-    It is made if the 0-d bool `where` holds and what it gives is finite.
+    It is made if the 0-d bool `accept` holds and what it gives is finite.
 
     `key`, int64 [2], is the run's: what is bfloat16 is rounded by it and the step.
     """
     if transform.bounded is not None:
-        where = where & transform.bounded(gradients, state, params, step)
-    way = _by_update if transform.apply is None else _by_apply
-    return way(transform, gradients, state, params, step, where, key)
+        accept = accept & transform.bounded(gradients, state, params, step)
+    way = _by_update if transform.fused_update is None else _by_fused_update
+    return way(transform, gradients, state, params, step, accept, key)
 
 
 def _by_update(
-    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+    transform: Transform, gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
 ) -> tuple[Tree, Any, Report, Tensor]:
     before = params, state
     wide_params, wide_state = tree.map(stochastic_rounding.wide, before)
@@ -88,21 +89,21 @@ def _by_update(
     updates, new_state, report = transform.update(divided, wide_state, wide_params, step)
     new = apply_updates(wide_params, updates), new_state
     if transform.bounded is None:
-        where = where & finite(new, before, params)
-    chosen = tree.select(where, new, (wide_params, wide_state))
-    return (*stochastic_rounding.like(before, chosen, key, step), report, where)
+        accept = accept & finite(new, before, params)
+    chosen = tree.select(accept, new, (wide_params, wide_state))
+    return (*stochastic_rounding.like(before, chosen, key, step), report, accept)
 
 
-def _by_apply(
-    transform: Transform, gradients: Mean, state: Any, params: Tree, step: Tensor, where: Tensor, key: Tensor
+def _by_fused_update(
+    transform: Transform, gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
 ) -> tuple[Tree, Any, Report, Tensor]:
-    assert transform.apply is not None
+    assert transform.fused_update is not None
     before = params, state
-    new_params, new_state, report = transform.apply(gradients, state, params, step, where, key)
+    new_params, new_state, report = transform.fused_update(gradients, state, params, step, accept, key)
     if transform.bounded is None:
-        where = where & finite((new_params, new_state), before, params)
-        new_params, new_state = tree.select(where, (new_params, new_state), before)
-    return new_params, new_state, report, where
+        accept = accept & finite((new_params, new_state), before, params)
+        new_params, new_state = tree.select(accept, (new_params, new_state), before)
+    return new_params, new_state, report, accept
 
 
 def chain(*transforms: Transform) -> Transform:

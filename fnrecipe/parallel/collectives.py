@@ -4,7 +4,8 @@
 
 Sums are taken in an order that does not depend on how many ranks there are: each rank gets its slice of every rank's tensors
 (all_to_all) and adds these up in the balanced binary tree; that moves the bytes of a ring's reduce-scatter. If each rank's
-tensors are the tree's sums over its run of neighbouring leaves, the result has the same bits at any power of two of ranks.
+tensors are the tree's sums over its run of neighbouring microbatches, the result has the same bits at any power of two of
+ranks.
 `Axis.ordered=False` leaves the order to the library.
 
 Tensors travel as columns of buckets [rows, n]. Each exchange is waited for at once; `fnrecipe.compiler.overlap` moves the
@@ -55,7 +56,7 @@ def with_transpose(function: Linear, transpose: Linear) -> Linear:
     return lambda inputs: Function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
-def tree_sum(values: Tree, axis: Axis) -> Tree:
+def all_reduce(values: Tree, axis: Axis) -> Tree:
     """The sum of all ranks' `values`, on every rank."""
     if axis.size == 1:
         return values
@@ -64,7 +65,7 @@ def tree_sum(values: Tree, axis: Axis) -> Tree:
     return tree.like(values, [sums[n].view(tensor.shape) for n, tensor in enumerate(tensors)])
 
 
-def scatter_sum(tensors: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
+def reduce_scatter(tensors: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
     """This rank's slice of each sum over the ranks, cut along its dimension; all of the sum where that is None."""
     if axis.size == 1:
         return list(tensors)
@@ -72,10 +73,10 @@ def scatter_sum(tensors: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tenso
     numbers, rows = list(cut), [_rows(tensors[n], dim, axis.size) for n, dim in cut.items()]
     found = {numbers[i]: total for i, total in _in_buckets(rows, partial(_slice_sum, axis=axis))}
     found = {n: total.view(_slice_shape(tensors[n], cut[n], axis.size)) for n, total in found.items()}
-    return _merged(found, tree_sum({n: tensors[n] for n in uncut}, axis))
+    return _merged(found, all_reduce({n: tensors[n] for n in uncut}, axis))
 
 
-def gather(parts: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
+def all_gather(parts: Sequence[Tensor], dims: Dims, axis: Axis) -> list[Tensor]:
     """The whole tensors of which each rank holds a slice along their dimension, or all where that is None."""
     if axis.size == 1:
         return list(parts)
@@ -114,22 +115,22 @@ def _slice_shape(tensor: Tensor, dim: int, size: int) -> list[int]:
 def _slice_sum(bucket: Tensor, *, axis: Axis) -> Tensor:
     """Of [size, n]: this rank's row of the sum over the ranks, [1, n]."""
     if not axis.ordered:
-        return _waited(c10d.reduce_scatter_tensor(bucket, "sum", axis.size, axis.group))
+        return _wait(c10d.reduce_scatter_tensor(bucket, "sum", axis.size, axis.group))
     ones = [1] * axis.size
-    return _tree(list(_waited(c10d.all_to_all_single(bucket, ones, ones, axis.group)).chunk(axis.size)))
+    return _tree_reduce(list(_wait(c10d.all_to_all_single(bucket, ones, ones, axis.group)).chunk(axis.size)))
 
 
 def _all_rows(bucket: Tensor, *, axis: Axis) -> Tensor:
     """Of [1, n]: those of all ranks, [size, n]."""
     # (Over gloo, the gather that allocates its own result corrupts the heap while the caller does something else.)
     rows = bucket.new_empty(axis.size, bucket.shape[1])
-    return _waited(c10d.all_gather_into_tensor_out(bucket, axis.size, axis.group, out=rows))
+    return _wait(c10d.all_gather_into_tensor_out(bucket, axis.size, axis.group, out=rows))
 
 
 def _whole_sum(bucket: Tensor, *, axis: Axis) -> Tensor:
     """Of [1, n]: the sum over the ranks, [1, n]."""
     if not axis.ordered:
-        return _waited(c10d.all_reduce(bucket, "sum", axis.group))
+        return _wait(c10d.all_reduce(bucket, "sum", axis.group))
     missing = -bucket.numel() % axis.size
     padded = torch.nn.functional.pad(bucket, (0, missing)) if missing else bucket
     whole = _all_rows(_slice_sum(padded.view(axis.size, -1), axis=axis), axis=axis).reshape(1, -1)
@@ -163,12 +164,12 @@ def buckets(tensors: Sequence[Tensor], times: int = 1) -> list[list[int]]:
     return [bucket for of_dtype in found.values() for bucket in of_dtype]
 
 
-def _tree(parts: list[Tensor]) -> Tensor:
+def _tree_reduce(parts: list[Tensor]) -> Tensor:
     while len(parts) > 1:
         parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
-def _waited(started: Tensor) -> Tensor:
+def _wait(started: Tensor) -> Tensor:
     waited: Tensor = c10d.wait_tensor(started)
     return waited

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.parallel.collectives import gather
-from fnrecipe.parallel.mesh import Axis, is_part
+from fnrecipe.parallel.collectives import all_gather
+from fnrecipe.parallel.mesh import Axis, is_shard
 from fnrecipe.tree import Tree
 
 
@@ -26,7 +26,7 @@ def largest(values: Tree, params: Tree) -> Tensor:
     lows, highs = zip(*map(torch.aminmax, tensors), strict=True)
     found = torch.maximum(-torch.stack(lows).amin(), torch.stack(highs).amax()).double()
     for axis in _axes(params):
-        (every,) = gather([found.view(1)], [0], axis)
+        (every,) = all_gather([found.view(1)], [0], axis)
         found = every.amax()
     return found
 
@@ -39,11 +39,11 @@ def finite(values: Tree, like: Tree, params: Tree) -> Tensor:
 
 def _axes(params: Tree) -> dict[Axis, None]:
     """The axes over which tensors are cut, in an order that all ranks have in common."""
-    return dict.fromkeys(axis for leaf in tree.leaves(params, is_part) for axis in _cuts(leaf))
+    return dict.fromkeys(axis for leaf in tree.leaves(params, is_shard) for axis in _cuts(leaf))
 
 
 def _cuts(leaf: Any) -> Iterator[Axis]:
-    while is_part(leaf):
+    while is_shard(leaf):
         if leaf.dim is not None:
             yield leaf.axis
         leaf = leaf.local

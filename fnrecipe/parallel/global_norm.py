@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.parallel.collectives import gather
-from fnrecipe.parallel.mesh import Axis, is_part
+from fnrecipe.parallel.collectives import all_gather
+from fnrecipe.parallel.mesh import Axis, is_shard
 from fnrecipe.tree import Tree
 
 
@@ -22,7 +22,7 @@ def global_norm(values: Tree) -> Tensor:
     number of ranks leaves whole.
     """
     groups: dict[tuple[Axis, ...], list[Tensor]] = defaultdict(list)
-    for leaf in tree.leaves(values, is_part):
+    for leaf in tree.leaves(values, is_shard):
         tensor, axes = _opened(leaf)
         groups[tuple(axes)] += _blocks(tensor, axes)
     norms = torch.stack(torch._foreach_norm(list(chain(*groups.values()))))
@@ -34,7 +34,7 @@ def global_norm(values: Tree) -> Tensor:
 
 def _opened(leaf: Any) -> tuple[Tensor, dict[Axis, int]]:
     """The tensor of a part of a part …, and the axes over which it is cut, with the dimension."""
-    if not is_part(leaf):
+    if not is_shard(leaf):
         return leaf, {}
     tensor, axes = _opened(leaf.local)
     return tensor, axes if leaf.dim is None else {leaf.axis: leaf.dim, **axes}
@@ -50,6 +50,6 @@ def _blocks(tensor: Tensor, axes: dict[Axis, int]) -> list[Tensor]:
 def _of_all_ranks(norms: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """The norms of this rank's blocks, tensor by tensor, as those of all ranks in the order of the whole tensors; flat."""
     for axis in reversed(axes):
-        (rows,) = gather([norms.view(-1, axis.blocks // axis.size)], [1], axis)
+        (rows,) = all_gather([norms.view(-1, axis.blocks // axis.size)], [1], axis)
         norms = rows.flatten()
     return norms

@@ -42,7 +42,7 @@ class Axis:
 
 
 @attrs.frozen(eq=False)
-class Part:
+class Shard:
     """The slice number `axis.index` of `axis.size` of a tensor along `dim`, or all of it if `dim` is None.
 
     `local` is a tensor, or a part again: what another axis leaves of the slice.
@@ -78,27 +78,27 @@ class Mesh:
 
     @property
     def in_turns(self) -> bool:
-        """Whether leaves are summed over the shard axis one by one, so that its ranks take turns with neighbouring leaves."""
+        """Whether each microbatch is summed over the shard axis by itself: its ranks take turns with neighbouring ones."""
         return self.sharding in ("zero2", "fsdp")
 
     @property
     def axes(self) -> tuple[Axis, Axis, Axis]:
         return self.replica, self.shard, self.tensor
 
-    def cut(self, path: str, leaf: Tensor) -> Part:
+    def cut(self, path: str, leaf: Tensor) -> Shard:
         """This rank's part of the parameter at `path`."""
         if self.tensor.size == 1:
             return _cut(leaf, shard_dim(leaf.shape, self.shard.blocks), self.shard)
         dim = next((dim for pattern, dim in self.rules.items() if fnmatch.fnmatchcase(path, pattern)), None)
         slice = _slice(leaf, dim, self.tensor)
-        return Part(_cut(slice, shard_dim(slice.shape, self.shard.blocks), self.shard), dim, self.tensor)
+        return Shard(_cut(slice, shard_dim(slice.shape, self.shard.blocks), self.shard), dim, self.tensor)
 
 
-Keep: TypeAlias = Callable[[str, Tensor], Any]
+Placement: TypeAlias = Callable[[str, Tensor], Any]
 """What becomes of a parameter, by its path, as soon as it is made: all of it, or a part."""
 
 
-def keep_all(path: str, leaf: Tensor) -> Tensor:
+def replicated(path: str, leaf: Tensor) -> Tensor:
     return leaf
 
 
@@ -108,15 +108,15 @@ def shard_dim(shape: torch.Size | tuple[int, ...], blocks: int) -> int | None:
     return next((dim for dim, size in enumerate(shape) if size % blocks == 0), None) if aligned else None
 
 
-def is_part(value: Any) -> bool:
-    return isinstance(value, Part)
+def is_shard(value: Any) -> bool:
+    return isinstance(value, Shard)
 
 
-def extent(leaf: Any) -> tuple[torch.Size, list[tuple[int, int]]]:
+def global_slice(leaf: Any) -> tuple[torch.Size, list[tuple[int, int]]]:
     """The shape of the whole tensor that `leaf` is a part of, and the part's (start, stop) along each dimension."""
-    if not isinstance(leaf, Part):
+    if not isinstance(leaf, Shard):
         return leaf.shape, [(0, size) for size in leaf.shape]
-    shape, ranges = extent(leaf.local)
+    shape, ranges = global_slice(leaf.local)
     if leaf.dim is None:
         return shape, ranges
     sizes, offset = list(shape), leaf.axis.index * shape[leaf.dim]
@@ -125,10 +125,10 @@ def extent(leaf: Any) -> tuple[torch.Size, list[tuple[int, int]]]:
     return torch.Size(sizes), ranges
 
 
-def owned(leaf: Any, mesh: Mesh) -> bool:
+def is_primary(leaf: Any, mesh: Mesh) -> bool:
     """Whether this rank is the first of those that hold the same part of the same tensor."""
     cut = set()
-    while is_part(leaf):
+    while is_shard(leaf):
         cut |= {leaf.axis} if leaf.dim is not None else set()
         leaf = leaf.local
     return all(axis.index == 0 or axis in cut for axis in mesh.axes)
@@ -142,19 +142,19 @@ def _slice(leaf: Tensor, dim: int | None, axis: Axis) -> Tensor:
     return leaf.chunk(axis.size, dim)[axis.index]
 
 
-def _cut(leaf: Tensor, dim: int | None, axis: Axis) -> Part:
-    return Part(_slice(leaf, dim, axis).clone(memory_format=torch.contiguous_format), dim, axis)
+def _cut(leaf: Tensor, dim: int | None, axis: Axis) -> Shard:
+    return Shard(_slice(leaf, dim, axis).clone(memory_format=torch.contiguous_format), dim, axis)
 
 
-def _flatten(part: Part) -> tuple[list[Any], tuple[int | None, Axis]]:
+def _flatten(part: Shard) -> tuple[list[Any], tuple[int | None, Axis]]:
     return [part.local], (part.dim, part.axis)
 
 
 pytree.register_pytree_node(
-    Part,
+    Shard,
     _flatten,
-    lambda children, context: Part(next(iter(children)), *context),
-    serialized_type_name="fnrecipe.Part",
+    lambda children, context: Shard(next(iter(children)), *context),
+    serialized_type_name="fnrecipe.Shard",
     # A part stands for its tensor: it adds nothing to the tensor's path.
     flatten_with_keys_fn=lambda part: ([(pytree.GetAttrKey(""), part.local)], (part.dim, part.axis)),
 )

@@ -12,40 +12,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnrecipe.parallel.collectives import c10d, gather, scatter_sum, tree_sum, with_transpose
-from fnrecipe.parallel.mesh import Axis, Part
+from fnrecipe.parallel.collectives import all_gather, all_reduce, c10d, reduce_scatter, with_transpose
+from fnrecipe.parallel.mesh import Axis, Shard
 
 
 def all_positions(x: Tensor, axis: Axis) -> Tensor:
     """x [B, T / axis.size, D] of all ranks: [B, T, D]; its transpose sums over the ranks and cuts."""
-    return with_transpose(lambda xs: gather(xs, [1], axis), lambda xs: scatter_sum(xs, [1], axis))([x])[0]
+    return with_transpose(lambda xs: all_gather(xs, [1], axis), lambda xs: reduce_scatter(xs, [1], axis))([x])[0]
 
 
 def sum_of_positions(x: Tensor, axis: Axis) -> Tensor:
     """This rank's positions [B, T / axis.size, D] of the sum of all ranks' x [B, T, D]; its transpose gathers."""
-    return with_transpose(lambda xs: scatter_sum(xs, [1], axis), lambda xs: gather(xs, [1], axis))([x])[0]
+    return with_transpose(lambda xs: reduce_scatter(xs, [1], axis), lambda xs: all_gather(xs, [1], axis))([x])[0]
 
 
-def shared(weight: Part) -> Tensor:
+def shared(weight: Shard) -> Tensor:
     """A weight that all ranks have and use on positions of their own: its gradient is the sum of theirs."""
     axis = weight.axis
-    return with_transpose(lambda xs: [x.view_as(x) for x in xs], lambda xs: tree_sum(list(xs), axis))([weight.local])[0]
+    return with_transpose(lambda xs: [x.view_as(x) for x in xs], lambda xs: all_reduce(list(xs), axis))([weight.local])[0]
 
 
-def embedding(tokens: Tensor, weight: Part) -> Tensor:
+def embedding(tokens: Tensor, weight: Shard) -> Tensor:
     """This rank's positions [B, T / axis.size, D] of the rows that tokens [B, T] name, of a vocabulary cut over the ranks."""
     rows, mine = _local(tokens, weight.local.shape[0], weight.axis)
     return sum_of_positions(F.embedding(rows, weight.local) * mine[..., None], weight.axis)
 
 
-def cross_entropy(logits: Part, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Shard, targets: Tensor) -> Tensor:
     """Nats, float32 [B, T], of targets [B, T] under logits [B, T, V], whose vocabulary is cut over the ranks."""
     return _cross_entropy(logits.axis).apply(logits.local.float(), targets)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
-def all_logits(logits: Part) -> Tensor:
+def all_logits(logits: Shard) -> Tensor:
     """Logits [B, T, V] of the whole vocabulary."""
-    return gather([logits.local], [logits.local.ndim - 1], logits.axis)[0]
+    return all_gather([logits.local], [logits.local.ndim - 1], logits.axis)[0]
 
 
 def _cross_entropy(axis: Axis) -> type[torch.autograd.Function]:
@@ -56,7 +56,7 @@ def _cross_entropy(axis: Axis) -> type[torch.autograd.Function]:
             powers = torch.exp(logits - largest[..., None])
             rows, mine = _local(targets, logits.shape[-1], axis)
             chosen = logits.gather(-1, rows[..., None])[..., 0] * mine
-            total, chosen = tree_sum([powers.sum(-1), chosen], axis)
+            total, chosen = all_reduce([powers.sum(-1), chosen], axis)
             return torch.log(total) + largest - chosen, powers / total[..., None]
 
         @staticmethod

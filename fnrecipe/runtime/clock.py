@@ -9,8 +9,8 @@ import torch
 
 
 @attrs.frozen
-class Moment:
-    """The end of all that a device was given before `moment` was called.
+class DeviceEvent:
+    """The end of all that a device was given before `record_event` was called.
 
     seconds  of the host's clock at that call
     event    None where the device is the host
@@ -24,7 +24,7 @@ class Moment:
         if self.event is not None:
             self.event.synchronize()
 
-    def since(self, earlier: Moment) -> float:
+    def since(self, earlier: DeviceEvent) -> float:
         """Seconds of the device from an earlier moment to this one, which it waits for."""
         if self.event is None or earlier.event is None:
             return self.seconds - earlier.seconds
@@ -32,9 +32,9 @@ class Moment:
         return float(earlier.event.elapsed_time(self.event)) / 1000
 
 
-def moment(device: torch.device) -> Moment:
+def record_event(device: torch.device) -> DeviceEvent:
     event = None
     if device.type == "cuda":
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(device))
-    return Moment(time.monotonic(), event)
+    return DeviceEvent(time.monotonic(), event)

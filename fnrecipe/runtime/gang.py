@@ -82,7 +82,7 @@ def _store(size: int, timeout: timedelta) -> Any:
     return PrefixStore(f"attempt {attempt}", store)
 
 
-def gather(gang: Gang, value: Any) -> list[Any]:
+def all_gather_objects(gang: Gang, value: Any) -> list[Any]:
     """The JSON values of all ranks, in their order."""
     if gang.alone:
         return [value]
@@ -106,7 +106,7 @@ def check_same(gang: Gang, facts: Mapping[str, Any]) -> None:
     Raises:
         UsageError: naming the first rank that differs from rank 0, and in what.
     """
-    first, *others = gather(gang, dict(facts))
+    first, *others = all_gather_objects(gang, dict(facts))
     for rank, other in enumerate(others, 1):
         names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
         if names:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fnrecipe.compiler.modes import Level
+from fnrecipe.compiler.modes import JitMode
 from fnrecipe.errors import UsageError
 from fnrecipe.runtime.launcher import launched
 
@@ -43,7 +43,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", launched().local_rank % torch.cuda.device_count())
 
 
-def prepare(num_threads: int | None, how: Level) -> None:
+def prepare(num_threads: int | None, how: JitMode) -> None:
     """What every process that trains sets before it does."""
     keep_freed_memory()
     set_threads(num_threads)
@@ -119,7 +119,7 @@ def out_of_memory(error: BaseException) -> str:
     tried = re.search(r"tried to allocate ([\d.]+ *\w+)", str(error), re.IGNORECASE)
     return (
         f"out of memory{f' at {tried[1]} more' if tried else ''}; what takes less: a smaller dataset.batch_size, a greater "
-        "gang.num_leaves, trainer.logits_at_once, trainer.activation_checkpointing.mode=selective or layerwise, "
+        "gang.num_microbatches, trainer.logits_at_once, trainer.activation_checkpointing.mode=selective or layerwise, "
         "gang.sharding=fsdp on several processes, a smaller model"
     )
 

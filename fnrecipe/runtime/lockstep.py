@@ -13,7 +13,7 @@ from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.signals import Stopped
 
 
-def together(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: Callable[[], int]) -> Stream[Batch]:
+def in_lockstep(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: Callable[[], int]) -> Stream[Batch]:
     """The batches of all ranks in step: until none of them has a row left, or the stream of one ends.
 
     Each item's cursor is (its cursor, the greatest of what `word()` gave on any rank before it): all ranks see the same.

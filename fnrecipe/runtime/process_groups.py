@@ -9,7 +9,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from fnrecipe.config import GangSection
-from fnrecipe.data import Place
+from fnrecipe.data import LaneAssignment
 from fnrecipe.errors import UsageError
 from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.runtime.gang import Gang
@@ -17,7 +17,7 @@ from fnrecipe.runtime.gang import Gang
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def sizes(config: GangSection, world_size: int) -> tuple[int, int, int]:
+def axis_sizes(config: GangSection, world_size: int) -> tuple[int, int, int]:
     """Ranks along the axes replica, shard and tensor.
 
     Raises:
@@ -33,7 +33,7 @@ def sizes(config: GangSection, world_size: int) -> tuple[int, int, int]:
     return data // shard, shard, tensor
 
 
-def check_size(parts: Mapping[str, int], size: int) -> None:
+def check_world_size(parts: Mapping[str, int], size: int) -> None:
     """Whether a number of ranks divides all of `parts`, by their keys in the config.
 
     Raises:
@@ -58,7 +58,7 @@ def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapp
             f"gang.tensor_parallel_size: expected 1 for a recipe without `rules` for its parameters, found {found}"
         )
     ordered, gathered = config.reduction == "invariant", _DTYPES[config.parameter_dtype]
-    names, shape = ("replica", "shard", "tensor"), sizes(config, gang.size)
+    names, shape = ("replica", "shard", "tensor"), axis_sizes(config, gang.size)
     places = _coordinates(gang.rank, shape)
     groups = [""] * 3
     if not gang.alone:
@@ -68,14 +68,16 @@ def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapp
         Axis(name, size, index, group, ordered=ordered)
         for name, size, index, group in zip(names, shape, places, groups, strict=True)
     )
-    shard = attrs.evolve(shard, blocks=config.num_leaves, gathered=gathered)
+    shard = attrs.evolve(shard, blocks=config.num_microbatches, gathered=gathered)
     return Mesh(replica, shard, attrs.evolve(tensor, blocks=tensor.size), config.sharding, rules)
 
 
-def place_of(mesh: Mesh, num_leaves: int) -> Place:
+def lane_assignment(mesh: Mesh, num_microbatches: int) -> LaneAssignment:
     """Where this rank's lanes are: ranks along the tensor axis have the same."""
     rank, size = mesh.replica.index * mesh.shard.size + mesh.shard.index, mesh.replica.size * mesh.shard.size
-    return Place(rank, size, mesh.shard.size, num_leaves // size) if mesh.in_turns else Place(rank, size)
+    return (
+        LaneAssignment(rank, size, mesh.shard.size, num_microbatches // size) if mesh.in_turns else LaneAssignment(rank, size)
+    )
 
 
 def _coordinates(rank: int, shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -8,30 +8,30 @@ import attrs
 import torch
 from torch import Tensor
 
-from fnrecipe.runtime.clock import Moment, moment
+from fnrecipe.runtime.clock import DeviceEvent, record_event
 
 
 @attrs.frozen
-class Fetched:
-    """Columns [rows] in the host's memory, whose values are right once `there` has come."""
+class PendingCopy:
+    """Columns [rows] in the host's memory, whose values are right once `ready` has come."""
 
     columns: Mapping[str, Tensor]
-    there: Moment
+    ready: DeviceEvent
 
     def rows(self) -> list[dict[str, float]]:
         """The numbers, waited for; integers stay integers."""
-        self.there.wait()
+        self.ready.wait()
         values = zip(*(column.tolist() for column in self.columns.values()), strict=True)
         return [dict(zip(self.columns, row, strict=True)) for row in values]
 
 
-def fetch(rows: Sequence[Mapping[str, Tensor]], device: torch.device) -> Fetched:
+def fetch(rows: Sequence[Mapping[str, Tensor]], device: torch.device) -> PendingCopy:
     """Starts to copy the 0-d tensors of `rows`, all of which have the same names; from CUDA into pinned memory."""
     names = rows[0] if rows else {}
     columns = {name: torch.stack([row[name] for row in rows]).to("cpu", non_blocking=True) for name in names}
-    return Fetched(columns, moment(device))
+    return PendingCopy(columns, record_event(device))
 
 
-def lag(device: torch.device) -> int:
+def publication_delay(device: torch.device) -> int:
     """How many publications metrics are read late: by then their copy is there, and nobody waits for it."""
     return 1 if device.type == "cuda" else 0

@@ -17,7 +17,7 @@ Waiting: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Shows a text for as long as the context lasts."""
 
 
-def told(backend: Backend, tell: Tell, waiting: Waiting) -> Backend:
+def with_progress(backend: Backend, tell: Tell, waiting: Waiting) -> Backend:
     """`backend`, telling what it was given, and how long it compiled that if it does."""
 
     def telling(graph: GraphModule) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,6 @@ from fnrecipe.runtime.files import opened
 
 CONFIG, RUN = "config.yaml", "run.json"
 TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
-_HOW_NOT_WHAT = {
-    *("dataset.num_workers", "dataset.prefetch", "dataset.cache"),
-    *("gang.sharding", "gang.shard_size", "gang.tensor_parallel_size", "gang.timeout"),
-}
 CHECKPOINTS, SAMPLE = "checkpoints", "sample.txt"
 
 
@@ -115,8 +111,10 @@ def _closed(descriptor: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def check_config(out: Path, config: dict[str, Any]) -> None:
+def check_config(out: Path, config: dict[str, Any], runtime: Collection[str] = ()) -> None:
     """Whether a run that was trained there may go on under `config`: with more steps, but no other change of what it computes.
+
+    `runtime`: the paths of values that change only how it is computed.
 
     Raises:
         UsageError: with the difference, if there is a checkpoint of another config; if that cannot be read.
@@ -129,7 +127,7 @@ def check_config(out: Path, config: dict[str, Any]) -> None:
     if trained:
         old, new = read_file(path, bounded=False), flatten(config, "")
         found = difference(values(old), values(new)).items()
-        changes = {k: v for k, v in found if k not in _HOW_NOT_WHAT and not _is_extension(k, *v)}
+        changes = {k: v for k, v in found if k not in runtime and not _is_extension(k, *v)}
         if changes:
             raise UsageError(_refusal(out, changes))
 

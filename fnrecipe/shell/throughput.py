@@ -13,7 +13,7 @@ from fnrecipe.data.stream import T
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime import host
-from fnrecipe.runtime.clock import Moment
+from fnrecipe.runtime.clock import DeviceEvent
 from fnrecipe.runtime.peaks import peak_flops
 
 
@@ -70,9 +70,9 @@ class Clock:
     """Started after a step, to tell the speed of the steps that follow: without tracing, saving and validating."""
 
     step: int
-    started: Moment
+    started: DeviceEvent
 
-    def speed(self, work: Work, rows: Sequence[Mapping[str, float]], waits: Sequence[float], ended: Moment) -> Speed:
+    def speed(self, work: Work, rows: Sequence[Mapping[str, float]], waits: Sequence[float], ended: DeviceEvent) -> Speed:
         first = sum(row["step"] <= self.step for row in rows)
         return speed(work, [row["targets"] for row in rows[first:]], waits[first:], ended.since(self.started))
 

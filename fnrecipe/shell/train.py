@@ -23,34 +23,35 @@ import attrs
 import torch
 
 from fnrecipe import checkpoint, random, tree
-from fnrecipe.build import batches, first_state, functions, to_device, to_host
-from fnrecipe.compiler.modes import level
+from fnrecipe.build import batches, init_train_state, make_step, to_device, to_host
+from fnrecipe.compiler.modes import jit_mode
 from fnrecipe.config import unstructure, yaml
+from fnrecipe.config.affects import runtime_paths
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Cursor, Place, Source, Stream, each, joint, pipe, tell_left_out
+from fnrecipe.data import Batch, Cursor, LaneAssignment, Source, Stream, joint, map_items, pipe, tell_left_out
 from fnrecipe.data.survey import NO_ROW
 from fnrecipe.errors import CheckpointError, FnrecipeError, NonFiniteError, UsageError, one_line
 from fnrecipe.fold import fold
 from fnrecipe.loss import Sums
-from fnrecipe.parallel.mesh import Mesh, extent, is_part
+from fnrecipe.parallel.mesh import Mesh, global_slice, is_shard
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime import host
-from fnrecipe.runtime.clock import moment
+from fnrecipe.runtime.clock import record_event
 from fnrecipe.runtime.files import replace
-from fnrecipe.runtime.gang import Gang, check_same, gather, joined, world_size
+from fnrecipe.runtime.gang import Gang, all_gather_objects, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
-from fnrecipe.runtime.lockstep import together
-from fnrecipe.runtime.process_groups import check_size, make_mesh, place_of, sizes
+from fnrecipe.runtime.lockstep import in_lockstep
+from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, lane_assignment, make_mesh
 from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped, until_signal
-from fnrecipe.runtime.transfer import Fetched, fetch, lag
+from fnrecipe.runtime.transfer import PendingCopy, fetch, publication_delay
 from fnrecipe.shell import record, run_dir
 from fnrecipe.shell.display import Display, duration
 from fnrecipe.shell.identity import TOKENIZER, identity
 from fnrecipe.shell.metrics import means
-from fnrecipe.shell.progress import told
+from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.throughput import Clock, Work, timed, work_of
 from fnrecipe.step import Metrics, State, Step
-from fnrecipe.transforms import whole
+from fnrecipe.transforms import unshard
 from fnrecipe.tree import Tree
 
 
@@ -70,27 +71,27 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
 
 
 def _train(recipe: Recipe[Any], config: Any, out: Path, with_changes: bool, started: float) -> int:
-    replicas, shards, _ = sizes(config.gang, world_size())
-    parts = {"gang.num_leaves": config.gang.num_leaves, "dataset.num_lanes": config.dataset.num_lanes}
-    check_size(parts, replicas * shards)
+    replicas, shards, _ = axis_sizes(config.gang, world_size())
+    parts = {"gang.num_microbatches": config.gang.num_microbatches, "dataset.num_lanes": config.dataset.num_lanes}
+    check_world_size(parts, replicas * shards)
     device = host.pick_device(config.gang.device)
     with joined(device, config.gang.timeout) as gang, last_words(gang), ExitStack() as stack:
         parting = partial(_parting, out, gang)
         signals = stack.enter_context(Signals(parting, at_once=gang.alone, once=not gang.alone))
         claim = stack.enter_context(run_dir.claimed(out)) if gang.leads else None
         if claim is not None and not with_changes:
-            run_dir.check_config(out, unstructure(config))
+            run_dir.check_config(out, unstructure(config), set(runtime_paths(config)))
         corpora = recipe.corpora(config) if recipe.corpora else []
         facts = identity(recipe, config, corpora)
         check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
         with run_dir.writing(out):
             display = Display(out / run_dir.log(gang.rank), config.regime.num_steps, quiet=not gang.leads)
         stack.enter_context(display)
-        host.prepare(config.common.torch.num_threads, level(config.trainer.jit, device))
+        host.prepare(config.common.torch.num_threads, jit_mode(config.trainer.jit, device))
         tell_left_out(corpora if gang.leads else [])
         mesh = make_mesh(config.gang, gang, device, recipe.rules)
-        telling = partial(told, tell=display.line, waiting=display.waiting)
-        step, evaluate = functions(recipe, config, mesh, device, telling)
+        telling = partial(with_progress, tell=display.line, waiting=display.waiting)
+        step, evaluate = make_step(recipe, config, mesh, device, telling)
         work = work_of(recipe, config, device, gang.size)
         stack.callback(host.unfreeze_objects)
         try:
@@ -108,7 +109,7 @@ def _train(recipe: Recipe[Any], config: Any, out: Path, with_changes: bool, star
 class _Publication:
     """Some steps: their metrics, on their way; seconds that each waited for data; and the clock that ran during them."""
 
-    metrics: Fetched
+    metrics: PendingCopy
     waits: Sequence[float]
     clock: Clock
 
@@ -152,12 +153,12 @@ class _Run:
         number = saved = first
         pending: list[tuple[Metrics, float]] = []
         late: deque[_Publication] = deque()
-        clock = Clock(first, moment(self.device))
+        clock = Clock(first, record_event(self.device))
         with closing(self._stream(cursor)) as stream:
             folded = fold(self.step, state, stream)
             left = None if regime.num_steps is None else max(regime.num_steps - first, 0)
             left = 0 if stop is not None else left
-            if left != 0 and level(self.config.trainer.jit, self.device) != "off":
+            if left != 0 and jit_mode(self.config.trainer.jit, self.device) != "off":
                 self.display.line("tracing the step")
             self.signals.at_once = False  # from here on, a step is finished and saved first
             try:
@@ -166,14 +167,14 @@ class _Run:
                     if number == first + 1:
                         self.display.line(f"first step after {duration(time.monotonic() - self.started)}")
                         host.freeze_objects()
-                        clock = Clock(number, moment(self.device))
+                        clock = Clock(number, record_event(self.device))
                     stop = self._heard if self.gang.alone else Signal(heard) if heard else None
                     save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
                     validate = _due(regime.validate_every_n_steps, number)
                     if save or _due(regime.publish_metrics_every_n_steps, number):
                         late.append(self._publication(pending, clock))
                         pending = []
-                    self._record(late, keep=0 if save or validate else lag(self.device))
+                    self._record(late, keep=0 if save or validate else publication_delay(self.device))
                     if save:
                         saved = self._save(state, number, cursor)
                     if stop is not None:
@@ -184,7 +185,7 @@ class _Run:
                         if stop is not None:
                             break
                     if not pending:
-                        clock = Clock(number, moment(self.device))
+                        clock = Clock(number, record_event(self.device))
             except Stopped as stopped:  # several ranks agreed on it while one of them waited for data
                 stop = stopped.number
         if pending:
@@ -206,8 +207,8 @@ class _Run:
 
     def _start(self) -> tuple[State, Any, int]:
         """The state to begin with, the stream's cursor behind it, and its step."""
-        state = first_state(self.recipe, self.config, self.mesh, self.device)
-        size = sum(extent(leaf)[0].numel() for leaf in tree.leaves(state.params, is_part))
+        state = init_train_state(self.recipe, self.config, self.mesh, self.device)
+        size = sum(global_slice(leaf)[0].numel() for leaf in tree.leaves(state.params, is_shard))
         ranks = "" if self.gang.alone else f", {self.gang.size} ranks"
         where = f"{self.device.type} ({torch.get_num_threads()} threads{ranks})"
         self.display.line(f"{self.recipe.name}: {size:,} parameters on {where}, in {self.out}")
@@ -229,7 +230,7 @@ class _Run:
             checkpoint.tidy(self.out / run_dir.CHECKPOINTS, step)
             for path in (run_dir.TRAIN, run_dir.VALID, run_dir.SPEED):
                 record.rewind(self.out / path, step)
-        gather(self.gang, step)  # nobody looks at what is recorded before it is rewound
+        all_gather_objects(self.gang, step)  # nobody looks at what is recorded before it is rewound
         return state, cursor, step
 
     def _write_down(self) -> None:
@@ -238,7 +239,7 @@ class _Run:
         replace(self.out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 
     def _stream(self, cursor: Any) -> Any:
-        agreed = partial(together, gang=self.gang, word=lambda: self.signals.received or 0)
+        agreed = partial(in_lockstep, gang=self.gang, word=lambda: self.signals.received or 0)
         heeding = partial(until_signal, batches(self.recipe, self.config, self._place, self.device), signals=self.signals)
         return pipe(heeding, _picked_up, timed, agreed, self._each(to_device))(cursor)
 
@@ -252,11 +253,11 @@ class _Run:
         return pipe(source, self._each(to_host), self._each(to_device))
 
     @property
-    def _place(self) -> Place:
-        return place_of(self.mesh, self.config.gang.num_leaves)
+    def _place(self) -> LaneAssignment:
+        return lane_assignment(self.mesh, self.config.gang.num_microbatches)
 
     def _each(self, function: Callable[..., Batch]) -> Any:
-        return partial(each, function=partial(function, device=self.device))
+        return partial(map_items, function=partial(function, device=self.device))
 
     def _publication(self, pending: Sequence[tuple[Metrics, float]], clock: Clock) -> _Publication:
         metrics, waits = zip(*pending, strict=True)
@@ -270,7 +271,7 @@ class _Run:
     def _write(self, publication: _Publication) -> None:
         """Writes one line for each step. But for saving and validating, only here does the host wait for the device."""
         rows = [means(row) for row in publication.metrics.rows()]
-        speed = publication.clock.speed(self.work, rows, publication.waits, publication.metrics.there)
+        speed = publication.clock.speed(self.work, rows, publication.waits, publication.metrics.ready)
         if self.gang.leads:
             record.append(self.out / run_dir.TRAIN, rows)
             known = {name: value for name, value in attrs.asdict(speed).items() if value is not None}
@@ -281,7 +282,7 @@ class _Run:
 
     def _save(self, state: State, number: int, cursor: Any) -> int:
         self._check_finite(state, f"step {number}: the state, which is not saved,")
-        root, cursors = self.out / run_dir.CHECKPOINTS, gather(self.gang, cursor)
+        root, cursors = self.out / run_dir.CHECKPOINTS, all_gather_objects(self.gang, cursor)
         checkpoint.save(root, number, state, cursor if self.gang.alone else joint(cursors), self.facts, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
             skipped = int(state.skipped)  # what is older than these steps may be what helps a user who cannot go on
@@ -293,14 +294,14 @@ class _Run:
         leaves = tree.paths({"params": state.params, "optimizer": state.optimizer})
         good = torch.stack([leaf.isfinite().all() for leaf in leaves.values()]).tolist()
         mine = [path for path, fine in zip(leaves, good, strict=True) if not fine]
-        bad = list(dict.fromkeys(path for paths in gather(self.gang, mine) for path in paths))
+        bad = list(dict.fromkeys(path for paths in all_gather_objects(self.gang, mine) for path in paths))
         if bad:
             raise NonFiniteError(f"{name} has numbers that are not finite: {run_dir.few(bad, 3)}")
 
     def _validate(self, params: Tree, number: int) -> None:
         """Records the loss on the first batches of the validation stream, unless it is recorded or a signal comes."""
         path = self.out / run_dir.VALID
-        done = gather(self.gang, self.gang.leads and record.last_step(path) >= number)[0]
+        done = all_gather_objects(self.gang, self.gang.leads and record.last_step(path) >= number)[0]
         if self.recipe.validate is None or done:
             return
         sums: list[Sums] = []
@@ -345,7 +346,7 @@ class _Run:
         if self.recipe.sample is None or not self.config.regime.num_sample_tokens:
             return
         key = random.fold_in(random.key(self.config.common.seed, self.device), "sample")
-        text = self.recipe.sample(self.config, params if self.mesh.sharding == "fsdp" else whole(params), key)
+        text = self.recipe.sample(self.config, params if self.mesh.sharding == "fsdp" else unshard(params), key)
         if self.gang.leads:
             replace(self.out / run_dir.SAMPLE, f"{text}\n".encode())
         self.display.line(f"sample:\n{text}")

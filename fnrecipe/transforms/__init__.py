@@ -5,5 +5,5 @@ from fnrecipe.transforms.gradients import evaluation as evaluation
 from fnrecipe.transforms.gradients import gradients as gradients
 from fnrecipe.transforms.jit import jit as jit
 from fnrecipe.transforms.remat import remat as remat
-from fnrecipe.transforms.unshard import layer as layer
-from fnrecipe.transforms.unshard import whole as whole
+from fnrecipe.transforms.unshard import unshard as unshard
+from fnrecipe.transforms.unshard import unsharded_layer as unsharded_layer

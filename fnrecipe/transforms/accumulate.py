@@ -1,4 +1,4 @@
-"""Sum a function over the leaves (micro-batches) of a batch, in an order that does not depend on who computes them."""
+"""Sum a function over the microbatches of a batch, in an order that does not depend on who computes them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from fnrecipe.tree import Tree
 Add: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def accumulate(function: Callable[[Tree, Any], Tree], num_leaves: int, add: Add = torch.add) -> Callable[[Tree, Any], Tree]:
-    """`function(params, leaf)` summed over the `num_leaves` equal parts that the rows of a batch are cut into.
+def accumulate(
+    function: Callable[[Tree, Any], Tree], num_microbatches: int, add: Add = torch.add
+) -> Callable[[Tree, Any], Tree]:
+    """`function(params, microbatch)` summed over the `num_microbatches` equal parts that the rows of a batch are cut into.
 
-    The sum is the balanced binary tree over neighbouring leaves, for `num_leaves` a power of two: any rank that holds a
-    power-of-two run of leaves computes a subtree of it. Partial sums are kept as a carry-save counter keeps its digits,
-    so at most log2(num_leaves) + 1 results live at once.
+    The sum is the balanced binary tree over neighbouring microbatches, for `num_microbatches` a power of two: any rank that
+    holds a power-of-two run of them computes a subtree of it. Partial sums are kept as a carry-save counter keeps its digits,
+    so at most log2(num_microbatches) + 1 results live at once.
     """
 
     def summed(params: Tree, batch: Any) -> Tree:
         digits: list[tuple[int, Tree]] = []
-        for index in range(num_leaves):
-            value, size = function(params, _leaf(batch, index, num_leaves)), 1
+        for index in range(num_microbatches):
+            value, size = function(params, _microbatch(batch, index, num_microbatches)), 1
             while digits and digits[-1][0] == size:
                 value, size = tree.map(add, digits.pop()[1], value), 2 * size
             digits.append((size, value))
@@ -34,11 +36,11 @@ def accumulate(function: Callable[[Tree, Any], Tree], num_leaves: int, add: Add 
     return summed
 
 
-def _leaf(batch: Any, index: int, num_leaves: int) -> Any:
+def _microbatch(batch: Any, index: int, num_microbatches: int) -> Any:
     def part(rows: Any) -> Any:
-        size, rest = divmod(rows.shape[0], num_leaves)
+        size, rest = divmod(rows.shape[0], num_microbatches)
         if rest:
-            raise ValueError(f"accumulate: expected a multiple of {num_leaves} rows, found {rows.shape[0]}")
+            raise ValueError(f"accumulate: expected a multiple of {num_microbatches} rows, found {rows.shape[0]}")
         return rows[index * size : (index + 1) * size]
 
     return tree.map(part, batch)

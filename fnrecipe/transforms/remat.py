@@ -44,7 +44,7 @@ def _rematerialised(flat: Callable[..., Any]) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
-            # An argument without a gradient may still wear the wrapper of a transform that has ended.
+            # An argument without a gradient may still be wrapped by a functorch level that has exited.
             leaves, wanted = [unwrap_if_dead(leaf) for leaf in ctx.saved_tensors], ctx.needs_input_grad
 
             def of_wanted(*chosen: Any) -> Any:

@@ -9,22 +9,24 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.parallel.collectives import Linear, buckets, gather, scatter_sum, with_transpose
-from fnrecipe.parallel.mesh import Part
+from fnrecipe.parallel.collectives import Linear, all_gather, buckets, reduce_scatter, with_transpose
+from fnrecipe.parallel.mesh import Shard
 from fnrecipe.transforms.remat import remat
 from fnrecipe.tree import Tree
 
 
-def layer(function: Callable[..., Any], *, again: bool = False) -> Callable[..., Any]:
+def unsharded_layer(function: Callable[..., Any], *, recompute: bool = False) -> Callable[..., Any]:
     """`function(params, …)` of parts: gathered when it runs and again when its gradient is taken, and never kept in between.
 
-    Its values are computed again then too, whether or not there is anything to gather if `again` says so.
+    Its values are computed again then too, whether or not there is anything to gather if `recompute` says so.
     """
-    recomputed = remat(lambda params, *args: function(whole(params), *args))
-    return lambda params, *args: recomputed(params, *args) if again or _is_spread(params) else function(whole(params), *args)
+    recomputed = remat(lambda params, *args: function(unshard(params), *args))
+    return lambda params, *args: (
+        recomputed(params, *args) if recompute or _is_spread(params) else function(unshard(params), *args)
+    )
 
 
-def whole(values: Tree) -> Tree:
+def unshard(values: Tree) -> Tree:
     """`values` with every part of the shard axis gathered. The transpose of gathering is to sum over the ranks, and to cut."""
     leaves, spec = pytree.tree_flatten(values, on_shard_axis)
     parts = [leaf for leaf in leaves if on_shard_axis(leaf)]
@@ -34,7 +36,7 @@ def whole(values: Tree) -> Tree:
     return pytree.tree_unflatten([next(gathered) if on_shard_axis(leaf) else leaf for leaf in leaves], spec)
 
 
-def lent(gathered: Tree, params: Tree) -> Tree:
+def with_bucketed_gradients(gathered: Tree, params: Tree) -> Tree:
     """`gathered`, as if it were gathered now from `params`, in buckets: each is summed as soon as its gradients are there."""
     wholes, parts = tree.leaves(gathered), tree.leaves(params, on_shard_axis)
 
@@ -45,22 +47,22 @@ def lent(gathered: Tree, params: Tree) -> Tree:
     return tree.like(gathered, [lent[number] for number in range(len(wholes))])
 
 
-def _with_sum(function: Linear, parts: Sequence[Part]) -> Sequence[Tensor]:
+def _with_sum(function: Linear, parts: Sequence[Shard]) -> Sequence[Tensor]:
     """The whole tensors that `function` makes of the parts; their gradients are summed over the ranks, and cut."""
     dims, axis = [part.dim for part in parts], parts[0].axis
     if axis.size == 1 and all(part.axis.gathered is None for part in parts):
         return [part.local for part in parts]
-    return with_transpose(function, lambda wholes: scatter_sum(wholes, dims, axis))([part.local for part in parts])
+    return with_transpose(function, lambda wholes: reduce_scatter(wholes, dims, axis))([part.local for part in parts])
 
 
-def _gathered(locals: Sequence[Tensor], parts: Sequence[Part]) -> list[Tensor]:
+def _gathered(locals: Sequence[Tensor], parts: Sequence[Shard]) -> list[Tensor]:
     dims, axis = [part.dim for part in parts], parts[0].axis
     rounded = [local.to(part.axis.gathered or local.dtype) for local, part in zip(locals, parts, strict=True)]
-    return [whole.to(local.dtype) for whole, local in zip(gather(rounded, dims, axis), locals, strict=True)]
+    return [whole.to(local.dtype) for whole, local in zip(all_gather(rounded, dims, axis), locals, strict=True)]
 
 
 def on_shard_axis(value: Any) -> bool:
-    return isinstance(value, Part) and value.axis.name == "shard"
+    return isinstance(value, Shard) and value.axis.name == "shard"
 
 
 def _is_spread(params: Tree) -> bool:

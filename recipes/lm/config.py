@@ -36,27 +36,27 @@ class LMConfig:
     regime: RegimeSection = field(factory=RegimeSection)
     common: CommonSection = field(factory=CommonSection)
 
-    def contradictions(self) -> Iterator[Problem]:
-        context, rows, leaves = self.model.config.max_seq_len, self.dataset.batch_size, self.gang.num_leaves
+    def conflicts(self) -> Iterator[Problem]:
+        context, rows, leaves = self.model.config.max_seq_len, self.dataset.batch_size, self.gang.num_microbatches
         schedule, num_steps = self.lr_scheduler.config, self.regime.num_steps
         if self.dataset.max_seq_len > context:
             expected = f"at most model.config.max_seq_len = {context}"
             yield Problem("dataset.max_seq_len", expected, str(self.dataset.max_seq_len))
         if rows % leaves:
-            yield Problem("dataset.batch_size", f"a multiple of gang.num_leaves = {leaves}", str(rows))
+            yield Problem("dataset.batch_size", f"a multiple of gang.num_microbatches = {leaves}", str(rows))
         if self.gang.sharding in ("zero2", "fsdp") and self.dataset.num_lanes % leaves:
-            expected = f"a multiple of gang.num_leaves = {leaves} for gang.sharding={self.gang.sharding}"
+            expected = f"a multiple of gang.num_microbatches = {leaves} for gang.sharding={self.gang.sharding}"
             yield Problem("dataset.num_lanes", expected, str(self.dataset.num_lanes))
         if self.model.dtype == "bfloat16" and self.trainer.dtype == "float16":
             yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
-        yield from self._tensor_parallel_contradictions()
+        yield from self._tensor_parallel_conflicts()
         if num_steps is None and schedule.cycle_len is None:
             yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
         if num_steps is not None and schedule.num_warmup_steps >= num_steps:
             expected = f"less than regime.num_steps = {num_steps}, or a fraction below 1"
             yield Problem("lr_scheduler.config.num_warmup_steps", expected, str(schedule.num_warmup_steps))
 
-    def _tensor_parallel_contradictions(self) -> Iterator[Problem]:
+    def _tensor_parallel_conflicts(self) -> Iterator[Problem]:
         ranks, model = self.gang.tensor_parallel_size, self.model.config
         sizes = {f"model.config.{name}": getattr(model, name) for name in _CUT_BY_TENSOR_PARALLELISM}
         for path, size in {**sizes, "dataset.max_seq_len": self.dataset.max_seq_len}.items():

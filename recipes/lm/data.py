@@ -16,18 +16,19 @@ from fnrecipe.data import (
     Blocks,
     Corpus,
     Document,
-    Place,
+    LaneAssignment,
     Reading,
     Source,
     Tokenizer,
     Tokens,
+    batch_lanes,
     byte_tokenizer,
     cached,
     concat,
-    deal,
     growing,
     held_out,
     huggingface_tokenizer,
+    map_windows,
     mix,
     open_corpus,
     pack,
@@ -35,7 +36,6 @@ from fnrecipe.data import (
     pipe,
     read_blocks,
     readers_for,
-    regroup,
     share,
     shuffled,
     sift,
@@ -55,20 +55,20 @@ Split = Callable[[Document], str]
 """Why a document is left out; empty if it is not."""
 
 
-def train_stream(config: LMConfig, place: Place) -> Source[Batch]:
+def train_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
     """The training documents, in an order of its own for each epoch; without end unless `num_data_epochs` says so."""
     dataset, fraction = config.dataset, config.dataset.valid_fraction
     split = partial(_left_out, fraction=fraction, valid=False)
     tokenizer = make_tokenizer(config)
     sources = open_sources(config, dataset.sources, tokenizer, by_document=dataset.order == "documents")
-    if place.rank == place.worker == 0:
+    if assignment.rank == assignment.worker == 0:
         _tell_unevenness(config, sources)
     weights = weights_between([_weights(source) for source in dataset.sources], scale=num_readers(config, sources))
     blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=dataset.finished_source)
-    return batches(config, place, sources, tokenizer, split, blend, dataset.order)
+    return batches(config, assignment, sources, tokenizer, split, blend, dataset.order)
 
 
-def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
+def valid_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
     """The validation documents, once, in a random order that stays: the first batches are a fair sample of all."""
     fraction = 1.0 if config.dataset.valid_sources else config.dataset.valid_fraction
     if not fraction:
@@ -77,12 +77,12 @@ def valid_stream(config: LMConfig, place: Place) -> Source[Batch]:
     tokenizer = make_tokenizer(config)
     sources = open_sources(config, config.dataset.valid_sources or config.dataset.sources, tokenizer)
     blend = partial(mix, weights=lambda total: [1.0] * len(sources), epochs=1)
-    return batches(config, place, sources, tokenizer, split, blend, "blocks")
+    return batches(config, assignment, sources, tokenizer, split, blend, "blocks")
 
 
 def batches(
     config: LMConfig,
-    place: Place,
+    assignment: LaneAssignment,
     corpora: Sequence[Corpus],
     tokenizer: Tokenizer,
     split: Split,
@@ -111,7 +111,7 @@ def batches(
         ]
         if order == "blocks" and dataset.shuffle_window > 1:
             mixed = partial(_shuffled, key=(seed, reader, epoch))
-            stages.insert(2, partial(regroup, window=fed * dataset.shuffle_window, function=mixed))
+            stages.insert(2, partial(map_windows, window=fed * dataset.shuffle_window, function=mixed))
         return pipe(partial(read_blocks, blocks=blocks(corpus, reader, epoch), read=corpus.read), *stages)
 
     def rows(reader: int) -> Source[Row]:
@@ -121,15 +121,15 @@ def batches(
             return pipe(documents, partial(concat, length=dataset.max_seq_len))
         key = None if order == "sequential" else (seed, reader)
         packed = partial(pack, length=dataset.max_seq_len, key=key)
-        return pipe(documents, partial(regroup, window=growing(dataset.pack_window, fed), function=packed))
+        return pipe(documents, partial(map_windows, window=growing(dataset.pack_window, fed), function=packed))
 
     return partial(
-        deal,
+        batch_lanes,
         [rows(reader) for reader in range(size)],
         num_lanes=dataset.num_lanes,
         rows_per_lane=dataset.batch_size // dataset.num_lanes,
         length=dataset.max_seq_len,
-        place=place,
+        assignment=assignment,
     )
 
 

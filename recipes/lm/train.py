@@ -18,10 +18,9 @@ from fnrecipe.models import llama
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.generate import generate
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.nn.policy import Compute
-from fnrecipe.optim import schedule
+from fnrecipe.nn.policy import Policy
 from fnrecipe.optim.transform import Transform
-from fnrecipe.parallel.mesh import Keep
+from fnrecipe.parallel.mesh import Placement
 from fnrecipe.recipe import Recipe
 from fnrecipe.tree import Tree
 
@@ -30,27 +29,27 @@ from .config import config as defaults
 from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_stream
 
 
-def init(config: LMConfig, key: Tensor, keep: Keep) -> Tree:
+def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
     dtype = getattr(torch, config.model.dtype)
-    return llama.init(config.model.config, key, lambda path, leaf: keep(path, leaf.to(dtype)))
+    return llama.init(config.model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
 
 
-def compute(config: LMConfig) -> Compute:
+def compute(config: LMConfig) -> Policy:
     trainer = config.trainer
     checkpointing = trainer.activation_checkpointing
     dtype = getattr(torch, trainer.dtype)
-    return Compute(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once)
+    return Policy(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once)
 
 
 def loss(config: LMConfig) -> Loss:
-    apply = partial(llama.apply, config.model.config, how=compute(config), reach=config.dataset.attention)
+    apply = partial(llama.apply, config.model.config, policy=compute(config), scope=config.dataset.attention)
     return next_token_loss(apply, source_list(config))
 
 
 def update(config: LMConfig) -> Transform:
     adamw, cosine = config.optimizer.config, config.lr_scheduler.config
     num_warmup_steps, num_steps = schedule_steps(cosine, config.regime.num_steps)
-    learning_rate = schedule.cosine_annealing(
+    learning_rate = optim.cosine_annealing(
         adamw.lr, num_warmup_steps=num_warmup_steps, num_steps=num_steps, final_scale=cosine.final_lr_scale
     )
     return optim.adamw(
@@ -70,7 +69,7 @@ def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
     tokens = generate(
-        partial(llama.apply, config.model.config, how=compute(config), reach="row"),  # the window is one text
+        partial(llama.apply, config.model.config, policy=compute(config), scope="row"),  # the window is one text
         params,
         begin or [tokenizer.eos],
         key,

@@ -16,7 +16,7 @@ from tests.ranks import mesh_of, on_ranks
 
 
 def find_damage_together(rank: int, size: int, root: Path) -> None:
-    gang, mesh = Gang(rank, size), mesh_of(rank, size, sharding="fsdp", num_leaves=size)
+    gang, mesh = Gang(rank, size), mesh_of(rank, size, sharding="fsdp", num_microbatches=size)
     states = {step: {"x": mesh.cut("x", step * torch.arange(64.0).view(8, 8))} for step in (1, 2, 3)}
     for step, state in states.items():
         checkpoint.save(root, step, state, None, {}, gang, mesh)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from fnrecipe.config import resolve
-from fnrecipe.data import Document, Place, held_out
+from fnrecipe.data import Document, LaneAssignment, held_out
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import train_stream
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe, fnrecipe_here
@@ -105,7 +105,7 @@ def test_rows_are_shown_with_their_pieces_of_the_split_asked_for(folder: Path, d
 
 def test_four_rows_are_shown_unless_told_and_each_as_it_is_in_the_batch(folder: Path, data: Run) -> None:
     rows = shown(data("show").out)
-    batch, _ = next(train_stream(resolve(config, pairs=options(folder)[2:])[0], Place())(None))
+    batch, _ = next(train_stream(resolve(config, pairs=options(folder)[2:])[0], LaneAssignment())(None))
     assert len(rows) == 4
     for number, row in enumerate(rows):
         for place, (name, count, text) in enumerate(row.pieces):
@@ -180,7 +180,7 @@ def measured(output: str) -> tuple[int, float, float]:
 
 def test_pieces_and_padding_are_those_of_the_batches(folder: Path, data: Run) -> None:
     rows, pieces, padding = measured(data("stats", "--batches", "3").out)
-    source = train_stream(resolve(config, pairs=options(folder)[2:])[0], Place())
+    source = train_stream(resolve(config, pairs=options(folder)[2:])[0], LaneAssignment())
     batches = [batch for batch, _ in islice(source(None), 3)]
     assert rows == 24
     assert padding == round(

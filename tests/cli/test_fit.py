@@ -25,7 +25,7 @@ HUGE = {
     "batch": ["dataset.batch_size=1_000_000_000_000"],
     "row": ["dataset.max_seq_len=1_000_000_000_000", "model.config.max_seq_len=1_000_000_000_000"],
     "lanes": ["dataset.batch_size=1_000_000_000_000", "dataset.num_lanes=1_000_000_000_000", "dataset.max_seq_len=1"],
-    "leaves": ["dataset.batch_size=1_099_511_627_776", "gang.num_leaves=1_099_511_627_776"],
+    "leaves": ["dataset.batch_size=1_099_511_627_776", "gang.num_microbatches=1_099_511_627_776"],
     "workers": ["dataset.num_workers=10_000_000", "dataset={num_lanes: 10_000_000, batch_size: 10_000_000, max_seq_len: 1}"],
     "threads": ["common.torch.num_threads=1_000_000_000"],
 }

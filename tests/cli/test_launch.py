@@ -192,7 +192,7 @@ def test_a_launcher_in_a_launcher_is_refused(tmp_path: Path, size: int) -> None:
 
 def train(texts: Path, out: Path, **changes: object) -> subprocess.Popen[str]:
     """A run of two ranks with a data worker each, in a group of processes of its own."""
-    config = pairs(texts, dataset__num_lanes=8, gang__num_leaves=8, dataset__num_workers=1, trainer__jit="off", **changes)
+    config = pairs(texts, dataset__num_lanes=8, gang__num_microbatches=8, dataset__num_workers=1, trainer__jit="off", **changes)
     command = [sys.executable, "-m", "fnrecipe.cli", "train", "--config", *config, f"--out={out}", "--nproc=2", "lm"]
     environment, pipe = {**os.environ, "TMPDIR": str(out.parent)}, subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)

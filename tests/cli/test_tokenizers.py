@@ -20,7 +20,7 @@ def pairs(folder: Path) -> list[str]:
     """The config of a source and a tokenizer in `folder`."""
     source = f"dataset.sources=[{{path: {folder}/a.jsonl}}]"
     size = "model.config={vocab_size: 320, max_seq_len: 32, model_dim: 32, num_layers: 1}"
-    return [SMALL, source, size, "gang={num_leaves: 2, device: cpu}", "tokenizer.family=hf", f"tokenizer.path={folder}"]
+    return [SMALL, source, size, "gang={num_microbatches: 2, device: cpu}", "tokenizer.family=hf", f"tokenizer.path={folder}"]
 
 
 @pytest.fixture

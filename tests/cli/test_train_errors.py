@@ -15,7 +15,7 @@ from tests.cli.helpers import Ended, assert_usage_error, fnrecipe, fnrecipe_here
 TINY = [
     "model.config={num_layers: 1, model_dim: 8, num_attn_heads: 1, num_key_value_heads: 1, ffn_inner_dim: 8}",
     "dataset={max_seq_len: 16, batch_size: 2, num_lanes: 2, prefetch: 0}",
-    "gang={num_leaves: 1, device: cpu}",
+    "gang={num_microbatches: 1, device: cpu}",
     "lr_scheduler.config.num_warmup_steps=0",
     "regime={num_steps: 1, num_sample_tokens: 0, num_validation_batches: 1}",
 ]

@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnrecipe.compiler import trace
 from fnrecipe.compiler.cost import operation_costs
-from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, products
+from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
 from fnrecipe.transforms import jit
 
 ours = torch.ops.fnrecipe.mm.default
@@ -48,7 +48,7 @@ def test_the_right_matrix_may_be_a_transposed_view() -> None:
 def copied(left: Tensor, right: Tensor, **options: int) -> list[list[int]]:
     """The shapes that are copied for a product in which oneDNN multiplies, which must be right."""
     graph = make_fx(torch.mm, tracing_mode="fake")(left, right)
-    products(graph, **options)
+    use_onednn_matmul(graph, **options)
     product = graph(left, right)
     torch.testing.assert_close(product, left @ right, rtol=1e-4, atol=1e-3)
     assert product.is_contiguous()

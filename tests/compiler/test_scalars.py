@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe.compiler import inductor, trace
-from fnrecipe.compiler.scalars import numbers_once
+from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.ops import opaque_clone
 from fnrecipe.transforms import jit
 from tests.helpers import compiles
@@ -26,7 +26,7 @@ def kept(function: Callable[..., Any], *args: Tensor) -> list[str]:
     """The operations whose numbers are kept; the graph must give what it gave."""
     graph, _ = trace(function, args)
     (before,) = graph(*args)
-    numbers_once(graph)
+    materialize_scalars(graph)
     assert torch.equal(graph(*args)[0], before)
     numbers = graph.graph.find_nodes(op="call_function", target=opaque_clone.default)
     return [str(number.args[0].target) for number in numbers]  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnrecipe.compiler import inductor
-from fnrecipe.compiler.send_buffers import hold_what_is_sent
+from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
 from fnrecipe.ops import keep_alive
 from tests.ranks import on_ranks
 
@@ -52,7 +52,7 @@ def test_what_is_sent_is_held_until_the_wait() -> None:
 
 def check_in_graph(rank: int, size: int) -> None:
     graph = make_fx(gathered_meanwhile)(torch.ones(4, 4), torch.eye(4))
-    hold_what_is_sent(graph)
+    keep_send_buffers_alive(graph)
     nodes = list(graph.graph.nodes)
     (held,) = graph.graph.find_nodes(op="call_function", target=keep_alive.default)
     wait, sent = held.args

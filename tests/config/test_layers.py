@@ -139,7 +139,7 @@ def test_all_problems_come_at_once_one_line_each_with_their_sources(tmp_path: Pa
     lines = refusal("trainer.jit=trac", "dataset.batch_size=12", files=[path])
     assert sorted(lines) == [
         "dataset.batch_size: expected a multiple of dataset.num_lanes = 8, found 12 (command line)",
-        "dataset.batch_size: expected a multiple of gang.num_leaves = 8, found 12 (command line)",
+        "dataset.batch_size: expected a multiple of gang.num_microbatches = 8, found 12 (command line)",
         f"lr: expected a known key, found 'lr' ({path}:7); did you mean optimizer.config.lr?",
         f"optimizer.config.betas: expected a list of 2 values, found [0.9] ({path}:6)",
         f"regime.num_steps: expected an integer or null, found 2.7 ({path}:2)",
@@ -173,7 +173,7 @@ LARGE = {
     "unknown keys of a section": lambda size: "regime:\n" + "".join(f"  num_step{number}: 1\n" for number in range(size)),
     "unknown sections": lambda size: "".join(f"s{number}: {{a: 1, b: {{c: 1}}}}\n" for number in range(size)),
     "sources": lambda size: "dataset:\n  sources:\n" + "".join(f"  - path: {number}\n" for number in range(size)),
-    "contradictions": lambda size: "dataset:\n  sources:\n" + "  - {path: a, weight: 0}\n" * size,
+    "conflicts": lambda size: "dataset:\n  sources:\n" + "  - {path: a, weight: 0}\n" * size,
     "unknown keys of sources": lambda size: "dataset:\n  sources:\n" + "  - {path: a, formt: jsonl}\n" * size,
     "wrong choices": lambda size: "dataset:\n  sources:\n" + "  - {path: a, format: jsnl}\n" * size,
 }

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe import random, tree
-from fnrecipe.build import first_state
+from fnrecipe.build import init_train_state
 from fnrecipe.config import LlamaConfig, resolve
 from fnrecipe.config.needs import llama_parameters
-from fnrecipe.data import Place, collate
+from fnrecipe.data import LaneAssignment, collate
 from fnrecipe.models import llama
 from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.recipes.lm.config import LMConfig, config, needs
@@ -70,7 +70,9 @@ def num_bytes(value: Any) -> int:
 def test_the_state_is_counted_as_a_rank_holds_it(dtype: str, sharding: Any, ranks: int) -> None:
     changed, _ = resolve(config, pairs=[f"model.dtype={dtype}", f"gang.sharding={sharding}"])
     cut = 1 if sharding == "replicate" else ranks
-    state = first_state(recipe, changed, Mesh(shard=Axis("shard", cut, 0, blocks=8), sharding=sharding), torch.device("cpu"))
+    state = init_train_state(
+        recipe, changed, Mesh(shard=Axis("shard", cut, 0, blocks=8), sharding=sharding), torch.device("cpu")
+    )
     parts = num_bytes(state.params)
     params = parts if sharding == "fsdp" else parts * cut
     gradients = parts if sharding in ("zero2", "fsdp") else parts * cut
@@ -99,7 +101,7 @@ def test_readers_take_at_least_what_is_counted(tmp_path: Path) -> None:
     changed, _ = resolve(config, pairs=pairs)
     tracemalloc.start()
     try:
-        stream = train_stream(changed, Place())(None)
+        stream = train_stream(changed, LaneAssignment())(None)
         list(islice(stream, 1))
         taken, _ = tracemalloc.get_traced_memory()
     finally:

@@ -35,14 +35,14 @@ def with_value(path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("pair", "expected", "found"),
     [
-        ("gang.num_leaves=2.7", "an integer", "2.7"),
-        ("gang.num_leaves=2.0", "an integer", "2.0"),
-        ("gang.num_leaves=true", "an integer", "true"),
-        ("gang.num_leaves='3'", "an integer", "'3'"),
-        ("gang.num_leaves=1e3", "an integer", "1000.0"),
-        ("gang.num_leaves=null", "an integer", "null"),
-        ("gang.num_leaves=[8]", "an integer", "[8]"),
-        ("gang.num_leaves=.nan", "an integer", "nan"),
+        ("gang.num_microbatches=2.7", "an integer", "2.7"),
+        ("gang.num_microbatches=2.0", "an integer", "2.0"),
+        ("gang.num_microbatches=true", "an integer", "true"),
+        ("gang.num_microbatches='3'", "an integer", "'3'"),
+        ("gang.num_microbatches=1e3", "an integer", "1000.0"),
+        ("gang.num_microbatches=null", "an integer", "null"),
+        ("gang.num_microbatches=[8]", "an integer", "[8]"),
+        ("gang.num_microbatches=.nan", "an integer", "nan"),
         ("regime.num_steps=2.7", "an integer or null", "2.7"),
         ("regime.num_steps='3'", "an integer or null", "'3'"),
         ("regime.num_steps=0", "an integer of at least 1 or null", "0"),
@@ -80,9 +80,9 @@ def with_value(path: str, value: object) -> dict[str, Any]:
                 ("true", "true"),
             ]
         ),
-        ("gang.num_leaves=3", "a power of two", "3"),
-        ("gang.num_leaves=0", "a power of two", "0"),
-        ("gang.num_leaves=-8", "a power of two", "-8"),
+        ("gang.num_microbatches=3", "a power of two", "3"),
+        ("gang.num_microbatches=0", "a power of two", "0"),
+        ("gang.num_microbatches=-8", "a power of two", "-8"),
         ("dataset.sources={path: a}", "text or a list", "{'path': 'a'}"),
         ("dataset.sources=null", "text or a list", "null"),
         ("optimizer.config.betas=0.9", "a list", "0.9"),
@@ -183,7 +183,10 @@ def test_a_long_value_is_shown_in_part() -> None:
             ["dataset.num_lanes=3"],
             "dataset.batch_size: expected a multiple of dataset.num_lanes = 3, found 8 (default)",
         ),
-        (["gang.num_leaves=16"], "dataset.batch_size: expected a multiple of gang.num_leaves = 16, found 8 (default)"),
+        (
+            ["gang.num_microbatches=16"],
+            "dataset.batch_size: expected a multiple of gang.num_microbatches = 16, found 8 (default)",
+        ),
         (
             ["regime.num_steps=40", "lr_scheduler.config.num_warmup_steps=40"],
             "lr_scheduler.config.num_warmup_steps: expected less than regime.num_steps = 40, or a fraction below 1, "
@@ -215,7 +218,7 @@ def test_values_that_contradict_each_other_are_one_line(pairs: list[str], line: 
         ["regime.num_steps=41", "lr_scheduler.config.num_warmup_steps=40"],
         ["regime.num_steps=1", "lr_scheduler.config.num_warmup_steps=0.999"],
         [f"regime.num_steps={2**63 - 1}", f"common.seed={2**63 - 1}"],
-        ["gang.num_leaves=1", "dataset.num_lanes=1", "dataset.batch_size=1"],
+        ["gang.num_microbatches=1", "dataset.num_lanes=1", "dataset.batch_size=1"],
         ["model.config.num_key_value_heads=4"],
         ["regime.num_steps=null", "regime.num_data_epochs=1", "lr_scheduler.config.cycle_len=100"],
         ["optimizer.config.lr=0", "optimizer.config.weight_decay=0", "optimizer.config.betas=[0, 0]"],
@@ -229,7 +232,7 @@ def test_values_at_their_bounds_are_taken(pairs: list[str]) -> None:
 
 
 def test_a_wrong_value_hides_the_contradictions_that_its_default_would_make() -> None:
-    assert refusal("dataset.batch_size=x", "gang.num_leaves=16") == [
+    assert refusal("dataset.batch_size=x", "gang.num_microbatches=16") == [
         "dataset.batch_size: expected an integer, found 'x' (command line)"
     ]
 

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fnrecipe.data import Batch, Cursor, Place, Source, Tokens, collate, cumulative_lengths, deal, joint, readers_for
+from fnrecipe.data import (
+    Batch,
+    Cursor,
+    LaneAssignment,
+    Source,
+    Tokens,
+    batch_lanes,
+    collate,
+    cumulative_lengths,
+    joint,
+    readers_for,
+)
 from fnrecipe.data.batch import join
 from fnrecipe.data.pack import Row
 from fnrecipe.errors import UsageError
@@ -125,7 +136,7 @@ def reader(number: int, num_rows: int) -> Source[Row]:
 
 def dealt(readers: Sequence[Source[Row]], rank: int, world_size: int) -> Source[Batch]:
     sizes = {"num_lanes": NUM_LANES, "rows_per_lane": ROWS_PER_LANE, "length": LENGTH}
-    return partial(deal, readers, place=Place(rank, world_size), **sizes)
+    return partial(batch_lanes, readers, assignment=LaneAssignment(rank, world_size), **sizes)
 
 
 READER_SIZES = {

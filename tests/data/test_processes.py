@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fnrecipe.config import DataSource
-from fnrecipe.data import Cursor, Place, Source, Stream, pipe, prefetch, spread
+from fnrecipe.data import Cursor, LaneAssignment, Source, Stream, in_worker_processes, pipe, prefetch
 from fnrecipe.data.processes import in_process
 from fnrecipe.errors import DataError, FnrecipeError, UsageError
 from fnrecipe.recipes.lm.config import LMConfig
@@ -29,7 +29,7 @@ from tests.recipes.streams import recipe, texts, write, write_folder
 ROOT = Path(__file__).parents[2]
 
 
-def counting(place: Place, *, path: Path) -> Source[int]:
+def counting(assignment: LaneAssignment, *, path: Path) -> Source[int]:
     """Endless numbers; the size of the file is how many have been made."""
 
     def source(cursor: Cursor = None) -> Stream[int]:
@@ -43,7 +43,7 @@ def counting(place: Place, *, path: Path) -> Source[int]:
     return source
 
 
-def failing(place: Place, *, error: Exception) -> Source[int]:
+def failing(assignment: LaneAssignment, *, error: Exception) -> Source[int]:
     def source(cursor: Cursor = None) -> Stream[int]:
         yield 1, 1
         yield 2, 2
@@ -52,11 +52,11 @@ def failing(place: Place, *, error: Exception) -> Source[int]:
     return source
 
 
-def absent(place: Place) -> Source[int]:
+def absent(assignment: LaneAssignment) -> Source[int]:
     raise UsageError("nothing there")
 
 
-def stuck(place: Place) -> Source[int]:
+def stuck(assignment: LaneAssignment) -> Source[int]:
     def source(cursor: Cursor = None) -> Stream[int]:
         yield 1, 1
         time.sleep(600)
@@ -64,19 +64,19 @@ def stuck(place: Place) -> Source[int]:
     return source
 
 
-def heavy(place: Place) -> Source[bytes]:
+def heavy(assignment: LaneAssignment) -> Source[bytes]:
     """Items that no pipe holds."""
     return lambda cursor: ((bytes(1 << 24), number) for number in range(4))
 
 
-def leaving(place: Place) -> Source[int]:
+def leaving(assignment: LaneAssignment) -> Source[int]:
     return lambda cursor: os._exit(7)
 
 
-def meeting(place: Place, *, folder: Path) -> Source[Any]:
+def meeting(assignment: LaneAssignment, *, folder: Path) -> Source[Any]:
     """Gives nothing before all workers have begun."""
-    (folder / str(place.rank)).touch()
-    if not wait_until(lambda: len(list(folder.iterdir())) == place.world_size):
+    (folder / str(assignment.rank)).touch()
+    if not wait_until(lambda: len(list(folder.iterdir())) == assignment.world_size):
         raise UsageError("one worker waited for another's first item")
     return lambda cursor: iter(())
 
@@ -114,47 +114,47 @@ def uneven(folder: Path, **options: Any) -> LMConfig:
     return recipe(write(folder / "a.jsonl", documents), num_lanes=4, num_readers=4, batch_size=4, **options)
 
 
-def spread_over(config: LMConfig, number: int, place: Place = Place()) -> Source[Any]:  # noqa: B008
-    return partial(spread, partial(train_stream, config), place=place, workers=number, size=2)
+def spread_over(config: LMConfig, number: int, assignment: LaneAssignment = LaneAssignment()) -> Source[Any]:  # noqa: B008
+    return partial(in_worker_processes, partial(train_stream, config), assignment=assignment, workers=number, size=2)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_any_number_of_workers_gives_the_batches_and_cursors_of_one_process(tmp_path: Path, number: int) -> None:
     config = uneven(tmp_path)
-    whole = take(train_stream(config, Place()), None, 99)
+    whole = take(train_stream(config, LaneAssignment()), None, 99)
     assert any(not any(row) for row in whole[-1][0]["mask"][1])
     assert take(spread_over(config, number), None, 99) == whole
 
 
 def test_a_stream_goes_on_with_other_numbers_of_workers(tmp_path: Path) -> None:
     config = uneven(tmp_path, epochs=2)
-    whole = take(train_stream(config, Place()), None, 99)
+    whole = take(train_stream(config, LaneAssignment()), None, 99)
     (_, cursor), rest = whole[7], whole[8:]
     assert take(spread_over(config, 4), cursor, 99) == rest
     (_, cursor) = list(islice(spread_over(config, 2)(None), 10))[-1]
-    assert take(train_stream(config, Place()), json.loads(json.dumps(cursor)), 99) == whole[10:]
+    assert take(train_stream(config, LaneAssignment()), json.loads(json.dumps(cursor)), 99) == whole[10:]
 
 
 def test_the_workers_of_a_rank_give_its_rows(tmp_path: Path) -> None:
-    config, place = uneven(tmp_path), Place(1, 2)
+    config, place = uneven(tmp_path), LaneAssignment(1, 2)
     assert take(spread_over(config, 2, place), None, 40) == take(train_stream(config, place), None, 40)
 
 
 def test_workers_start_side_by_side(tmp_path: Path) -> None:
-    assert list(spread(partial(meeting, folder=tmp_path), place=Place(), workers=3, size=1)) == []
+    assert list(in_worker_processes(partial(meeting, folder=tmp_path), assignment=LaneAssignment(), workers=3, size=1)) == []
 
 
 def test_a_stream_ends_with_its_process() -> None:
-    assert list(in_process(none, Place(), size=2)) == []
-    assert list(in_process(ten, Place(), 7, size=2)) == [(7, 8), (8, 9), (9, 10)]
-    assert list(in_process(ten, Place(), 8, size=0)) == [(8, 9), (9, 10)]
+    assert list(in_process(none, LaneAssignment(), size=2)) == []
+    assert list(in_process(ten, LaneAssignment(), 7, size=2)) == [(7, 8), (8, 9), (9, 10)]
+    assert list(in_process(ten, LaneAssignment(), 8, size=0)) == [(8, 9), (9, 10)]
 
 
-def none(place: Place) -> Source[int]:
+def none(assignment: LaneAssignment) -> Source[int]:
     return lambda cursor: iter(())
 
 
-def ten(place: Place) -> Source[int]:
+def ten(assignment: LaneAssignment) -> Source[int]:
     return lambda cursor: ((number, number + 1) for number in range(cursor or 0, 10))
 
 
@@ -167,7 +167,7 @@ def ten(place: Place) -> Source[int]:
     ],
 )
 def test_an_error_of_a_worker_is_raised_at_its_place(error: Exception, expected: tuple[type[Exception], str]) -> None:
-    stream = in_process(partial(failing, error=error), Place(3, 4), size=4)
+    stream = in_process(partial(failing, error=error), LaneAssignment(3, 4), size=4)
     assert [next(stream), next(stream)] == [(1, 1), (2, 2)]
     with pytest.raises(expected[0]) as caught:
         next(stream)
@@ -180,7 +180,7 @@ def test_an_error_of_a_worker_is_raised_at_its_place(error: Exception, expected:
 
 def test_a_worker_that_cannot_start_says_why() -> None:
     with pytest.raises(UsageError, match="nothing there"):
-        next(in_process(absent, Place(), size=1))
+        next(in_process(absent, LaneAssignment(), size=1))
 
 
 def test_a_bad_record_in_a_worker_is_reported_with_its_line(tmp_path: Path) -> None:
@@ -228,14 +228,14 @@ def ended(pid: int) -> bool:
 
 
 def test_what_a_process_sent_before_it_ended_is_not_lost() -> None:
-    stream = in_process(ten, Place(), 7, size=4)
+    stream = in_process(ten, LaneAssignment(), 7, size=4)
     assert next(stream) == (7, 8)
     assert ended(workers()[0])
     assert list(stream) == [(8, 9), (9, 10)]
 
 
 def test_the_error_of_a_process_that_has_ended_is_not_lost() -> None:
-    stream = in_process(partial(failing, error=DataError("bad")), Place(), size=4)
+    stream = in_process(partial(failing, error=DataError("bad")), LaneAssignment(), size=4)
     assert next(stream) == (1, 1)
     assert ended(workers()[0])
     assert next(stream) == (2, 2)
@@ -244,7 +244,7 @@ def test_the_error_of_a_process_that_has_ended_is_not_lost() -> None:
 
 
 def test_a_worker_that_is_killed_while_it_makes_an_item_is_noticed_at_once() -> None:
-    stream = in_process(stuck, Place(), size=3)
+    stream = in_process(stuck, LaneAssignment(), size=3)
     next(stream)
     before = time.monotonic()
     threading.Timer(0.3, kill, workers()).start()
@@ -254,7 +254,7 @@ def test_a_worker_that_is_killed_while_it_makes_an_item_is_noticed_at_once() -> 
 
 
 def test_a_worker_that_is_killed_while_it_sends_an_item_is_noticed_at_once() -> None:
-    stream = in_process(heavy, Place(), size=3)
+    stream = in_process(heavy, LaneAssignment(), size=3)
     next(stream)
     time.sleep(0.3)
     (pid,) = workers()
@@ -268,7 +268,7 @@ def test_a_worker_that_is_killed_while_it_sends_an_item_is_noticed_at_once() -> 
 
 def test_far_ahead_is_no_deadlock() -> None:
     """More words of one item than a pipe holds, and items that no pipe holds."""
-    stream = in_process(heavy, Place(), size=5000)
+    stream = in_process(heavy, LaneAssignment(), size=5000)
     rescue = threading.Timer(10, lambda: [kill(pid) for pid in workers()])
     rescue.start()
     try:
@@ -290,13 +290,13 @@ def test_a_killed_worker_ends_the_others(tmp_path: Path) -> None:
 
 def test_a_worker_that_leaves_is_noticed() -> None:
     with pytest.raises(FnrecipeError, match="ended with status 7"):
-        next(in_process(leaving, Place(), size=1))
+        next(in_process(leaving, LaneAssignment(), size=1))
 
 
 @pytest.mark.parametrize("size", [0, 1, 4])
 def test_a_worker_is_so_many_items_ahead(tmp_path: Path, size: int) -> None:
     path = tmp_path / "made"
-    stream = in_process(partial(counting, path=path), Place(), size=size)
+    stream = in_process(partial(counting, path=path), LaneAssignment(), size=size)
     for used in (1, 5):
         while next(stream)[1] < used:
             pass
@@ -308,8 +308,8 @@ def test_a_worker_is_so_many_items_ahead(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("make", [stuck, heavy, ten])
-def test_closing_the_stream_ends_its_process_at_once(make: Callable[[Place], Source[Any]]) -> None:
-    stream = in_process(make, Place(), size=3)
+def test_closing_the_stream_ends_its_process_at_once(make: Callable[[LaneAssignment], Source[Any]]) -> None:
+    stream = in_process(make, LaneAssignment(), size=3)
     next(stream)
     assert children() == set(workers()) != set()
     before = time.monotonic()
@@ -328,7 +328,7 @@ def test_closing_a_stream_read_ahead_ends_its_processes_and_its_thread(tmp_path:
 
 
 def test_workers_ignore_the_signals_that_end_or_ask_the_consumer(tmp_path: Path) -> None:
-    stream = in_process(partial(counting, path=tmp_path / "made"), Place(), size=1)
+    stream = in_process(partial(counting, path=tmp_path / "made"), LaneAssignment(), size=1)
     next(stream)
     for number in (signal.SIGINT, signal.SIGUSR1):
         os.kill(workers()[0], number)
@@ -341,7 +341,7 @@ import multiprocessing
 import time
 from functools import partial
 
-from fnrecipe.data import Place, spread
+from fnrecipe.data import LaneAssignment, in_worker_processes
 from fnrecipe.recipes.lm.data import train_stream
 from tests.data.test_processes import folder_config
 
@@ -349,7 +349,7 @@ if __name__ == "__main__":
     import sys
 
     make = partial(train_stream, folder_config(sys.argv[1]))
-    stream = spread(make, None, place=Place(), workers=2, size=2)
+    stream = in_worker_processes(make, None, assignment=LaneAssignment(), workers=2, size=2)
     next(stream)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     time.sleep(600)

@@ -19,14 +19,14 @@ from fnrecipe.data import (
     Cursor,
     Source,
     Stream,
-    chunked,
-    each,
+    filter_items,
     growing,
-    keep,
+    map_chunks,
+    map_items,
+    map_windows,
     mix,
     pipe,
     prefetch,
-    regroup,
     repeat,
     sift,
     tolerate,
@@ -69,7 +69,7 @@ def chunks(values: Sequence[int], size: int) -> list[Sequence[int]]:
 
 def epochs_of(source: Source[int]) -> Callable[[int], Source[int]]:
     """Epochs that differ, so that a wrong one shows."""
-    return lambda epoch: pipe(source, partial(each, function=lambda x: x + 100 * epoch))
+    return lambda epoch: pipe(source, partial(map_items, function=lambda x: x + 100 * epoch))
 
 
 def blended(source: Source[int], other: Sequence[int], weight: int, finished: Finished) -> Source[int]:
@@ -79,11 +79,11 @@ def blended(source: Source[int], other: Sequence[int], weight: int, finished: Fi
 
 
 STAGES: dict[str, st.SearchStrategy[Stage]] = {
-    "each": st.just(bind(each, function=negated)),
-    "keep": st.integers(1, 4).map(lambda n: bind(keep, where=lambda x: x % n == 0)),
-    "chunked": st.integers(1, 5).map(lambda n: bind(chunked, size=n, function=lambda chunk: [x + 1 for x in chunk])),
+    "each": st.just(bind(map_items, function=negated)),
+    "keep": st.integers(1, 4).map(lambda n: bind(filter_items, where=lambda x: x % n == 0)),
+    "chunked": st.integers(1, 5).map(lambda n: bind(map_chunks, size=n, function=lambda chunk: [x + 1 for x in chunk])),
     "regroup": st.builds(
-        lambda window, function: bind(regroup, window=window, function=function),
+        lambda window, function: bind(map_windows, window=window, function=function),
         st.one_of(st.integers(1, 5), st.integers(1, 9).map(partial(growing, first=2))),
         st.sampled_from(list(WINDOWS.values())),
     ),
@@ -94,7 +94,7 @@ STAGES: dict[str, st.SearchStrategy[Stage]] = {
         st.integers(1, 4),
         st.sampled_from(["drop", "repeat", "stop"]),
     ),
-    "tolerate": st.just(lambda source: pipe(source, partial(each, function=bad), partial(tolerate, limit=10**6))),
+    "tolerate": st.just(lambda source: pipe(source, partial(map_items, function=bad), partial(tolerate, limit=10**6))),
     "prefetch": st.integers(0, 3).map(lambda n: bind(prefetch, size=n)),
 }
 
@@ -141,13 +141,13 @@ def test_the_check_finds_a_source_that_breaks_the_law() -> None:
 
 @given(values=NUMBERS)
 def test_each_and_keep(values: list[int]) -> None:
-    source = pipe(listed(values), partial(each, function=negated), partial(keep, where=lambda x: x % 3 == 0))
+    source = pipe(listed(values), partial(map_items, function=negated), partial(filter_items, where=lambda x: x % 3 == 0))
     assert items(source) == [-x for x in values if x % 3 == 0]
 
 
 def test_pipe_goes_from_left_to_right() -> None:
     assert items(pipe(listed([5]))) == [5]
-    assert items(pipe(listed([5]), partial(each, function=negated), partial(each, function=lambda x: x + 1))) == [-4]
+    assert items(pipe(listed([5]), partial(map_items, function=negated), partial(map_items, function=lambda x: x + 1))) == [-4]
 
 
 @given(values=NUMBERS, size=st.integers(1, 5))
@@ -158,13 +158,13 @@ def test_chunked_hands_over_chunks_in_order(values: list[int], size: int) -> Non
         seen.append(list(chunk))
         return [x * x for x in chunk]
 
-    assert items(pipe(listed(values), partial(chunked, size=size, function=function))) == [x * x for x in values]
+    assert items(pipe(listed(values), partial(map_chunks, size=size, function=function))) == [x * x for x in values]
     assert seen == chunks(values, size)
 
 
 def test_chunked_refuses_a_function_that_changes_the_number() -> None:
     with pytest.raises(ValueError, match="zip"):
-        items(pipe(listed([1, 2, 3]), partial(chunked, size=2, function=lambda chunk: chunk[:1])))
+        items(pipe(listed([1, 2, 3]), partial(map_chunks, size=2, function=lambda chunk: chunk[:1])))
 
 
 @pytest.mark.parametrize("function", WINDOWS.values(), ids=WINDOWS)
@@ -173,14 +173,14 @@ def test_regroup_gives_all_outputs(
     function: Callable[[Sequence[int], int], Sequence[int]], values: list[int], window: int
 ) -> None:
     expected = [y for index, chunk in enumerate(chunks(values, window)) for y in function(chunk, index)]
-    assert items(pipe(listed(values), partial(regroup, window=window, function=function))) == expected
+    assert items(pipe(listed(values), partial(map_windows, window=window, function=function))) == expected
 
 
 @given(values=NUMBERS, sizes=st.lists(st.integers(1, 5), min_size=13, max_size=13))
 def test_regroup_by_windows_of_their_own_sizes(values: list[int], sizes: list[int]) -> None:
     bounds = [0, *accumulate(sizes)]
     expected = [(values[a:b], index) for index, (a, b) in enumerate(pairwise(bounds)) if values[a:b]]
-    stage = partial(regroup, window=lambda index: sizes[index], function=lambda window, index: [(window, index)])
+    stage = partial(map_windows, window=lambda index: sizes[index], function=lambda window, index: [(window, index)])
     assert items(pipe(listed(values), stage)) == expected
     check_resumes(pipe(listed(values), stage), limit=12)
 
@@ -192,7 +192,7 @@ def test_regroup_reads_again_only_the_window_that_it_stands_in() -> None:
             yield x, after
 
     read: list[int] = []
-    paired: Source[int] = pipe(source, partial(regroup, window=2, function=WINDOWS["reverse"]))
+    paired: Source[int] = pipe(source, partial(map_windows, window=2, function=WINDOWS["reverse"]))
     for (_, cursor), expected in zip(list(paired(None)), [0, 2, 2, 4, 4, None], strict=True):
         read.clear()
         next(paired(cursor), None)
@@ -357,7 +357,7 @@ def abandon(stream: Iterator[Any]) -> None:
 @pytest.mark.parametrize("size", [0, 1, 4])
 def test_a_consumer_that_stops_early_leaves_no_thread(size: int) -> None:
     source = Counted()
-    abandon(pipe(source, partial(prefetch, size=size), partial(each, function=negated))(None))
+    abandon(pipe(source, partial(prefetch, size=size), partial(map_items, function=negated))(None))
     gc.collect()
     assert not reading_ahead()
     assert source.closed

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fnrecipe import tree
-from fnrecipe.build import first_state, plain_step
+from fnrecipe.build import init_train_state, plain_step
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
 from fnrecipe.inspect.graph import source, trace_step
@@ -41,7 +41,7 @@ def test_the_code_does_what_the_step_does(tmp_path: Path) -> None:
     path = tmp_path / "step.py"
     path.write_text(source(recipe, trace_step(recipe, config, CPU)))
     mesh = make_mesh(config.gang, Gang(), CPU, recipe.rules)
-    state = first_state(recipe, config, mesh, CPU)
+    state = init_train_state(recipe, config, mesh, CPU)
     batch = packed([[ids] for ids in documents(*[32, 31, 9, 32, 32, 30, 32, 32])], 32)
     expected = plain_step(recipe, config, mesh, CPU)(state, batch)
 
@@ -59,7 +59,7 @@ def test_inputs_have_their_names_and_values_their_shapes() -> None:
 
 def test_a_model_that_fits_nowhere_is_traced() -> None:
     model = "{vocab_size: 1000000, model_dim: 65536, num_layers: 1, num_attn_heads: 8, num_key_value_heads: 8}"
-    config = configured(model__config=model, gang__num_leaves=1)
+    config = configured(model__config=model, gang__num_microbatches=1)
     graph = trace_step(recipe, config, CPU)
     (embedding,) = [node for node in graph.graph.nodes if node.name == "state_params_embedding"]
     assert embedding.meta["val"].shape == (1_000_000, 65536)  # 262 GB
@@ -71,7 +71,7 @@ def test_what_needs_several_processes_is_refused() -> None:
 
 
 def test_the_gradients_of_leaves_are_added_into_each_other() -> None:
-    graph = trace_step(recipe, configured(gang__num_leaves=4), CPU)
+    graph = trace_step(recipe, configured(gang__num_microbatches=4), CPU)
     shape = graph.graph.find_nodes(op="placeholder")[0].meta["val"].shape
     targets = [str(node.target) for node in graph.graph.nodes if getattr(node.meta.get("val"), "shape", None) == shape]
     assert targets.count("aten.add_.Tensor") == 3

@@ -19,7 +19,7 @@ from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.nn.policy import Compute
+from fnrecipe.nn.policy import Policy
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, documents, draw, packed
 
@@ -145,7 +145,7 @@ def test_a_row_seen_as_a_whole_is_one_document_with_padding_behind_it() -> None:
     rows = packed([documents_of_row], 24)
     ids = torch.cat([rows.tokens[rows.mask], rows.tokens[:1, :1].flatten()])
     alone = packed([[ids.numpy()]], 24)
-    loss = next_token_loss(partial(llama.apply, TINY, reach="row"))
+    loss = next_token_loss(partial(llama.apply, TINY, scope="row"))
 
     found, expected = (
         grad(f, has_aux=True)(params, attrs.evolve(rows, segments=s, positions=p))
@@ -226,45 +226,45 @@ def test_another_key_changes_every_matrix_and_no_two_matrices_are_equal() -> Non
 
 
 ONE_ROW = packed([documents(5, 9)], 24)
-REMATS = (Compute(remat="selective"), Compute(remat="layerwise"), Compute(remat="layerwise", every_nth_layer=2))
+REMATS = (Policy(remat="selective"), Policy(remat="layerwise"), Policy(remat="layerwise", every_nth_layer=2))
 
 
-def traced_gradient(how: Compute) -> list[Node]:
-    """The nodes of the traced gradient of the loss on one row, computed like `how`."""
-    loss = next_token_loss(partial(llama.apply, TINY, how=how))
+def traced_gradient(policy: Policy) -> list[Node]:
+    """The nodes of the traced gradient of the loss on one row, computed like `policy`."""
+    loss = next_token_loss(partial(llama.apply, TINY, policy=policy))
     traced, _ = trace(grad(loss, has_aux=True), (random_params(TINY, torch.float32), ONE_ROW))
     return list(traced.graph.nodes)
 
 
-@pytest.mark.parametrize("how", REMATS, ids=lambda how: f"{how.remat}{how.every_nth_layer}")
-def test_what_is_computed_again_changes_nothing_but_the_order_of_sums(how: Compute) -> None:
+@pytest.mark.parametrize("policy", REMATS, ids=lambda policy: f"{policy.remat}{policy.every_nth_layer}")
+def test_what_is_computed_again_changes_nothing_but_the_order_of_sums(policy: Policy) -> None:
     params = random_params(TINY, torch.float32)
     found, expected = (
-        grad(next_token_loss(partial(llama.apply, TINY, how=h)), has_aux=True)(params, ONE_ROW) for h in (how, Compute())
+        grad(next_token_loss(partial(llama.apply, TINY, policy=h)), has_aux=True)(params, ONE_ROW) for h in (policy, Policy())
     )
-    assert_close(found, expected, 0.0 if how.remat == "layerwise" else 1e-6)
+    assert_close(found, expected, 0.0 if policy.remat == "layerwise" else 1e-6)
 
 
 def test_products_and_attention_are_computed_again_by_whole_layers_only() -> None:
-    def number(how: Compute, name: str) -> int:
-        return sum(name in str(node.target) for node in traced_gradient(how))
+    def number(policy: Policy, name: str) -> int:
+        return sum(name in str(node.target) for node in traced_gradient(policy))
 
     layers = TINY.num_layers
-    off, selective, layerwise, second = ([number(h, "aten.mm"), number(h, "attention")] for h in (Compute(), *REMATS))
+    off, selective, layerwise, second = ([number(h, "aten.mm"), number(h, "attention")] for h in (Policy(), *REMATS))
     assert selective == off
     assert layerwise == [off[0] + 6 * layers, off[1] + layers]  # all but the last product of each, which nobody wants
     assert second == [off[0] + 6 * (layers // 2), off[1] + layers // 2]
 
 
 def test_half_precision_multiplies_in_half_and_stays_near_single_precision() -> None:
-    how = Compute(dtype=torch.bfloat16, logits_at_once=7)
-    products = [node for node in traced_gradient(how) if "aten.mm" in str(node.target)]
+    policy = Policy(dtype=torch.bfloat16, logits_at_once=7)
+    products = [node for node in traced_gradient(policy) if "aten.mm" in str(node.target)]
     assert products
     assert all(source.meta["val"].dtype == torch.bfloat16 for node in products for source in node.all_input_nodes)
 
     params = random_params(TINY, torch.float32)
     (half, sums), (single, expected) = (
-        grad(next_token_loss(partial(llama.apply, TINY, how=h)), has_aux=True)(params, ONE_ROW) for h in (how, Compute())
+        grad(next_token_loss(partial(llama.apply, TINY, policy=h)), has_aux=True)(params, ONE_ROW) for h in (policy, Policy())
     )
     assert {leaf.dtype for leaf in tree.leaves(half)} == {torch.float32}
     torch.testing.assert_close(sums["loss"], expected["loss"], rtol=0.02, atol=0)

@@ -15,15 +15,15 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
 from fnrecipe.compiler import trace
-from fnrecipe.nn import attention, block_mask
-from fnrecipe.nn.attention import Row, Visible, visible
+from fnrecipe.nn import block_mask
+from fnrecipe.nn.attention import AttentionMask, CausalMask, attention, attention_mask
 from tests.helpers import assert_close, assert_same_bits
 
 ROWS, LENGTH, HEADS, WIDTH = 2, 24, 4, 4
-SEEN: dict[str, Callable[[Tensor], Visible]] = {
-    "mask": lambda segments: visible(segments, "document", torch.float64),
-    "blocks": block_mask.blocks,
-    "row": lambda segments: Row(),
+MASKS: dict[str, Callable[[Tensor], AttentionMask]] = {
+    "mask": lambda segments: attention_mask(segments, "document", torch.float64),
+    "blocks": block_mask.block_mask,
+    "row": lambda segments: CausalMask(),
 }
 
 
@@ -78,11 +78,11 @@ def with_gradients(function: Callable[..., Tensor], *args: Any) -> Any:
     return grad(partial(weighted, function), (0, 1, 2), has_aux=True)(*args)
 
 
-@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("kind", MASKS)
 @settings(max_examples=8, deadline=None)
 @given(segments=layouts(), groups=st.sampled_from([4, 2, 1]))
 def test_values_and_gradients_are_those_of_the_definition(kind: str, segments: Tensor, groups: int) -> None:
-    found = with_gradients(attention.attention, *inputs(groups), SEEN[kind](segments))
+    found = with_gradients(attention, *inputs(groups), MASKS[kind](segments))
 
     expected = with_gradients(by_definition, *inputs(groups), torch.zeros_like(segments) if kind == "row" else segments)
     assert_close(found, expected, 1e-12)
@@ -91,10 +91,10 @@ def test_values_and_gradients_are_those_of_the_definition(kind: str, segments: T
 EXAMPLE = segments_of([5, 1, 9], [24])
 
 
-@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("kind", MASKS)
 def test_the_traced_gradient_has_the_bits_of_the_eager_one(kind: str) -> None:
     def function(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
-        return with_gradients(attention.attention, query, key, value, SEEN[kind](segments))
+        return with_gradients(attention, query, key, value, MASKS[kind](segments))
 
     args = (*inputs(2), EXAMPLE)
     graph, _ = trace(function, args)
@@ -103,17 +103,17 @@ def test_the_traced_gradient_has_the_bits_of_the_eager_one(kind: str) -> None:
     assert_same_bits(found, [*eager[0], eager[1]])
 
 
-@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("kind", MASKS)
 def test_both_derivatives_are_those_of_finite_differences(kind: str) -> None:
     short = segments_of([2, 3], [1, 2], length=5)
     args = [x.requires_grad_() for x in inputs(2, length=5)]
-    function = partial(attention.attention, seen=SEEN[kind](short))
+    function = partial(attention, mask=MASKS[kind](short))
 
     assert gradcheck(function, args, fast_mode=True)
     assert gradgradcheck(function, args, fast_mode=True)
 
 
-@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("kind", MASKS)
 def test_the_second_derivative_composes_with_a_trace(kind: str) -> None:
     def curvature(function: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *seen: Any) -> Any:
         def squared(key: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_the_second_derivative_composes_with_a_trace(kind: str) -> None:
         return grad(squared)(key)
 
     def ours(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
-        return curvature(attention.attention, query, key, value, SEEN[kind](segments))
+        return curvature(attention, query, key, value, MASKS[kind](segments))
 
     args = inputs(2)
     graph, _ = trace(ours, (*args, EXAMPLE))
@@ -132,11 +132,11 @@ def test_the_second_derivative_composes_with_a_trace(kind: str) -> None:
     assert_close(ours(*args, EXAMPLE), expected, 1e-10)
 
 
-@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("kind", MASKS)
 def test_an_axis_more_is_a_loop(kind: str) -> None:
     query, key, value = inputs(2)
     queries, values = (torch.stack([x, x.flip(2), 2 * x], 1) for x in (query, value))
-    function, seen = partial(with_gradients, attention.attention), SEEN[kind](EXAMPLE)
+    function, seen = partial(with_gradients, attention), MASKS[kind](EXAMPLE)
 
     found = vmap(function, (1, None, 1, None))(queries, key, values, seen)
 
@@ -147,7 +147,7 @@ def test_an_axis_more_is_a_loop(kind: str) -> None:
 
 def test_heads_are_not_repeated_and_what_lies_above_the_diagonal_is_left_out() -> None:
     def function(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
-        return with_gradients(attention.attention, query, key, value, visible(segments, "document", query.dtype))
+        return with_gradients(attention, query, key, value, attention_mask(segments, "document", query.dtype))
 
     def kernels(dtype: torch.dtype) -> list[tuple[int, bool]]:
         graph, _ = trace(function, (*inputs(2, dtype), EXAMPLE))
@@ -160,6 +160,6 @@ def test_heads_are_not_repeated_and_what_lies_above_the_diagonal_is_left_out() -
 
 def test_half_precision_stays_near_the_definition() -> None:
     args = inputs(1)
-    found = with_gradients(attention.attention, *(x.bfloat16() for x in args), visible(EXAMPLE, "document", torch.bfloat16))
+    found = with_gradients(attention, *(x.bfloat16() for x in args), attention_mask(EXAMPLE, "document", torch.bfloat16))
     expected = with_gradients(by_definition, *args, EXAMPLE)
     assert_close([*(x.double() for x in found[0]), found[1].double()], [*expected[0], expected[1]], 0.02)

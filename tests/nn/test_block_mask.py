@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fnrecipe import tree
-from fnrecipe.build import first_state, plain_step
+from fnrecipe.build import init_train_state, plain_step
 from fnrecipe.compiler import trace
 from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config import resolve
@@ -54,7 +54,7 @@ def test_blocks_are_listed_by_what_their_positions_see(rows: list[list[int]], si
     if as_packed:
         rows = [sorted(row, key=lambda number: number if number >= 0 else 9) for row in rows]
     segments = torch.tensor(rows)
-    seen = block_mask.blocks(segments, size)
+    seen = block_mask.block_mask(segments, size)
     part, whole = pairs_of(*seen.keys[:2]), pairs_of(*seen.keys[2:])
 
     assert not set(part) & set(whole)
@@ -70,7 +70,7 @@ def test_blocks_are_listed_by_what_their_positions_see(rows: list[list[int]], si
 
 
 def test_a_row_of_one_document_is_computed_without_looking_at_pairs_but_on_the_diagonal() -> None:
-    seen = block_mask.blocks(torch.zeros(1, 24, dtype=torch.int64), 8)
+    seen = block_mask.block_mask(torch.zeros(1, 24, dtype=torch.int64), 8)
     assert seen.keys[0].tolist() == [[[1, 1, 1]]]
     assert seen.keys[2].tolist() == [[[0, 1, 2]]]
 
@@ -87,7 +87,7 @@ def step_on(device: torch.device, **changes: Any) -> GraphModule:
     values = {"dataset__max_seq_len": LENGTH, "model__config": MODEL, "dataset__batch_size": 4, **changes}
     config = resolve(recipe.config, (), pairs(Path("none.jsonl"), **values))[0]
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
-    args = first_state(recipe, config, mesh, CPU), packed([[]] * 4, LENGTH)
+    args = init_train_state(recipe, config, mesh, CPU), packed([[]] * 4, LENGTH)
     graph, _ = trace(plain_step(recipe, config, mesh, device), tree.map(lambda x: x.to(device), args), donate=1)
     return graph
 
@@ -126,12 +126,12 @@ def test_a_kernel_that_reads_the_lists_gives_the_same(monkeypatch: pytest.Monkey
     monkeypatch.setitem(block_mask._OPTIONS, "OUTPUT_LOGSUMEXP", False)
     query, key, value = (torch.randn(2, heads, LENGTH, 16) for heads in (4, 2, 2))
     segments = torch.stack([torch.zeros(LENGTH, dtype=torch.int64), torch.arange(LENGTH) // 140])
-    seen = block_mask.blocks(segments)
+    seen = block_mask.block_mask(segments)
     assert pairs_of(*seen.keys[:2])
     assert pairs_of(*seen.keys[2:])
 
     def function(*args: Tensor) -> Tensor:
-        return block_mask.forward(block_mask.blocks(args[3]), *args[:3])[0]
+        return block_mask.flex_forward(block_mask.block_mask(args[3]), *args[:3])[0]
 
     args = [query, key, value, segments]
     graph, _ = trace(function, tuple(args))

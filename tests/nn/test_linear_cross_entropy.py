@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from fnrecipe.compiler import inductor, trace
 from fnrecipe.nn import linear_cross_entropy
-from fnrecipe.nn.linear_cross_entropy import Head
+from fnrecipe.nn.linear_cross_entropy import DeferredLogits
 from fnrecipe.transforms import jit
 from tests.helpers import compiles
 
@@ -35,7 +35,7 @@ def whole(x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> tuple[Ten
 
 
 def chunked(chunk: int) -> Any:
-    return lambda x, weight, targets, mask: linear_cross_entropy.cross_entropy(Head(x, weight, chunk), targets, mask)
+    return lambda x, weight, targets, mask: linear_cross_entropy.cross_entropy(DeferredLogits(x, weight, chunk), targets, mask)
 
 
 @settings(deadline=None)

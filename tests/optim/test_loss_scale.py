@@ -15,7 +15,7 @@ from torch import Tensor
 from fnrecipe import optim, random, tree
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.nn.policy import Compute
+from fnrecipe.nn.policy import Policy
 from fnrecipe.optim import loss_scale
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.schedule import cosine_annealing
@@ -53,10 +53,10 @@ def scales_of_torch(initial: float, interval: int, finite: list[bool]) -> list[f
 @example(2.0**127, 1, [True] * 3)
 def test_scales_are_those_of_torchs_scaler(initial: float, interval: int, finite: list[bool]) -> None:
     scaling = LossScaling(initial, minimum=1e-30, interval=interval)
-    scale = loss_scale.first(scaling, CPU)
+    scale = loss_scale.init_scale(scaling, CPU)
     found = [scale.value.item()]
     for good in finite:
-        scale, halved = loss_scale.adapted(scaling, scale, torch.tensor(good))
+        scale, halved = loss_scale.update_scale(scaling, scale, torch.tensor(good))
         assert halved == (not good)
         found.append(scale.value.item())
     assert found == scales_of_torch(torch.tensor(initial).item(), interval, finite)
@@ -64,12 +64,12 @@ def test_scales_are_those_of_torchs_scaler(initial: float, interval: int, finite
 
 def test_a_scale_is_not_halved_below_its_minimum_and_then_it_spares_no_step() -> None:
     scaling = LossScaling(5.0, minimum=1.0)
-    scale, found = loss_scale.first(scaling, CPU), []
+    scale, found = loss_scale.init_scale(scaling, CPU), []
     for _ in range(4):
-        scale, halved = loss_scale.adapted(scaling, scale, torch.tensor(False))
+        scale, halved = loss_scale.update_scale(scaling, scale, torch.tensor(False))
         found.append((scale.value.item(), halved.item()))
     assert found == [(2.5, True), (1.25, True), (1.25, False), (1.25, False)]
-    scale, halved = loss_scale.adapted(scaling, scale, torch.tensor(True))
+    scale, halved = loss_scale.update_scale(scaling, scale, torch.tensor(True))
     assert (scale.value.item(), scale.good.item(), halved.item()) == (1.25, 1, False)
 
 
@@ -78,9 +78,9 @@ def batches() -> list[Any]:
     return [packed(each, 16) for each in rows]
 
 
-def trained(scaling: LossScaling | None, update: Any, *, how: Compute = Compute(), wrap: Any = lambda s: s) -> Any:
+def trained(scaling: LossScaling | None, update: Any, *, policy: Policy = Policy(), wrap: Any = lambda s: s) -> Any:
     """The state after three steps, and the metrics of all."""
-    step = wrap(train_step(next_token_loss(partial(llama.apply, TINY, how=how)), update, 2, scaling=scaling))
+    step = wrap(train_step(next_token_loss(partial(llama.apply, TINY, policy=policy)), update, 2, scaling=scaling))
     state, found = init_state(llama.init(TINY, KEY), update, KEY, scaling), []
     for batch in [*batches(), batches()[0]]:
         state, metrics = step(state, batch)
@@ -89,11 +89,11 @@ def trained(scaling: LossScaling | None, update: Any, *, how: Compute = Compute(
 
 
 @pytest.mark.parametrize("power", [-13, 7, 24])
-@pytest.mark.parametrize("update", [ADAMW, attrs.evolve(ADAMW, apply=None)], ids=["fused", "chain"])
-@pytest.mark.parametrize("how", [Compute(), Compute(logits_at_once=7)], ids=["whole", "chunked"])
-def test_a_power_of_two_changes_no_bits(power: int, update: Any, how: Compute) -> None:
-    expected, numbers = trained(None, update, how=how)
-    found, metrics = trained(LossScaling(2.0**power, 1e-5), update, how=how)
+@pytest.mark.parametrize("update", [ADAMW, attrs.evolve(ADAMW, fused_update=None)], ids=["fused", "chain"])
+@pytest.mark.parametrize("policy", [Policy(), Policy(logits_at_once=7)], ids=["whole", "chunked"])
+def test_a_power_of_two_changes_no_bits(power: int, update: Any, policy: Policy) -> None:
+    expected, numbers = trained(None, update, policy=policy)
+    found, metrics = trained(LossScaling(2.0**power, 1e-5), update, policy=policy)
     assert_same_bits((found.params, found.optimizer), (expected.params, expected.optimizer))
     assert [row.pop("loss_scale") for row in metrics] == [2.0**power] * 3
     assert_same_bits(metrics, numbers)
@@ -109,14 +109,14 @@ def test_another_factor_changes_bits_and_nothing_else() -> None:
 
 
 def test_steps_in_half_precision_are_near_those_in_single_precision_and_the_same_traced() -> None:
-    how, scaling = Compute(torch.float16, "selective", logits_at_once=7), LossScaling(128.0, 1e-4)
+    policy, scaling = Policy(torch.float16, "selective", logits_at_once=7), LossScaling(128.0, 1e-4)
     _, numbers = trained(None, ADAMW)
-    found, metrics = trained(scaling, ADAMW, how=how)
+    found, metrics = trained(scaling, ADAMW, policy=policy)
     for half, single in zip(metrics, numbers, strict=True):
         torch.testing.assert_close(half["loss"], single["loss"], rtol=1e-3, atol=0)
         torch.testing.assert_close(half["gradient_norm"], single["gradient_norm"], rtol=1e-2, atol=0)
     assert {leaf.dtype for leaf in tree.leaves(found.params)} == {torch.float32}
-    assert_same_bits(trained(scaling, ADAMW, how=how, wrap=partial(jit, donate=1)), (found, metrics))
+    assert_same_bits(trained(scaling, ADAMW, policy=policy, wrap=partial(jit, donate=1)), (found, metrics))
 
 
 def small(params: Tree, batch: Any, times: float) -> tuple[Tensor, Any]:
@@ -126,7 +126,7 @@ def small(params: Tree, batch: Any, times: float) -> tuple[Tensor, Any]:
 
 
 def moved(scaling: LossScaling | None, times: float, number: int = 1) -> tuple[State, Tensor, list[Any]]:
-    """The state after `number` steps of gradients as they are, how far the parameter has moved, and the metrics."""
+    """The state after `number` steps of gradients as they are, policy far the parameter has moved, and the metrics."""
     params, found = {"w": torch.zeros(())}, []
     step, state = train_step(partial(small, times=times), AS_IT_IS, scaling=scaling), init_state(params, AS_IT_IS, KEY, scaling)
     for _ in range(number):

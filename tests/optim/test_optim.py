@@ -142,12 +142,12 @@ KEY, YES, NO = random.key(1), torch.tensor(True), torch.tensor(False)
 
 
 def as_chain(transform: Transform) -> Transform:
-    return attrs.evolve(transform, apply=None)
+    return attrs.evolve(transform, fused_update=None)
 
 
-def mean_of(gradients: Tree) -> optim.Mean:
+def mean_of(gradients: Tree) -> optim.MeanGradient:
     """The gradients as an undivided mean; four times a number, and a fourth of that, are exact."""
-    return optim.mean(tree.map(lambda g: 4 * g, gradients), torch.tensor(4))
+    return optim.mean_gradient(tree.map(lambda g: 4 * g, gradients), torch.tensor(4))
 
 
 @pytest.mark.parametrize("decays", MASKS.values(), ids=MASKS.keys())
@@ -167,7 +167,9 @@ def test_adamw_is_torchs(
     found, state = params, transform.init(params)
     for step in range(1, 21):
         number = torch.tensor(step)
-        found, state, report, _ = optim.apply(transform, mean_of(draw(params, seed=step)), state, found, number, YES, KEY)
+        found, state, report, _ = optim.guarded_update(
+            transform, mean_of(draw(params, seed=step)), state, found, number, YES, KEY
+        )
         assert report["learning_rate"] == schedule(number)
     expected = torch_adamw(params, lambda step: schedule(torch.tensor(step)).item(), 20, decays=decays, **options)
     assert_close(found, expected, tolerance)
@@ -181,11 +183,13 @@ def test_apply_keeps_structure_and_arguments_and_does_nothing_where_it_must_not(
     params, gradients, step = example(dtype), draw(example(dtype), seed=1), torch.tensor(1)
     state = transform.init(params)
     given = tree.map(torch.clone, (params, gradients, state))
-    new, after, _, made = optim.apply(transform, mean_of(gradients), state, params, step, YES, KEY)
+    new, after, _, made = optim.guarded_update(transform, mean_of(gradients), state, params, step, YES, KEY)
     assert made
     assert layout((new, after)) == layout((params, state))
     assert_same_bits((params, gradients, state), given)
-    kept = optim.apply(transform, mean_of(tree.map(lambda g: g * torch.nan, gradients)), state, params, step, NO, KEY)[:2]
+    kept = optim.guarded_update(transform, mean_of(tree.map(lambda g: g * torch.nan, gradients)), state, params, step, NO, KEY)[
+        :2
+    ]
     assert_same_bits(kept, (params, state))
 
 
@@ -198,7 +202,7 @@ def test_fused_adamw_is_the_chain_also_for_gradients_that_are_not_contiguous(max
     for transform in (fused, as_chain(fused)):
         found, state = params, transform.init(params)
         for step in range(1, 6):
-            found, state, *_ = optim.apply(transform, mean_of(gradients), state, found, torch.tensor(step), YES, KEY)
+            found, state, *_ = optim.guarded_update(transform, mean_of(gradients), state, found, torch.tensor(step), YES, KEY)
         results.append((found, state))
     assert_close(*results, 1e-5)
 

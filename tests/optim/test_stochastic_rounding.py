@@ -17,10 +17,10 @@ from fnrecipe.compiler import trace
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.nn.policy import Compute
+from fnrecipe.nn.policy import Policy
 from fnrecipe.optim import stochastic_rounding
 from fnrecipe.optim.schedule import cosine_annealing
-from fnrecipe.parallel.mesh import Axis, Part
+from fnrecipe.parallel.mesh import Axis, Shard
 from fnrecipe.step import State, init_state, train_step
 from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
@@ -113,7 +113,12 @@ def parts(whole: Tensor, size: int, index: int) -> list[Any]:
     shard, tensor = Axis("shard", size, index), Axis("tensor", 2, 1)
     rows, columns = (whole.chunk(size, dim)[index].contiguous() for dim in (0, 1))
     inner = whole.chunk(2, 1)[1].chunk(size, 0)[index].contiguous()
-    return [Part(whole, None, shard), Part(rows, 0, shard), Part(columns, 1, shard), Part(Part(inner, 0, shard), 1, tensor)]
+    return [
+        Shard(whole, None, shard),
+        Shard(rows, 0, shard),
+        Shard(columns, 1, shard),
+        Shard(Shard(inner, 0, shard), 1, tensor),
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -140,7 +145,7 @@ def test_no_more_tensors_than_there_are_bits() -> None:
 
 
 ADAMW = optim.adamw(cosine_annealing(0.01, num_warmup_steps=2, num_steps=9, final_scale=0.1), max_norm=1.0)
-UPDATES = {"fused": ADAMW, "chain": attrs.evolve(ADAMW, apply=None)}
+UPDATES = {"fused": ADAMW, "chain": attrs.evolve(ADAMW, fused_update=None)}
 
 
 def half(params: Tree) -> Tree:
@@ -175,10 +180,10 @@ def test_an_update_is_that_in_single_precision_within_one_unit(update: optim.Tra
         for name, shape in (("a", (64, 32)), ("b", (32,)), ("c", ()))
     }
     params = tree.map(lambda p: p.bfloat16().float(), single)
-    gradient = optim.mean(tree.map(lambda p: 0.1 * p.sin(), params), torch.tensor(1))
+    gradient = optim.mean_gradient(tree.map(lambda p: 0.1 * p.sin(), params), torch.tensor(1))
     arguments = torch.tensor(1), torch.tensor(True), KEY
-    expected, state, *_ = optim.apply(update, gradient, update.init(params), params, *arguments)
-    found, after, *_ = optim.apply(update, gradient, update.init(half(params)), half(params), *arguments)
+    expected, state, *_ = optim.guarded_update(update, gradient, update.init(params), params, *arguments)
+    found, after, *_ = optim.guarded_update(update, gradient, update.init(half(params)), half(params), *arguments)
     for path, leaf in tree.paths((found, after)).items():
         value = tree.paths((expected, state))[path]
         if leaf.dtype == torch.int64:
@@ -188,14 +193,16 @@ def test_an_update_is_that_in_single_precision_within_one_unit(update: optim.Tra
             assert leaf.dtype == torch.bfloat16
             assert ((leaf.float() >= torch.minimum(low[0], high[0])) & (leaf.float() <= torch.maximum(low[1], high[1]))).all()
     nothing = torch.tensor(1), torch.tensor(False), KEY
-    kept = optim.apply(update, gradient, after, found, *nothing)[:2]
+    kept = optim.guarded_update(update, gradient, after, found, *nothing)[:2]
     assert_same_bits(kept, (found, after))
-    traced = jit(partial(optim.apply, update))
-    assert_same_bits(traced(gradient, after, found, *arguments), optim.apply(update, gradient, after, found, *arguments))
+    traced = jit(partial(optim.guarded_update, update))
+    assert_same_bits(
+        traced(gradient, after, found, *arguments), optim.guarded_update(update, gradient, after, found, *arguments)
+    )
 
 
 CONFIG = attrs.evolve(TINY, num_layers=1)
-LOSS = next_token_loss(partial(llama.apply, CONFIG, how=Compute(torch.bfloat16, logits_at_once=7)))
+LOSS = next_token_loss(partial(llama.apply, CONFIG, policy=Policy(torch.bfloat16, logits_at_once=7)))
 
 
 def batch(number: int) -> Batch:

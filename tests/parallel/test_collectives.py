@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnrecipe import tree
 from fnrecipe.parallel import collectives
-from fnrecipe.parallel.collectives import gather, scatter_sum, tree_sum, with_transpose
+from fnrecipe.parallel.collectives import all_gather, all_reduce, reduce_scatter, with_transpose
 from fnrecipe.transforms import accumulate
 from tests.helpers import assert_close, assert_same_bits
 from tests.ranks import on_ranks, world
@@ -58,8 +58,8 @@ def check_sums(rank: int, size: int, bucket_bytes: int) -> None:
     mine, expected = of_rank(rank, size), of_rank(0, 1)
 
     def everything(value: dict[str, Tensor]) -> Any:
-        cut = scatter_sum(list(value.values()), list(DIMS.values()), axis)
-        return tree_sum(value, axis), cut, gather(cut, list(DIMS.values()), axis)
+        cut = reduce_scatter(list(value.values()), list(DIMS.values()), axis)
+        return all_reduce(value, axis), cut, all_gather(cut, list(DIMS.values()), axis)
 
     truth = expected, slices(expected, rank, size), list(expected.values())
     assert_same_bits(everything(mine), truth)
@@ -67,7 +67,7 @@ def check_sums(rank: int, size: int, bucket_bytes: int) -> None:
     assert_same_bits(graph(mine), truth)
     starts = sum("all_to_all_single" in str(node.target) for node in graph.graph.nodes)
     assert starts == (7 if bucket_bytes > 1000 else 16)  # a bucket for each dtype, or for each tensor
-    close = tree_sum(mine, fast), scatter_sum(list(mine.values()), list(DIMS.values()), fast)
+    close = all_reduce(mine, fast), reduce_scatter(list(mine.values()), list(DIMS.values()), fast)
     assert_close(tree.map(Tensor.double, close), tree.map(Tensor.double, truth[:2]), 1e-5)
 
 
@@ -90,7 +90,7 @@ def check_gradients(rank: int, size: int) -> None:
     factors = torch.randn(size, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def all_of_it(part: Tensor) -> Tensor:
-        return with_transpose(lambda xs: gather(xs, [0], axis), lambda xs: scatter_sum(xs, [0], axis))([part])[0]
+        return with_transpose(lambda xs: all_gather(xs, [0], axis), lambda xs: reduce_scatter(xs, [0], axis))([part])[0]
 
     def of_gathered(part: Tensor, factor: Tensor) -> Tensor:
         return (torch.sin(all_of_it(part)) * factor).sum()
@@ -103,7 +103,7 @@ def check_gradients(rank: int, size: int) -> None:
     # Finite differences: rank 0 moves one number of its part, and all ranks add up what they see.
     distance = 1e-6 * torch.nn.functional.one_hot(torch.tensor(3), part.numel()).view(part.shape) * (rank == 0)
     ends = [of_gathered(part + sign * distance, factors[rank]) for sign in (1, -1)]
-    slope = (tree_sum([ends[0]], axis)[0] - tree_sum([ends[1]], axis)[0]) / 2e-6
+    slope = (all_reduce([ends[0]], axis)[0] - all_reduce([ends[1]], axis)[0]) / 2e-6
     if rank == 0:
         torch.testing.assert_close(slope, expected.flatten()[3], rtol=1e-6, atol=1e-8)
     # And the gradient of a gradient, which goes through the transpose and back.

@@ -20,7 +20,7 @@ from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.finite import finite, largest
 from fnrecipe.step import init_state, train_step
-from fnrecipe.transforms import jit, whole
+from fnrecipe.transforms import jit, unshard
 from fnrecipe.tree import Tree
 from tests.helpers import assert_same_bits, bits, compiles, end, pairs, start
 from tests.ranks import assembled, mesh_of, on_ranks
@@ -70,14 +70,14 @@ def test_adamw_keeps_every_finite_state_finite_or_as_it_is(
     limit = torch.finfo(dtype).max
     params, mean, square, gradient = (torch.tensor(values).clamp(-limit, limit) for values in numbers)
     transform = optim.adamw(constant(rate), eps=eps, betas=betas, weight_decay=decay, mask=lambda p: True, max_norm=max_norm)
-    transform = transform if fused else attrs.evolve(transform, apply=None)
+    transform = transform if fused else attrs.evolve(transform, fused_update=None)
     given = {"w": params.to(dtype)}
     state = transform.init(given)
     (moments,) = (part for part in state if part)
     moments |= {"mean": {"w": mean.to(dtype)}, "square": {"w": square.abs().to(dtype)}, "count": torch.tensor(4)}
-    found = optim.mean({"w": gradient}, torch.tensor(1))
+    found = optim.mean_gradient({"w": gradient}, torch.tensor(1))
     where = torch.isfinite(found.norm)
-    new, after, _, made = optim.apply(transform, found, state, given, torch.tensor(5), where, KEY)
+    new, after, _, made = optim.guarded_update(transform, found, state, given, torch.tensor(5), where, KEY)
     assert are_finite((new, after))
     if not made:
         assert_same_bits((new, after), (given, state))
@@ -95,7 +95,9 @@ def test_adamw_makes_every_update_of_ordinary_size(numbers: Any, eps: float, rat
     state = transform.init(params)
     (moments,) = (part for part in state if part)
     moments["mean"] = mean
-    *_, made = optim.apply(transform, optim.mean(gradient, torch.tensor(1)), state, params, torch.tensor(1), YES, KEY)
+    *_, made = optim.guarded_update(
+        transform, optim.mean_gradient(gradient, torch.tensor(1)), state, params, torch.tensor(1), YES, KEY
+    )
     assert made
 
 
@@ -123,7 +125,7 @@ def as_whole(transform: Transform) -> Transform:
         updates, after, report = transform.update(divided, state, params, step)
         return *tree.select(where, (optim.apply_updates(params, updates), after), (params, state)), report
 
-    return attrs.evolve(transform, apply=apply)
+    return attrs.evolve(transform, fused_update=apply)
 
 
 WRAPS: dict[str, Any] = {
@@ -193,7 +195,7 @@ def test_adamw_that_would_overflow_is_skipped(wrap: str, dtype: torch.dtype, opt
     ("update", "skipped"),
     [
         (optim.chain(at_third_step(torch.nan, "update"), optim.scale_by_learning_rate(RATE)), [0, 0, 1, 0]),
-        (attrs.evolve(optim.adamw(constant(1e39)), apply=None), [1, 2, 3, 4]),
+        (attrs.evolve(optim.adamw(constant(1e39)), fused_update=None), [1, 2, 3, 4]),
     ],
     ids=["looked at", "bounded"],
 )
@@ -231,7 +233,7 @@ def of_one_element(index: int) -> Transform:
 
 def bounded(params: Tree, batch: Tensor) -> tuple[Tensor, Any]:
     """A loss that is finite for all parameters."""
-    total = torch.stack([leaf.tanh().sum() for leaf in tree.leaves(whole(params))]).sum() * batch.sum()
+    total = torch.stack([leaf.tanh().sum() for leaf in tree.leaves(unshard(params))]).sum() * batch.sum()
     return total, {"loss": total, "targets": batch.sum()}
 
 
@@ -246,7 +248,7 @@ def check_ranks(rank: int, size: int) -> None:
     ]:
         for sharding in ("replicate", "zero1", "zero2", "fsdp"):
             for wrap in (WRAPS["eager"], WRAPS["traced"]):
-                mesh = mesh_of(rank, size, sharding=sharding, num_leaves=2)
+                mesh = mesh_of(rank, size, sharding=sharding, num_microbatches=2)
                 start = {path: mesh.cut(path, leaf) for path, leaf in first.items()}
                 step, state, skipped = wrap(train_step(bounded, update, 2 // size, mesh)), init_state(start, update, KEY), []
                 for _ in range(3):

@@ -16,7 +16,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.checkpoint import tensors
 from fnrecipe.parallel.global_norm import global_norm
-from fnrecipe.parallel.mesh import ALIGNMENT, Axis, Mesh, Part, extent, is_part, owned, shard_dim
+from fnrecipe.parallel.mesh import ALIGNMENT, Axis, Mesh, Shard, global_slice, is_primary, is_shard, shard_dim
 from tests.helpers import assert_same_bits
 
 RULES = {"*.columns": 0, "*.rows": 1}
@@ -75,11 +75,11 @@ def test_parts_of_all_ranks_make_the_whole_and_each_is_owned_once(sizes: tuple[i
     for mesh in meshes(*sizes):
         for path, leaf in whole.items():
             part = mesh.cut(path, leaf)
-            shape, ranges = extent(part)
+            shape, ranges = global_slice(part)
             where = tuple(slice(start, stop) for start, stop in ranges)
             assert shape == leaf.shape
             assert_same_bits(tree.leaves(part)[0], leaf[where].contiguous())
-            times[path][where] += owned(part, mesh)
+            times[path][where] += is_primary(part, mesh)
     assert all((count == 1).all() for count in times.values())
 
 
@@ -90,7 +90,7 @@ def test_parts_are_copies_and_add_nothing_to_paths() -> None:
     leaf.zero_()
     assert (tree.leaves(part)[0] == 1).all()
     assert tree.paths({"x": part}).keys() == {"x"}
-    assert tree.paths({"x": part}, is_part) == {"x": part}
+    assert tree.paths({"x": part}, is_shard) == {"x": part}
     doubled = tree.map(lambda local: 2 * local, part)
     assert (doubled.dim, doubled.axis) == (part.dim, part.axis)
 
@@ -142,7 +142,7 @@ def test_a_rank_reads_no_more_than_it_wants(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tensors, "_values", counting)
     like = state_of(reader)
     tensors.read(tmp_path, saved, like)
-    wanted = {path: tree.leaves(leaf)[0].numel() for path, leaf in tree.paths(like, is_part).items()}
+    wanted = {path: tree.leaves(leaf)[0].numel() for path, leaf in tree.paths(like, is_shard).items()}
     found = {name: sum(size for other, size in read if other == name) for name, _ in read}
     assert found == wanted
 
@@ -155,6 +155,6 @@ def test_shapes_and_dtypes_are_compared_whole() -> None:
     assert tensors.mismatches(saved, {"x": attrs.evolve(part, local=part.local.half())}) == [
         "x: expected float16 [16, 16], found float32 [16, 16] in the checkpoint"
     ]
-    assert tensors.mismatches(saved, {"x": Part(torch.zeros(4, 16), 0, mesh.shard)}) == [
+    assert tensors.mismatches(saved, {"x": Shard(torch.zeros(4, 16), 0, mesh.shard)}) == [
         "x: expected float32 [8, 16], found float32 [16, 16] in the checkpoint"
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from fnrecipe.config import DatasetSection, DataSource, RegimeSection, TokenizerSection
-from fnrecipe.data import Batch, Place, Source
+from fnrecipe.data import Batch, LaneAssignment, Source
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream, valid_stream
 from tests.data.laws import items
@@ -62,11 +62,11 @@ def recipe(
 
 
 def train(config: LMConfig) -> Source[Batch]:
-    return train_stream(config, Place())
+    return train_stream(config, LaneAssignment())
 
 
 def valid(config: LMConfig) -> Source[Batch]:
-    return valid_stream(config, Place())
+    return valid_stream(config, LaneAssignment())
 
 
 def pieces(batches: Iterable[Batch]) -> list[Piece]:

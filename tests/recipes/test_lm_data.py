@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fnrecipe.config import DataSource, TokenizerSection
-from fnrecipe.data import Batch, Place, Source, pipe, prefetch
+from fnrecipe.data import Batch, LaneAssignment, Source, pipe, prefetch
 from fnrecipe.recipes.lm.config import LMConfig, config
 from fnrecipe.recipes.lm.data import train_stream
 from tests.data.laws import check_resumes, items, plain, take
@@ -191,7 +191,7 @@ def test_shapes_are_static(folder: DataSource, stream: Make, packing: str) -> No
 def test_the_ranks_together_read_the_global_batches(folder: DataSource, world_size: int) -> None:
     endless = recipe(folder, epochs=None, batch_size=8, num_lanes=8)
     whole = [batch.tokens.tolist() for batch, _ in islice(train(endless)(None), 6)]
-    parts = [take(train_stream(endless, Place(rank, world_size)), None, 6) for rank in range(world_size)]
+    parts = [take(train_stream(endless, LaneAssignment(rank, world_size)), None, 6) for rank in range(world_size)]
     assert [[row for part in parts for row in part[step][0]["tokens"][1]] for step in range(6)] == whole
 
 

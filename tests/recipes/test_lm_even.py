@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe.config import DataSource
-from fnrecipe.data import Batch, Cursor, Place, joint
+from fnrecipe.data import Batch, Cursor, LaneAssignment, joint
 from fnrecipe.data.batch import join
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream
@@ -58,7 +58,7 @@ def check_law(found: Iterable[Sequence[str]], *sources: Sequence[str]) -> Counte
 
 def ranks(config: LMConfig, size: int, cursor: Cursor, limit: int) -> tuple[list[Batch], Cursor]:
     """Up to `limit` global batches of a gang of some size, and its cursor behind them."""
-    streams = [train_stream(config, Place(rank, size))(cursor) for rank in range(size)]
+    streams = [train_stream(config, LaneAssignment(rank, size))(cursor) for rank in range(size)]
     found: list[Batch] = []
     while len(found) < limit and (entries := [e for e in (next(stream, None) for stream in streams) if e is not None]):
         batch = join([part for part, _ in entries])
@@ -195,7 +195,7 @@ def test_workers_without_a_reader_of_their_own_are_told(tmp_path: Path, caplog: 
     config = recipe(write(tmp_path / "a.jsonl", ["a"] * 9), num_workers=2, num_lanes=2)
     with caplog.at_level(logging.WARNING):
         train(config)
-        train_stream(config, Place(1, 2))
+        train_stream(config, LaneAssignment(1, 2))
     (record,) = caplog.records
     assert record.getMessage().startswith("dataset.num_workers: expected at most 1")
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe.config import DataSource
-from fnrecipe.data import Batch, Cursor, Place, Source, files, records
+from fnrecipe.data import Batch, Cursor, LaneAssignment, Source, files, records
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream
 from tests.data.laws import plain
@@ -26,7 +26,7 @@ Step = tuple[list[Any], Cursor]
 
 
 def ranks_of(config: LMConfig, world_size: int) -> list[Source[Batch]]:
-    return [train_stream(config, Place(rank, world_size)) for rank in range(world_size)]
+    return [train_stream(config, LaneAssignment(rank, world_size)) for rank in range(world_size)]
 
 
 def steps_of(ranks: Sequence[Source[Batch]], cursor: Cursor = None, limit: int = 60) -> list[Step]:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from fnrecipe.config import DataSource, TokenizerSection
-from fnrecipe.data import Batch, Place
+from fnrecipe.data import Batch, LaneAssignment
 from fnrecipe.errors import DataError, UsageError
 from fnrecipe.recipes.lm.data import train_stream
 from tests.data.laws import check_resumes, items
@@ -266,7 +266,9 @@ def test_the_limit_of_bad_records_is_for_each_reader_and_epoch(tmp_path: Path, c
     with caplog.at_level(logging.WARNING):
         for rank in range(2):
             caplog.clear()
-            for _ in islice(train_stream(recipe(source, num_readers=2, max_bad_records=len(BAD)), Place(rank, 2))(None), 60):
+            for _ in islice(
+                train_stream(recipe(source, num_readers=2, max_bad_records=len(BAD)), LaneAssignment(rank, 2))(None), 60
+            ):
                 pass
             readers.append(sum("bad record" in record.getMessage() for record in caplog.records))
     assert sum(readers) == len(BAD)

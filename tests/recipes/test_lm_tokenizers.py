@@ -14,7 +14,16 @@ import pytest
 import torch
 
 from fnrecipe.config import TokenizerSection
-from fnrecipe.data import Batch, Document, Place, Source, byte_tokenizer, huggingface_tokenizer, spread, tokenized
+from fnrecipe.data import (
+    Batch,
+    Document,
+    LaneAssignment,
+    Source,
+    byte_tokenizer,
+    huggingface_tokenizer,
+    in_worker_processes,
+    tokenized,
+)
 from fnrecipe.recipes.lm import train as lm
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream
@@ -84,9 +93,9 @@ def test_a_cache_changes_nothing_of_it(tmp_path: Path, told: list[str]) -> None:
 
 def test_two_workers_tell_it_once(tmp_path: Path, records: Records) -> None:
     make = partial(train_stream, lossy(tmp_path))
-    found = [batch.num_bytes.tolist() for batch, _ in spread(make, place=Place(), workers=2, size=2)]
+    found = [batch.num_bytes.tolist() for batch, _ in in_worker_processes(make, assignment=LaneAssignment(), workers=2, size=2)]
     assert len(records.told) == 1
-    assert found == [batch.num_bytes.tolist() for batch in items(make(Place()))]
+    assert found == [batch.num_bytes.tolist() for batch in items(make(LaneAssignment()))]
 
 
 def test_a_loss_late_in_a_source_is_told_too(tmp_path: Path, told: list[str]) -> None:

@@ -17,12 +17,12 @@ import torch.distributed as dist
 
 from fnrecipe import checkpoint
 from fnrecipe.errors import LostError, UsageError
-from fnrecipe.runtime.gang import Gang, check_same, gather
+from fnrecipe.runtime.gang import Gang, all_gather_objects, check_same
 from fnrecipe.runtime.last_words import last_words
-from fnrecipe.runtime.process_groups import check_size
+from fnrecipe.runtime.process_groups import check_world_size
 from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
 
-LANES = {"dataset__num_lanes": 8, "gang__num_leaves": 8}
+LANES = {"dataset__num_lanes": 8, "gang__num_microbatches": 8}
 
 
 @pytest.fixture(scope="module")
@@ -275,14 +275,14 @@ def test_processes_that_slurm_started_are_a_gang(alone: Path, texts: Path, tmp_p
 @pytest.mark.parametrize(("size", "wrong"), [(3, ["a", "b"]), (8, ["b"]), (5, ["a", "b"])])
 def test_a_size_that_does_not_divide_is_refused_with_those_that_do(size: int, wrong: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        check_size({"a": 8, "b": 4}, size)
+        check_world_size({"a": 8, "b": 4}, size)
     assert str(caught.value).endswith(f"(1, 2, 4), found {size}")
     assert all(f"{name} = " in str(caught.value) for name in wrong)
 
 
 def test_sizes_that_divide_are_taken() -> None:
     for size in (1, 2, 4):
-        check_size({"a": 8, "b": 4}, size)
+        check_world_size({"a": 8, "b": 4}, size)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_what_ends_a_rank_is_told_by_the_rank_that_knows(word: str, expected: st
 
 
 def test_a_gang_of_one_asks_nobody() -> None:
-    assert gather(Gang(), {"a": [1, None]}) == [{"a": [1, None]}]
+    assert all_gather_objects(Gang(), {"a": [1, None]}) == [{"a": [1, None]}]
     check_same(Gang(), {"a": 1})
 
 

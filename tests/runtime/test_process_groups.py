@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fnrecipe.config import GangSection, resolve
-from fnrecipe.data import Place
+from fnrecipe.data import LaneAssignment
 from fnrecipe.errors import ConfigError, UsageError
 from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.recipes.lm.config import config as lm
 from fnrecipe.runtime.gang import Gang
-from fnrecipe.runtime.process_groups import _coordinates, make_mesh, place_of, sizes
+from fnrecipe.runtime.process_groups import _coordinates, axis_sizes, lane_assignment, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ from fnrecipe.runtime.process_groups import _coordinates, make_mesh, place_of, s
     ],
 )
 def test_sizes_of_the_axes(options: dict[str, Any], world_size: int, expected: tuple[int, int, int]) -> None:
-    assert sizes(GangSection(**options), world_size) == expected
+    assert axis_sizes(GangSection(**options), world_size) == expected
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_sizes_of_the_axes(options: dict[str, Any], world_size: int, expected: t
 )
 def test_a_world_that_cannot_be_divided_so_is_refused(options: dict[str, Any], world_size: int, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        sizes(GangSection(**options), world_size)
+        axis_sizes(GangSection(**options), world_size)
     assert str(caught.value) == message
 
 
@@ -75,7 +75,7 @@ def meshes(replicas: int, shard: int, tensor: int, sharding: Any) -> list[Mesh]:
 def test_leaves_that_are_summed_over_ranks_first_are_neighbours_in_the_tree(sharding: str, num_lanes: int) -> None:
     """Sums over shards, a rank's leaves and replicas (or leaves, shards and replicas) take the leaves in their order."""
     for replicas, shard in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 8), (2, 4), (8, 1)):
-        lanes = [place_of(mesh, 8).lanes(num_lanes) for mesh in meshes(replicas, shard, 1, sharding)]
+        lanes = [lane_assignment(mesh, 8).lanes(num_lanes) for mesh in meshes(replicas, shard, 1, sharding)]
         assert sorted(chain(*lanes)) == list(range(num_lanes))
         size, turns = num_lanes // 8, 8 // (replicas * shard)
         leaves = [[tuple(mine[turn * size : (turn + 1) * size]) for turn in range(turns)] for mine in lanes]
@@ -88,24 +88,24 @@ def test_leaves_that_are_summed_over_ranks_first_are_neighbours_in_the_tree(shar
 
 
 def test_tensor_ranks_have_the_same_lanes() -> None:
-    lanes = [place_of(mesh, 8).lanes(8) for mesh in meshes(1, 2, 2, "fsdp")]
+    lanes = [lane_assignment(mesh, 8).lanes(8) for mesh in meshes(1, 2, 2, "fsdp")]
     assert lanes == [[0, 2, 4, 6]] * 2 + [[1, 3, 5, 7]] * 2
 
 
 def test_workers_share_the_lanes_of_their_rank_in_its_order() -> None:
-    place = Place(1, 4, inner=2, turns=2)
-    assert place.lanes(16) == [2, 3, 6, 7]
-    assert [part.lanes(16) for part in place.split(2)] == [[2, 3], [6, 7]]
+    assignment = LaneAssignment(1, 4, interleave=2, rounds=2)
+    assert assignment.lanes(16) == [2, 3, 6, 7]
+    assert [part.lanes(16) for part in assignment.split(2)] == [[2, 3], [6, 7]]
     with pytest.raises(UsageError, match="expected 3 equal parts of a rank's 4 lanes"):
-        place.split(3)[0].lanes(16)
-    with pytest.raises(UsageError, match="expected a multiple of the world size 4 times 2 leaves a rank, found 12"):
-        place.lanes(12)
+        assignment.split(3)[0].lanes(16)
+    with pytest.raises(UsageError, match="expected a multiple of the world size 4 times 2 microbatches a rank, found 12"):
+        assignment.lanes(12)
 
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["gang.sharding=fsdp", "dataset.num_lanes=4"], "dataset.num_lanes: expected a multiple of gang.num_leaves = 8"),
+        (["gang.sharding=fsdp", "dataset.num_lanes=4"], "dataset.num_lanes: expected a multiple of gang.num_microbatches = 8"),
         (["gang.tensor_parallel_size=3"], "model.config.num_attn_heads: expected a multiple of gang.tensor_parallel_size = 3"),
         (["gang.shard_size=3"], "gang.shard_size: expected a power of two"),
         (["gang.sharding=ddp"], "gang.sharding: expected"),

@@ -16,8 +16,8 @@ from fnrecipe.data import pipe
 from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.errors import DataError, NonFiniteError
 from fnrecipe.recipes.lm.train import recipe
-from fnrecipe.runtime.clock import Moment, moment
-from fnrecipe.runtime.transfer import fetch, lag
+from fnrecipe.runtime.clock import DeviceEvent, record_event
+from fnrecipe.runtime.transfer import fetch, publication_delay
 from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
 from tests.helpers import pairs, remains, rows
@@ -31,7 +31,7 @@ READS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many publications late metrics are read."""
-    return lambda publications: monkeypatch.setattr(run, "lag", lambda device: publications)
+    return lambda publications: monkeypatch.setattr(run, "publication_delay", lambda device: publications)
 
 
 def train(texts: Path, out: Path, before_batch: Callable[[int], None] = lambda number: None, **changes: Any) -> None:
@@ -88,15 +88,15 @@ class Event:
 
 def test_time_between_moments_of_a_device_is_its_own() -> None:
     waited: list[Any] = []
-    first, last = (Moment(seconds, Event(milliseconds, waited)) for seconds, milliseconds in ((0.0, 500), (0.1, 2500)))  # type: ignore[arg-type]
+    first, last = (DeviceEvent(seconds, Event(milliseconds, waited)) for seconds, milliseconds in ((0.0, 500), (0.1, 2500)))  # type: ignore[arg-type]
     assert last.since(first) == 2.0
     assert waited == [last.event]
-    assert 0 <= moment(CPU).since(moment(CPU)) + 1 < 1.0001
+    assert 0 <= record_event(CPU).since(record_event(CPU)) + 1 < 1.0001
 
 
 @pytest.mark.parametrize(("device", "publications"), [("cpu", 0), ("cuda", 1)])
 def test_only_what_runs_behind_the_host_is_late(device: str, publications: int) -> None:
-    assert lag(torch.device(device)) == publications
+    assert publication_delay(torch.device(device)) == publications
 
 
 @pytest.mark.parametrize("publications", [0, 1])

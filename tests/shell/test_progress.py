@@ -11,7 +11,7 @@ from tests.helpers import end, pairs, rows, start
 SMALL = {
     "model__config": "{vocab_size: 264, max_seq_len: 32, model_dim: 32, num_layers: 1, num_attn_heads: 2, "
     "num_key_value_heads: 1, ffn_inner_dim: 64, tied_embeddings: true}",
-    "gang__num_leaves": 1,
+    "gang__num_microbatches": 1,
     "regime__num_steps": 6,
     "regime__num_sample_tokens": 0,
 }

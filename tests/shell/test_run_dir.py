@@ -18,7 +18,9 @@ import torch
 
 from fnrecipe import checkpoint
 from fnrecipe.config import yaml
+from fnrecipe.config.affects import runtime_paths
 from fnrecipe.errors import FnrecipeError, UsageError
+from fnrecipe.recipes.lm.config import config
 from fnrecipe.shell import run_dir
 from tests.nobody import error_of_nobody, public
 
@@ -93,9 +95,10 @@ def test_how_data_is_read_may_change_and_what_is_read_may_not(tmp_path: Path, ke
     (tmp_path / run_dir.CONFIG).write_text(yaml.dump(old))
     checkpoint.save(tmp_path / run_dir.CHECKPOINTS, 1, {"x": torch.ones(1)}, None, {})
     new = {**old, "dataset": {**old["dataset"], key: 4}}
-    run_dir.check_config(tmp_path, new)
+    runtime = set(runtime_paths(config))
+    run_dir.check_config(tmp_path, new, runtime)
     with pytest.raises(UsageError) as caught:
-        run_dir.check_config(tmp_path, {**new, "dataset": {**new["dataset"], "order": "documents"}})
+        run_dir.check_config(tmp_path, {**new, "dataset": {**new["dataset"], "order": "documents"}}, runtime)
     assert str(caught.value).splitlines()[1:] == ["  dataset.order: 'blocks' there, 'documents' now"]
 
 

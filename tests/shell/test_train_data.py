@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fnrecipe.config import resolve
-from fnrecipe.data import Document, Place, held_out
+from fnrecipe.data import Document, LaneAssignment, held_out
 from fnrecipe.errors import DataError, UsageError
 from fnrecipe.recipes.lm.data import train_stream
 from fnrecipe.recipes.lm.train import recipe
@@ -231,7 +231,7 @@ def test_begin_and_end_of_documents_are_in_the_rows_if_asked_for(texts: Path, ad
     marks = {"tokenizer__add_bos": str(add_bos).lower(), "tokenizer__add_eos": str(add_eos).lower()}
     config, _ = resolve(recipe.config, (), pairs(texts, **long, **marks))
     pieces = 0
-    for batch, _ in islice(train_stream(config, Place())(None), 3):
+    for batch, _ in islice(train_stream(config, LaneAssignment())(None), 3):
         starts, ends = batch.mask & (batch.positions == 0), batch.mask.copy()
         ends[:, :-1] &= batch.segments[:, :-1] != batch.segments[:, 1:]
         assert set((batch.tokens[starts] == 256).tolist()) == {add_bos}

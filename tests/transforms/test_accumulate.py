@@ -43,14 +43,14 @@ def balanced(values: list[Tensor]) -> Tensor:
 PARAMS = rows(1, seed=1)["x"][0]
 
 
-@pytest.mark.parametrize("num_leaves", NUM_LEAVES)
-def test_the_sum_is_the_balanced_tree(num_leaves: int) -> None:
-    batch = rows(3 * num_leaves)
-    found = accumulate(power, num_leaves)(PARAMS, batch)
-    each = [power(PARAMS, part(batch, 3 * i, 3 * i + 3)) for i in range(num_leaves)]
+@pytest.mark.parametrize("num_microbatches", NUM_LEAVES)
+def test_the_sum_is_the_balanced_tree(num_microbatches: int) -> None:
+    batch = rows(3 * num_microbatches)
+    found = accumulate(power, num_microbatches)(PARAMS, batch)
+    each = [power(PARAMS, part(batch, 3 * i, 3 * i + 3)) for i in range(num_microbatches)]
     assert_same_bits(found["sum"], balanced([value["sum"] for value in each]))
     assert_same_bits(found["more"][0], balanced([value["more"][0] for value in each]))
-    assert found["more"][1] == sum(range(3 * num_leaves))
+    assert found["more"][1] == sum(range(3 * num_microbatches))
 
 
 def test_another_order_gives_other_bits() -> None:
@@ -61,15 +61,15 @@ def test_another_order_gives_other_bits() -> None:
 @given(st.data(), st.integers(0, 5), st.integers(0, 2**16))
 def test_any_aligned_power_of_two_run_of_leaves_is_a_subtree(data: st.DataObject, depth: int, seed: int) -> None:
     """What a gang of any size computes: each rank its run, then the tree over the ranks."""
-    num_leaves, world = 2**depth, 2 ** data.draw(st.integers(0, depth))
-    share, batch = num_leaves // world, rows(num_leaves, seed)
+    num_microbatches, world = 2**depth, 2 ** data.draw(st.integers(0, depth))
+    share, batch = num_microbatches // world, rows(num_microbatches, seed)
     ranks = [accumulate(power, share)(PARAMS, part(batch, rank * share, (rank + 1) * share)) for rank in range(world)]
-    whole = accumulate(power, num_leaves)(PARAMS, batch)
+    whole = accumulate(power, num_microbatches)(PARAMS, batch)
     assert_same_bits(balanced([rank["sum"] for rank in ranks]), whole["sum"])
 
 
-@pytest.mark.parametrize("num_leaves", NUM_LEAVES)
-def test_few_partial_sums_live_at_once(num_leaves: int) -> None:
+@pytest.mark.parametrize("num_microbatches", NUM_LEAVES)
+def test_few_partial_sums_live_at_once(num_microbatches: int) -> None:
     made: list[weakref.ref[Tensor]] = []
     most = 0
 
@@ -90,11 +90,11 @@ def test_few_partial_sums_live_at_once(num_leaves: int) -> None:
         most = max(most, sum(reference() is not None for reference in made))
         return result
 
-    accumulate(leaf, num_leaves)(torch.tensor(2.0), torch.ones(num_leaves))
-    assert most == math.log2(num_leaves) + 1
+    accumulate(leaf, num_microbatches)(torch.tensor(2.0), torch.ones(num_microbatches))
+    assert most == math.log2(num_microbatches) + 1
 
 
-@pytest.mark.parametrize("num_leaves", NUM_LEAVES)
-def test_traced_it_is_the_same_tree(num_leaves: int) -> None:
-    function, batch = accumulate(power, num_leaves), rows(num_leaves)
+@pytest.mark.parametrize("num_microbatches", NUM_LEAVES)
+def test_traced_it_is_the_same_tree(num_microbatches: int) -> None:
+    function, batch = accumulate(power, num_microbatches), rows(num_microbatches)
     assert_same_bits(jit(function)(PARAMS, batch), function(PARAMS, batch))

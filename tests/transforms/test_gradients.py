@@ -17,12 +17,12 @@ from fnrecipe.data import Batch
 from fnrecipe.loss import Sums
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.nn.policy import Compute
+from fnrecipe.nn.policy import Policy
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Mesh
-from fnrecipe.runtime.process_groups import place_of
+from fnrecipe.runtime.process_groups import lane_assignment
 from fnrecipe.step import State, init_state, train_step
 from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
@@ -36,7 +36,7 @@ RATE = cosine_annealing(0.01, num_warmup_steps=2, num_steps=5, final_scale=0.1)
 FUSED = optim.adamw(RATE, max_norm=1.0)
 UPDATES = {
     "fused": FUSED,
-    "chain": attrs.evolve(FUSED, apply=None),
+    "chain": attrs.evolve(FUSED, fused_update=None),
     "sgd": optim.chain(optim.clip_by_global_norm(0.1), optim.scale_by_learning_rate(RATE)),
 }
 CONFIG = attrs.evolve(TINY, tied_embeddings=False)
@@ -57,9 +57,9 @@ TENSOR: dict[str, dict[str, Any]] = {
 }
 
 
-def loss(params: Tree, batch: Batch, how: Compute = Compute()) -> tuple[Tensor, Sums]:
+def loss(params: Tree, batch: Batch, policy: Policy = Policy()) -> tuple[Tensor, Sums]:
     """The loss, which is not finite for a leaf with a POISON in it."""
-    total, sums = next_token_loss(partial(llama.apply, CONFIG, how=how))(params, batch)
+    total, sums = next_token_loss(partial(llama.apply, CONFIG, policy=policy))(params, batch)
     bad = torch.where((batch.tokens == POISON).any(), torch.nan, 1.0)
     return total * bad, {**sums, "loss": sums["loss"] * bad}
 
@@ -77,18 +77,18 @@ def train(
     mesh: Mesh,
     update: Transform,
     traced: bool,
-    how: Compute = Compute(),
+    policy: Policy = Policy(),
     dtype: torch.dtype = torch.float32,
     scaling: LossScaling | None = None,
 ) -> tuple[State, list[Any]]:
     """The state after five steps, and the metrics of all steps and of an evaluation; `dtype` is that of the parameters."""
     share = LEAVES // (mesh.replica.size * mesh.shard.size)
-    function = partial(loss, how=how)
+    function = partial(loss, policy=policy)
     step, evaluate = train_step(function, update, share, mesh, scaling), evaluation(function, share, mesh)
     if traced:
         step, evaluate = jit(step, donate=1), jit(evaluate)
     params = llama.init(CONFIG, KEY, lambda path, leaf: mesh.cut(path, leaf.to(dtype)))
-    state, rows, found = init_state(params, update, KEY, scaling), place_of(mesh, LEAVES).lanes(8), []
+    state, rows, found = init_state(params, update, KEY, scaling), lane_assignment(mesh, LEAVES).lanes(8), []
     for number in range(5):
         state, metrics = step(state, tree.map(lambda leaf: leaf[rows], batch(number)))
         found.append(metrics)
@@ -125,9 +125,9 @@ def test_two_ranks_traced() -> None:
 
 
 def check_computed(rank: int, size: int) -> None:
-    how = Compute(torch.bfloat16, "selective", logits_at_once=7)
-    alone, metrics = train(mesh_of(0, 1), FUSED, traced=False, how=how)
-    state, found = train(mesh_of(rank, size, sharding="fsdp"), FUSED, traced=True, how=how)
+    policy = Policy(torch.bfloat16, "selective", logits_at_once=7)
+    alone, metrics = train(mesh_of(0, 1), FUSED, traced=False, policy=policy)
+    state, found = train(mesh_of(rank, size, sharding="fsdp"), FUSED, traced=True, policy=policy)
     assert_same_bits(assembled(size, state), tree.paths(alone))
     assert_same_bits(found, metrics)
 
@@ -148,8 +148,8 @@ def test_eight_ranks_eagerly() -> None:
     on_ranks(8, check, MODES | HYBRID, ["fused"], [False])
 
 
-HALF: dict[str, Any] = {"how": Compute(torch.float16, logits_at_once=7), "scaling": LossScaling(2.0**14, 1.0, interval=1)}
-PURE: dict[str, Any] = {"how": Compute(torch.bfloat16, logits_at_once=7), "dtype": torch.bfloat16}
+HALF: dict[str, Any] = {"policy": Policy(torch.float16, logits_at_once=7), "scaling": LossScaling(2.0**14, 1.0, interval=1)}
+PURE: dict[str, Any] = {"policy": Policy(torch.bfloat16, logits_at_once=7), "dtype": torch.bfloat16}
 
 
 def check_precision(rank: int, size: int, options: dict[str, Any], modes: list[str], traced: bool) -> None:

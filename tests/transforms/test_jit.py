@@ -50,9 +50,9 @@ def run(step: Step, steps: int) -> tuple[list[State], list[Any]]:
     return states, metrics
 
 
-@pytest.mark.parametrize("num_leaves", [1, 2, 8])
-def test_the_traced_step_has_the_bits_of_the_eager_step(num_leaves: int) -> None:
-    step = train_step(LOSS, UPDATE, num_leaves)
+@pytest.mark.parametrize("num_microbatches", [1, 2, 8])
+def test_the_traced_step_has_the_bits_of_the_eager_step(num_microbatches: int) -> None:
+    step = train_step(LOSS, UPDATE, num_microbatches)
     assert_same_bits(run(jit(step, donate=1), 4), run(step, 4))
 
 

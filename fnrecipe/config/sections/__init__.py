@@ -1,6 +1,6 @@
 """The sections that recipes build their config from: frozen attrs classes that hold plain values and nothing else.
 
-Names are fairseq2's wherever the meaning is the same. A section may have a method `contradictions`, which yields a
+Names are fairseq2's wherever the meaning is the same. A section may have a method `conflicts`, which yields a
 `Problem` for every two values that cannot stand together; its paths are relative to the section.
 """
 

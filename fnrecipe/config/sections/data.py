@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from attrs import field, frozen
 from attrs.converters import optional
 
-from fnrecipe.config.bounds import Count, NonNegative, ProperFraction, Size
+from fnrecipe.config.affects import RUNTIME
+from fnrecipe.config.bounds import NonNegative, NonNegativeInt, PositiveInt, ProperFraction
 from fnrecipe.config.paths import expanded
 from fnrecipe.errors import Problem
 
@@ -31,9 +32,9 @@ class DataSource:
     separator: str | None = None
     dtype: Literal["uint16", "uint32"] = "uint16"
     weight: NonNegative = 1.0
-    weight_schedule: tuple[tuple[Size, NonNegative], ...] = ()
+    weight_schedule: tuple[tuple[NonNegativeInt, NonNegative], ...] = ()
 
-    def contradictions(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         steps = [0, *(tokens for tokens, _ in self.weight_schedule)]
         if any(later <= earlier for earlier, later in pairwise(steps)):
             yield Problem("weight_schedule", "numbers of tokens above 0 that increase", str(steps[1:]))
@@ -50,23 +51,23 @@ class DatasetSection:
     sources: tuple[DataSource, ...] = (DataSource("stdlib:"),)
     valid_sources: tuple[DataSource, ...] = ()
     valid_fraction: ProperFraction = 0.05
-    max_bad_records: Size = 0
-    max_record_bytes: Count = 64 << 20
+    max_bad_records: NonNegativeInt = 0
+    max_record_bytes: PositiveInt = 64 << 20
     order: Literal["blocks", "documents", "sequential"] = "blocks"
-    shuffle_window: Count = 256
+    shuffle_window: PositiveInt = 256
     finished_source: Literal["drop", "repeat", "stop"] = "drop"
     packing: Literal["best_fit", "concat"] = "best_fit"
-    pack_window: Count = 512
-    max_seq_len: Count = 1024
+    pack_window: PositiveInt = 512
+    max_seq_len: PositiveInt = 1024
     attention: Literal["document", "row"] = "document"
-    batch_size: Count = 8
-    num_lanes: Count = 8
-    num_readers: Count | None = None
-    num_workers: Size = 0
-    prefetch: Size = 2
-    cache: str | None = field(default=None, converter=optional(expanded))
+    batch_size: PositiveInt = 8
+    num_lanes: PositiveInt = 8
+    num_readers: PositiveInt | None = None
+    num_workers: NonNegativeInt = field(default=0, metadata=RUNTIME)
+    prefetch: NonNegativeInt = field(default=2, metadata=RUNTIME)
+    cache: str | None = field(default=None, converter=optional(expanded), metadata=RUNTIME)
 
-    def contradictions(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if not self.sources:
             yield Problem("sources", "at least one source", "none")
         if self.valid_sources and self.valid_fraction > 0:
@@ -104,7 +105,7 @@ class TokenizerSection:
     add_bos: bool = True
     add_eos: bool = True
 
-    def contradictions(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.family == "hf" and self.path is None:
             yield Problem("path", "the path of a tokenizer.json for tokenizer.family=hf", "null")
         if self.family == "byte":

@@ -6,7 +6,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from fnrecipe.config.bounds import Count, Fraction, NonNegative, Positive, ProperFraction, Size, StepFraction
+from fnrecipe.config.bounds import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, ProperFraction, StepFraction
 
 
 @frozen
@@ -30,8 +30,8 @@ class CosineAnnealingConfig:
     `cycle_len`: steps from the peak to the final rate; null: all that `regime.num_steps` leaves after warm-up.
     """
 
-    num_warmup_steps: Size | StepFraction = 0
-    cycle_len: Count | None = None
+    num_warmup_steps: NonNegativeInt | StepFraction = 0
+    cycle_len: PositiveInt | None = None
     final_lr_scale: Fraction = 0.1
 
 

@@ -7,22 +7,23 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from fnrecipe.config.bounds import Count, Positive, PowerOfTwo, Size
+from fnrecipe.config.affects import RUNTIME
+from fnrecipe.config.bounds import NonNegativeInt, Positive, PositiveInt, PowerOfTwo
 from fnrecipe.errors import Problem
 
 
 @frozen
 class GangSection:
-    """`num_leaves`: micro-batches of the global batch, whatever the number of ranks; their sum is a fixed binary tree."""
+    """`num_microbatches`: microbatches of the global batch, whatever the number of ranks; their sum is a fixed binary tree."""
 
-    num_leaves: PowerOfTwo = 8
-    sharding: Literal["replicate", "zero1", "zero2", "fsdp"] = "replicate"
-    shard_size: PowerOfTwo | None = None
-    tensor_parallel_size: Count = 1
+    num_microbatches: PowerOfTwo = 8
+    sharding: Literal["replicate", "zero1", "zero2", "fsdp"] = field(default="replicate", metadata=RUNTIME)
+    shard_size: PowerOfTwo | None = field(default=None, metadata=RUNTIME)
+    tensor_parallel_size: PositiveInt = field(default=1, metadata=RUNTIME)
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     reduction: Literal["invariant", "fast"] = "invariant"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    timeout: Positive = 15.0
+    timeout: Positive = field(default=15.0, metadata=RUNTIME)
 
 
 @frozen
@@ -30,9 +31,9 @@ class ActivationCheckpointingSection:
     """What is computed again for the gradient, instead of kept."""
 
     mode: Literal["off", "selective", "layerwise"] = "off"
-    every_nth_layer: Count = 1
+    every_nth_layer: PositiveInt = 1
 
-    def contradictions(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.every_nth_layer > 1 and self.mode != "layerwise":
             expected = f"1 for trainer.activation_checkpointing.mode={self.mode}"
             yield Problem("every_nth_layer", expected, str(self.every_nth_layer))
@@ -50,11 +51,11 @@ class TrainerSection:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     fp16_loss_scale: tuple[Positive, Positive] = (128.0, 1e-4)
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
-    logits_at_once: Count | None = 1024
+    logits_at_once: PositiveInt | None = 1024
     max_grad_norm: Positive | None = 1.0
-    max_skipped_steps: Count = 5
+    max_skipped_steps: PositiveInt = 5
 
-    def contradictions(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.cuda_graph and self.jit == "off":
             yield Problem("cuda_graph", "false for trainer.jit=off", "true")
         initial, minimum = self.fp16_loss_scale
@@ -70,17 +71,17 @@ class TrainerSection:
 class RegimeSection:
     """How long to train and what to do when. A null interval means never; the last step is always saved and validated."""
 
-    num_steps: Count | None = None
-    num_data_epochs: Count | None = None
-    checkpoint_every_n_steps: Count | None = 1000
-    keep_last_n_checkpoints: Count | None = 3
-    validate_every_n_steps: Count | None = 1000
-    num_validation_batches: Count = 16
-    publish_metrics_every_n_steps: Count = 10
+    num_steps: PositiveInt | None = None
+    num_data_epochs: PositiveInt | None = None
+    checkpoint_every_n_steps: PositiveInt | None = 1000
+    keep_last_n_checkpoints: PositiveInt | None = 3
+    validate_every_n_steps: PositiveInt | None = 1000
+    num_validation_batches: PositiveInt = 16
+    publish_metrics_every_n_steps: PositiveInt = 10
     sample_prompt: str = ""
-    num_sample_tokens: Size = 256
+    num_sample_tokens: NonNegativeInt = 256
 
-    def contradictions(self) -> Iterator[Problem]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.num_steps is None and self.num_data_epochs is None:
             yield Problem("num_steps", "a number where regime.num_data_epochs is null", "null")
 
@@ -89,10 +90,10 @@ class RegimeSection:
 class TorchSection:
     """`num_threads`: threads of torch on the CPU; null: torch's own choice."""
 
-    num_threads: Count | None = None
+    num_threads: PositiveInt | None = None
 
 
 @frozen
 class CommonSection:
-    seed: Size = 2
+    seed: NonNegativeInt = 2
     torch: TorchSection = field(factory=TorchSection)
