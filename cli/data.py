@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fnrecipe.cli.find import find
 from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
+from fnrecipe.shell.find import find
 from fnrecipe.shell.once import Once
 
 if TYPE_CHECKING:

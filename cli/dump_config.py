@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options, sources_option
 from fnrecipe.config import resolve, unstructure, yaml
+from fnrecipe.shell.find import find
 
 
 @click.command(cls=ConfigCommand, short_help="Print a recipe's whole config as YAML.")

@@ -12,12 +12,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
+import attrs
 import click
 
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
 from fnrecipe.cli.errors import show
-from fnrecipe.cli.find import Found
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, sources_option, with_changes_option
@@ -28,6 +28,7 @@ from fnrecipe.data.prefetch import left_behind
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError
 from fnrecipe.runtime.launcher import follow, launched, meeting
 from fnrecipe.shell.console import Outlet, empty_streams, mend_streams, speak_utf8
+from fnrecipe.shell.find import Found
 
 if TYPE_CHECKING:
     from fnrecipe.recipe import Recipe
@@ -96,7 +97,8 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
             raise UsageError("--sources: expected --dump-config beside it, found nothing to print")
         if out is None:
             raise UsageError("DIR: expected a directory to train in, found none (--dump-config needs none, --help tells more)")
-        found = Found(recipe.config, recipe.needs, lambda: recipe)
+        here = attrs.evolve(recipe, origin=getattr(sys.modules["__main__"], "__file__", None))
+        found = Found(recipe.config, recipe.needs, lambda: here)
         return start(found, out, nproc, files, pairs, with_changes)
 
     _exit(command)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fnrecipe.cli.find import find
 from fnrecipe.cli.fit import check_fit, of_training
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
+from fnrecipe.shell.find import find
 
 if TYPE_CHECKING:
     from fnrecipe.inspect.profile import Profile

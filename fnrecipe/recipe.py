@@ -35,6 +35,7 @@ class Recipe(Generic[C]):
     flops     config -> FLOPs of the model a position, to tell how well a device is used, or None
     needs     (config, processes) -> the least memory of each, to refuse what cannot fit before it is tried, or None
     rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them
+    origin    the name by which `fnrecipe.shell.find` found it, for `fnrecipe.load`; None for one that was made in place
     """
 
     name: str
@@ -50,3 +51,4 @@ class Recipe(Generic[C]):
     flops: Callable[[C], TokenFlops] | None = None
     needs: Callable[[C, int], Sequence[Need]] | None = None
     rules: Mapping[str, int] = attrs.field(factory=dict)
+    origin: str | None = None

@@ -31,11 +31,11 @@ ARROWS = {
     "build": "compiler data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "errors parallel runtime tree",
-    "shell": "build checkpoint compiler config data errors fold loss models parallel random recipe runtime step transforms "
-    "tree",
-    "inspect": "build compiler data errors fold recipe runtime shell step tree",
     "recipes": "config data errors loss models nn optim parallel recipe tree",
-    "cli": "compiler config data errors inspect recipe recipes runtime shell",
+    "shell": "build checkpoint compiler config data errors fold loss models parallel random recipe recipes runtime step "
+    "transforms tree",
+    "inspect": "build compiler data errors fold recipe runtime shell step tree",
+    "cli": "compiler config data errors inspect runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
 PURE = {

@@ -234,9 +234,9 @@ class _Run:
         return state, cursor, step
 
     def _write_down(self) -> None:
-        facts = {"recipe": self.recipe.name, "seed": self.config.common.seed, **host.facts(self.device)}
+        facts = {"recipe": self.recipe.name, "origin": self.recipe.origin, "seed": self.config.common.seed}
         replace(self.out / run_dir.CONFIG, yaml.dump(unstructure(self.config)).encode())
-        replace(self.out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
+        replace(self.out / run_dir.RUN, f"{json.dumps(facts | host.facts(self.device), indent=2)}\n".encode())
 
     def _stream(self, cursor: Any) -> Any:
         agreed = partial(in_lockstep, gang=self.gang, word=lambda: self.signals.received or 0)
