@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fnrecipe import loss as loss
     from fnrecipe import models as models
     from fnrecipe import nn as nn
+    from fnrecipe import observe as observe
     from fnrecipe import ops as ops
     from fnrecipe import optim as optim
     from fnrecipe import parallel as parallel

@@ -25,15 +25,16 @@ ARROWS = {
     "optim": "loss parallel random tree",
     "transforms": "compiler loss optim parallel tree",
     "models": "config data loss nn parallel random transforms tree",
-    "recipe": "config data loss models optim parallel tree",
     "step": "loss optim parallel transforms tree",
     "fold": "data step",
-    "build": "compiler data errors loss optim parallel random recipe step transforms tree",
+    "observe": "data step",
+    "recipe": "config data loss models observe optim parallel tree",
+    "build": "compiler config data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "errors parallel runtime tree",
     "recipes": "config data errors loss models nn optim parallel recipe tree",
-    "shell": "build checkpoint compiler config data errors fold loss models parallel random recipe recipes runtime step "
-    "transforms tree",
+    "shell": "build checkpoint compiler config data errors fold loss models observe parallel random recipe recipes runtime "
+    "step transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
     "cli": "compiler config data errors inspect runtime shell",
 }

@@ -84,7 +84,7 @@ def test_the_recipe_trains_by_its_own_key_and_its_test_passes(tmp_path: Path, te
     assert_usage_error(wrong, "decay.fractoin: expected a known key, found 'fractoin' (command line); did you mean fraction?")
     ended = fnrecipe("train", "mine.py", "--out", "out", "--config", *settings, "decay.fraction=0.5", cwd=tmp_path)
     assert (ended.status, ended.err) == (0, "")
-    rates = [row["learning_rate"] for row in rows(tmp_path / "out/metrics/train.jsonl")]
+    rates = [row["train/lr"] for row in rows(tmp_path / "out/metrics/train.jsonl")]
     assert rates == pytest.approx([0.01, 0.01, 0.0075, 0.005])
     assert load(tmp_path / "out").recipe.name == "mine"
     tested = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path)

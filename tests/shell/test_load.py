@@ -68,7 +68,7 @@ def validation_loss(found: LoadedRun) -> float:
 def check(out: Path, found: LoadedRun) -> None:
     """Whether the parameters are those that were validated and sampled from last."""
     recipe, config, params = found
-    assert validation_loss(found) == pytest.approx(rows(out / "metrics/valid.jsonl")[-1]["loss"], rel=1e-6)
+    assert validation_loss(found) == pytest.approx(rows(out / "metrics/valid.jsonl")[-1]["valid/loss"], rel=1e-6)
     key = random.fold_in(random.key(config.common.seed), "sample")
     assert recipe.sample is not None
     assert recipe.sample(config, params, key) + "\n" == (out / "sample.txt").read_text()
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: Path, caplog: p
     (line,) = caplog.messages
     assert "step_00000004: damaged checkpoint passed over: " in line
     assert not torch.equal(older.params["embedding"], whole.params["embedding"])
-    expected = [row["loss"] for row in rows(run / "metrics/valid.jsonl")]
+    expected = [row["valid/loss"] for row in rows(run / "metrics/valid.jsonl")]
     assert validation_loss(older) != pytest.approx(expected[-1], rel=1e-6)
 
 
