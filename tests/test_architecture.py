@@ -19,7 +19,8 @@ FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "
 ARROWS = {
     **dict.fromkeys(("errors", "tree", "random", "ops"), ""),
     **dict.fromkeys(("config", "data"), "errors"),
-    **dict.fromkeys(("loss", "parallel"), "tree"),
+    "loss": "tree",
+    "parallel": "ops tree",
     "compiler": "ops tree",
     "nn": "ops parallel tree",
     "optim": "loss parallel random tree",
