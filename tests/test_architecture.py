@@ -31,7 +31,7 @@ ARROWS = {
     "fold": "data step",
     "build": "compiler data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
-    "checkpoint": "errors parallel runtime tree",
+    "checkpoint": "data errors parallel runtime tree",
     "shell": "build checkpoint compiler config data errors fold loss models parallel random recipe runtime step transforms "
     "tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",

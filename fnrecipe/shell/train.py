@@ -221,10 +221,10 @@ class _Run:
             state = checkpoint.restore(found, state)
             if int(state.step) != found.step:
                 raise CheckpointError(
-                    f"{found.place}: expected the state of step {found.step}, found that of {int(state.step)}"
+                    f"{found.directory}: expected the state of step {found.step}, found that of {int(state.step)}"
                 )
             self.display.line(f"going on after step {found.step:,}")
-        self._check_finite(state, f"{found.place}: the checkpoint" if found else "the first state")
+        self._check_finite(state, f"{found.directory}: the checkpoint" if found else "the first state")
         step, cursor = (found.step, found.cursor) if found else (0, None)
         if self.gang.leads:
             checkpoint.tidy(self.out / run_dir.CHECKPOINTS, step)
