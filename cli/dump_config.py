@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -22,6 +21,6 @@ def dump_config(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], so
     return 0
 
 
-def print_config(defaults: Any, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> None:
+def print_config(defaults: object, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> None:
     config, origin = resolve(defaults, files, pairs)
     click.echo(yaml.dump(unstructure(config), origin if sources else None), nl=False)

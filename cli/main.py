@@ -1,4 +1,4 @@
-"""The program `fnrecipe`, and the same for a recipe that is run as a module."""
+"""The program `fnrecipe`, and the command line of a recipe that is run as a module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 import attrs
 import click
@@ -32,7 +32,7 @@ from fnrecipe.shell.console import Outlet, empty_streams, mend_streams, speak_ut
 from fnrecipe.shell.find import Found
 
 if TYPE_CHECKING:
-    from fnrecipe.recipe import Recipe
+    from fnrecipe.recipe import C, Recipe
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -41,14 +41,15 @@ _COMMANDS = [train, new, dump_config, data, tokenizer, graph, profile]
 
 
 class _Commands(click.Group):
-    """Commands whose standard output may fail: when nobody reads it any more, they end as Unix tools do, by SIGPIPE."""
+    """Commands that end by SIGPIPE, as Unix tools do, when the reader of their standard output is gone."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGPIPE)
+            return None
         except OSError as error:
             if error.filename is not None or error.errno not in _FULL:
                 raise
@@ -68,7 +69,7 @@ def main() -> NoReturn:
     _exit(fnrecipe)
 
 
-def run_recipe(recipe: Recipe[Any]) -> NoReturn:
+def run_recipe(recipe: Recipe[C]) -> NoReturn:
     """The command line of a recipe's own module: `python -m my_lm.train DIR --config …`."""
 
     @click.command(
@@ -106,20 +107,20 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
 
 
 def _exit(command: click.Command) -> NoReturn:
-    """Runs a command; errors that a user can mend become one message and an exit status, which no console changes."""
+    """Runs a command and exits; errors that a user can mend become a message and an exit status, whatever the console does."""
     speak_utf8()
     follow()
     mend_streams()
     status = _run(command, meeting())
     empty_streams()
-    if left_behind():  # such a thread may abort the interpreter at its end, where it cannot run any more
+    if left_behind():  # a thread that is still in a read may abort the interpreter at exit
         atexit._run_exitfuncs()
         os._exit(status)
     sys.exit(status)
 
 
 def _run(command: click.Command, directory: Path | None) -> int:
-    """The exit status of a command. The ranks of `--nproc` leave it to their launcher to show one error, also a defect."""
+    """The exit status of a command. Ranks of `--nproc` leave their error, also a defect's traceback, for their launcher."""
     try:
         return int(command.main(standalone_mode=False) or 0)
     except FnrecipeError as error:
@@ -142,7 +143,7 @@ def _run(command: click.Command, directory: Path | None) -> int:
 
 
 def _rank() -> int | None:
-    """The number of this rank; None for a process alone, or one whose error is that nobody knows."""
+    """This process's rank; None for a gang of one, or if the environment is contradictory."""
     try:
         here = launched()
     except UsageError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -66,7 +66,7 @@ def _sums(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return sum(first), sum(second)
 
 
-def _facts(found: Profile) -> dict[str, Any]:
+def _facts(found: Profile) -> dict[str, str]:
     speed = found.speed
     facts = {
         "device": found.device,

@@ -19,7 +19,8 @@ FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "
 ARROWS = {
     **dict.fromkeys(("errors", "tree", "random", "ops"), ""),
     **dict.fromkeys(("config", "data"), "errors"),
-    **dict.fromkeys(("loss", "parallel"), "tree"),
+    "loss": "tree",
+    "parallel": "ops tree",
     "compiler": "ops tree",
     "nn": "ops parallel tree",
     "optim": "loss parallel random tree",
@@ -31,7 +32,7 @@ ARROWS = {
     "recipe": "config data loss models observe optim parallel tree",
     "build": "compiler config data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
-    "checkpoint": "errors parallel runtime tree",
+    "checkpoint": "data errors parallel runtime tree",
     "recipes": "config data errors loss models nn optim parallel recipe tree",
     "shell": "build checkpoint compiler config data errors fold loss models observe parallel random recipe recipes runtime "
     "step transforms tree",

@@ -1,4 +1,4 @@
-"""Data: sources, stages and what they are made of. No torch here; `docs/streams.md` shows how to compose them."""
+"""Data: files, documents, tokens, and the sources and stages of streams. `docs/streams.md` shows how to compose them."""
 
 from fnrecipe.data.batch import Batch as Batch
 from fnrecipe.data.batch import collate as collate

@@ -43,9 +43,10 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
             run_dir.check_identity(out, found.files, session.facts)
         state = checkpoint.restore(found, state)
         if int(state.step) != found.step:
-            raise CheckpointError(f"{found.place}: expected the state of step {found.step}, found that of {int(state.step)}")
+            expected = f"expected the state of step {found.step}, found that of {int(state.step)}"
+            raise CheckpointError(f"{found.directory}: {expected}")
         display.line(f"going on after step {found.step:,}")
-    check_finite(session, state, f"{found.place}: the checkpoint" if found else "the first state")
+    check_finite(session, state, f"{found.directory}: the checkpoint" if found else "the first state")
     step, cursor = (found.step, found.cursor) if found else (0, None)
     if session.gang.leads:
         checkpoint.tidy(out / run_dir.CHECKPOINTS, step)
