@@ -24,7 +24,9 @@ ARROWS = {
     "nn": "ops parallel tree",
     "optim": "loss parallel random tree",
     "transforms": "compiler loss optim parallel tree",
-    "models": "config data loss nn parallel random transforms tree",
+    "models": "config data errors loss nn parallel random transforms tree",
+    "components": "config errors optim",
+    "presets": "components config errors models nn optim parallel tree",
     "recipe": "config data loss models optim parallel tree",
     "step": "loss optim parallel transforms tree",
     "fold": "data step",
@@ -34,7 +36,7 @@ ARROWS = {
     "shell": "build checkpoint compiler config data errors fold loss models parallel random recipe runtime step transforms "
     "tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
-    "recipes": "config data errors loss models nn optim parallel recipe tree",
+    "recipes": "components config data errors loss models optim parallel presets recipe tree",
     "cli": "compiler config data errors inspect recipe recipes runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
@@ -180,7 +182,11 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
     assert all((ROOT / folder).is_dir() for folder in re.findall(r"^(\w+)/  ", readme, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", [*select("config", "errors", "cli", "data"), "fnrecipe.recipes.lm.config"])
+LIGHT = [*select("config", "errors", "cli", "data", "components"), "fnrecipe.recipes.lm.config"]
+LIGHT += [name for name in select("models") if name.endswith(".config")]
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_config_command_line_and_data_load_no_torch(name: str) -> None:
     assert "torch" not in loaded_by(name)
 

@@ -89,7 +89,7 @@ def _train(recipe: Recipe[Any], config: Any, out: Path, with_changes: bool, star
         stack.enter_context(display)
         host.prepare(config.common.torch.num_threads, jit_mode(config.trainer.jit, device))
         tell_left_out(corpora if gang.leads else [])
-        mesh = make_mesh(config.gang, gang, device, recipe.rules)
+        mesh = make_mesh(config.gang, gang, device, recipe.rules(config))
         telling = partial(with_progress, tell=display.line, waiting=display.waiting)
         step, evaluate = make_step(recipe, config, mesh, device, telling)
         work = work_of(recipe, config, device, gang.size)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from fnrecipe import random, tree
 from fnrecipe.build import init_train_state
-from fnrecipe.config import LlamaConfig, resolve
-from fnrecipe.config.needs import llama_parameters
+from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment, collate
 from fnrecipe.models import llama
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.recipes.lm.config import LMConfig, config, needs
 from fnrecipe.recipes.lm.data import train_stream
@@ -46,7 +46,7 @@ def llamas(draw: st.DrawFn) -> LlamaConfig:
 def test_parameters_are_counted_as_they_are_made(model: LlamaConfig) -> None:
     made = tree.paths(llama.init(model, random.key(0)))
     vocabulary = sum(leaf.numel() for path, leaf in made.items() if path in ("embedding", "head"))
-    assert llama_parameters(model) == (vocabulary, sum(leaf.numel() for leaf in made.values()) - vocabulary)
+    assert llama.num_parameters(model) == (vocabulary, sum(leaf.numel() for leaf in made.values()) - vocabulary)
 
 
 def sizes(changed: LMConfig, ranks: int = 1) -> dict[str, int]:

@@ -15,9 +15,9 @@ from torch.fx import Node
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import trace
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
 from fnrecipe.tree import Tree

@@ -1,0 +1,64 @@
+"""Sections of a config as what they stand for: parameters, a function of them, a policy, a schedule, an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fnrecipe.components.component import LRScheduler, Optimizer
+from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, TrainerSection
+from fnrecipe.config.find import Kind, find_component
+from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.errors import UsageError
+from fnrecipe.models.model import find_model
+from fnrecipe.models.next_token import Apply
+from fnrecipe.nn.attention import AttentionScope
+from fnrecipe.nn.policy import Policy
+from fnrecipe.optim import Schedule, Transform
+from fnrecipe.parallel.mesh import Placement
+from fnrecipe.tree import Tree
+
+T = TypeVar("T")
+
+
+def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
+    """Parameters in the dtype of the section, each of them as `place(path, leaf)` leaves it."""
+    dtype = getattr(torch, model.dtype)
+    params: Tree = find_model(model.family).init(model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
+    return params
+
+
+def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope) -> Apply:
+    """(parameters, tokens, segments, positions) -> logits."""
+    return partial(find_model(model.family).apply, model.config, policy=policy(trainer), scope=scope)
+
+
+def policy(trainer: TrainerSection) -> Policy:
+    checkpointing = trainer.activation_checkpointing
+    dtype = getattr(torch, trainer.dtype)
+    return Policy(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once)
+
+
+def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callable[[float], Schedule]:
+    """The schedule for each peak, over the steps of the regime."""
+    return _component("lr_scheduler", lr_scheduler, LR_SCHEDULERS, LRScheduler).make(lr_scheduler.config, regime.num_steps)
+
+
+def update(
+    optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
+) -> Transform:
+    """The optimizer on that schedule, behind clipping by the trainer's global norm."""
+    made = _component("optimizer", optimizer, OPTIMIZERS, Optimizer)
+    return made.make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)
+
+
+def _component(path: str, section: OptimizerSection | LRSchedulerSection, kind: Kind, cls: type[T]) -> T:
+    found = find_component(section.name, kind)
+    if not isinstance(found, cls):
+        name = type(found).__name__
+        raise UsageError(f"{path}.name: expected {section.name} to be a fnrecipe {cls.__name__}, found {name}")
+    return found
