@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
+from attrs import AttrsInstance
 from torch import Tensor
 
 from fnrecipe.components.component import LRScheduler, Optimizer
 from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, TrainerSection
-from fnrecipe.config.find import Kind, find_component
+from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
-from fnrecipe.errors import UsageError
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
@@ -21,8 +20,6 @@ from fnrecipe.nn.policy import Policy
 from fnrecipe.optim import Schedule, Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
-
-T = TypeVar("T")
 
 
 def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
@@ -45,20 +42,13 @@ def policy(trainer: TrainerSection) -> Policy:
 
 def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callable[[float], Schedule]:
     """The schedule for each peak, over the steps of the regime."""
-    return _component("lr_scheduler", lr_scheduler, LR_SCHEDULERS, LRScheduler).make(lr_scheduler.config, regime.num_steps)
+    found: LRScheduler[AttrsInstance] = find_component(lr_scheduler.name, LR_SCHEDULERS)
+    return found.make(lr_scheduler.config, regime.num_steps)
 
 
 def update(
     optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
 ) -> Transform:
     """The optimizer on that schedule, behind clipping by the trainer's global norm."""
-    made = _component("optimizer", optimizer, OPTIMIZERS, Optimizer)
-    return made.make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)
-
-
-def _component(path: str, section: OptimizerSection | LRSchedulerSection, kind: Kind, cls: type[T]) -> T:
-    found = find_component(section.name, kind)
-    if not isinstance(found, cls):
-        name = type(found).__name__
-        raise UsageError(f"{path}.name: expected {section.name} to be a fnrecipe {cls.__name__}, found {name}")
-    return found
+    found: Optimizer[AttrsInstance] = find_component(optimizer.name, OPTIMIZERS)
+    return found.make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)

@@ -23,13 +23,13 @@ from fnrecipe.errors import UsageError, did_you_mean
 class Kind:
     """Components of one kind, each with a class `config` of its configs: the families of models, say.
 
-    what       one of them: "a Model"
+    cls        the module and the name of the class of one of them
     package    the package that holds those that come with fnrecipe: a module each, called by its name
     light      the module and the attribute within that hold the torch-free part of one: "config:family", or ":optimizer"
     attribute  what the value is called in a file of the user's
     """
 
-    what: str
+    cls: str
     package: str
     light: str
     attribute: str
@@ -70,15 +70,16 @@ def find_component(name: object, kind: Kind) -> Any:
     except UsageError as error:
         raise NotFoundError(expected, str(error)) from None
     found = getattr(module_found, attribute, None)
-    if not _is_component(found):
+    cls = getattr(importlib.import_module(kind.cls.partition(":")[0]), kind.cls.partition(":")[2])
+    if not isinstance(found, cls):
         shown = "none" if found is None else type(found).__name__
-        fields = "with a `config` class whose fields all have defaults"
-        raise NotFoundError(expected, f"{name}: expected {kind.what} called {attribute!r} in it, {fields}, found {shown}")
+        raise NotFoundError(expected, f"{name}: expected a fnrecipe {cls.__name__} called {attribute!r} in it, found {shown}")
+    if not _has_defaults(found.config):
+        raise NotFoundError(expected, f"{name}: expected its `config` to be an attrs class with a default for each field")
     return found
 
 
-def _is_component(value: object) -> bool:
-    config = getattr(value, "config", None)
+def _has_defaults(config: object) -> bool:
     return isinstance(config, type) and attrs.has(config) and all(f.default is not attrs.NOTHING for f in attrs.fields(config))
 
 

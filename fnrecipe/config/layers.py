@@ -34,8 +34,9 @@ def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) 
     numbered = [*enumerate([recipe, *of_files]), *((len(of_files) + 1, layer) for layer in of_pairs)]
     layers = [_kept(layer, number, choices) for number, layer in numbered]
     merged = _with_tags(merge([base, *layers]), choices)
+    fallback = _with_tags(merge([base, layers[0]]), [choice for choice in choices if choice.valid])
     try:
-        config = structure(nest(merged), defaults, nest(_with_tags(merge([base, layers[0]]), choices)))
+        config = structure(nest(merged), defaults, nest(fallback))
     except ConfigError as error:
         raise ConfigError(_located(error.problems, merged, base)) from None
     return config, {path: entry.source for path, entry in merged.items()}

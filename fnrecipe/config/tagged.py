@@ -1,9 +1,11 @@
 """Sections with tags: fields that choose of which class their `config` is, and its values below those that a user writes.
 
 `optimizer.name: adamw` is a tag, and `model.family: llama` and `model.arch: llama3_2_1b` are two. Only the chosen config is
-there: it alone is checked and dumped. A tag that one source of values switches (a file, the pairs of a command line) drops
-what earlier sources, and the recipe, said about the config of the old one; what the same source says of the config, before
-the tag or behind it, holds.
+there: it alone is checked and dumped.
+
+Values come from sources, one after the other: the recipe, files, the pairs of a command line. What a source says of `config`
+is said under the tags that hold at its end, wherever in the source they stand; it counts if these are the tags that hold at
+the end of all. So a source that switches a tag drops what those before it said under the old one, and keeps its own values.
 """
 
 from __future__ import annotations
@@ -91,31 +93,33 @@ class Choice:
 
     tags     all of them, as they follow from those that are written
     derived  the source of those that are not written
-    bases    as `Tagged.bases` gives them
-    since    the number of the source that chose it: what sources before it say of `config` is of another one
+    bases    as `Tagged.bases` gives them; those of the recipe if the tags choose nothing
+    sources  the numbers of those that speak of this choice
+    valid    whether the tags choose something
     """
 
     path: str
     tags: Tags
     derived: str
     bases: Sequence[tuple[str, AttrsInstance]]
-    since: int
+    sources: frozenset[int]
+    valid: bool = True
 
     def keeps(self, path: str, number: int) -> bool:
-        """Whether the value that source `number` has for `path` is one of what is chosen."""
-        return number >= self.since or not f"{path}.".startswith(f"{self.path}.config.")
+        """Whether what source `number` says at `path` counts."""
+        return number in self.sources or not f"{path}.".startswith(f"{self.path}.config.")
 
 
 def choose(path: str, section: Tagged, sources: Sequence[Layer]) -> Choice:
-    """The choice of `sources`, from number 1, for a `section` of the recipe, which is number 0; the recipe's if theirs fails."""
-    tags, since = tags_of(section), 0
-    for number, source in enumerate(sources, 1):
+    """The choice of `sources`, numbered from 1, for a section of the recipe, which is number 0."""
+    history = [tags_of(section)]
+    for source in sources:
         written = {tag: source[key].value for tag in section.TAGS if (key := f"{path}.{tag}") in source}
-        before, tags = tags, section.follow(tags, written)
-        if any(before[tag] != tags[tag] for tag in section.TAGS if tag != section.SHORT):
-            since = number
-    short = tags.get(section.SHORT)
+        history.append(section.follow(history[-1], written))
+    tags, short = history[-1], history[-1].get(section.SHORT)
+    derived = f"{section.SHORT} {short}" if short else "default"
+    same = [all(old[tag] == tags[tag] for tag in tags if tag != section.SHORT) for old in history]
     try:
-        return Choice(path, tags, f"{section.SHORT} {short}" if short else "default", section.bases(tags), since)
+        return Choice(path, tags, derived, section.bases(tags), frozenset(n for n, alike in enumerate(same) if alike))
     except TagError:  # which is told when the values are structured
-        return Choice(path, {}, "", section.bases(tags_of(section)), 0)
+        return Choice(path, tags, derived, section.bases(history[0]), frozenset([0]), valid=False)

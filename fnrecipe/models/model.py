@@ -10,7 +10,6 @@ import attrs
 
 from fnrecipe.config.find import find_component, is_users
 from fnrecipe.config.sections.model import FAMILIES
-from fnrecipe.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,12 +81,7 @@ def find_family(name: str) -> Family[Any]:
 
 
 def find_model(name: str) -> Model[Any]:
-    """The family that `model.family` names in a resolved config.
-
-    Raises:
-        UsageError: if it is a value of another class.
-    """
+    """The family that `model.family` names in a resolved config."""
     found = find_component(name, FAMILIES) if is_users(name) else importlib.import_module(f"{__package__}.{name}.model").model
-    if not isinstance(found, Model):
-        raise UsageError(f"model.family: expected {name} to be a fnrecipe Model, found {type(found).__name__}")
-    return found
+    model: Model[Any] = found
+    return model

@@ -39,11 +39,12 @@ def wsd(peak: float, *, num_warmup_steps: int, num_decay_steps: int, num_steps: 
     Haegele et al. 2024, arXiv:2405.18392, for the line.)
     """
     top = max(num_warmup_steps, 1)
-    span = max(num_decay_steps, 1)
+    stable = max(num_steps - num_decay_steps, top)
+    span = max(num_steps - stable, 1)
 
     def schedule(step: Tensor) -> Tensor:
         number = step.to(torch.float64)
-        decayed = torch.clamp((number - (num_steps - num_decay_steps)) / span, 0.0, 1.0) if num_decay_steps else 0.0
+        decayed = torch.clamp((number - stable) / span, 0.0, 1.0) if num_decay_steps else 0.0
         return peak * torch.clamp(number / top, max=1.0) * (1 - (1 - final_scale) * decayed)
 
     return schedule

@@ -36,6 +36,7 @@ def llamas(draw: st.DrawFn) -> LlamaConfig:
         num_layers=draw(st.integers(1, 3)),
         num_attn_heads=groups * per_group,
         num_key_value_heads=groups,
+        head_dim=draw(st.sampled_from([None, 2, 6])),
         ffn_inner_dim=draw(st.integers(1, 20)),
         tied_embeddings=draw(st.booleans()),
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
 
 from fnrecipe.config.find import Kind, find_component, known
-from fnrecipe.config.tagged import TagError, Tagged, Tags, find_tagged, tags_of
-from fnrecipe.errors import Problem, did_you_mean
+from fnrecipe.config.tagged import TagError, Tagged, Tags, find_tagged
+from fnrecipe.errors import did_you_mean
 
-FAMILIES = Kind("a Model", "fnrecipe.models", "config:family", "model")
+FAMILIES = Kind("fnrecipe.models.model:Model", "fnrecipe.models", "config:family", "model")
 
 
 class ModelConfig(Protocol):
@@ -68,22 +67,16 @@ class ModelSection(Tagged):
     @classmethod
     def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
         name, family, arch = tags["name"], tags["family"], tags["arch"]
-        if name is not None and name not in [*named()]:
-            raise TagError("name", "null or a named architecture", name, did_you_mean(str(name), named()))
+        if name is not None:
+            names = named()
+            if name not in [*names]:
+                raise TagError("name", "null or the name of an architecture", name, did_you_mean(str(name), names))
+            if (family, arch) != (names[name], name):
+                raise TagError("name", f"null beside model.family={family}, model.arch={arch}", name)
         found = find_tagged("family", family, FAMILIES)
         if missing := {"vocab_size", "max_seq_len"} - {f.name for f in attrs.fields(found.config)}:
             raise TagError("family", f"a family whose config has {' and '.join(sorted(missing))}", family)
-        if arch is None:
-            return [("default", found.config())]
-        if arch not in [*found.archs]:
-            raise TagError(
-                "arch", f"null or an architecture of the family {family}", arch, did_you_mean(str(arch), found.archs)
-            )
-        return [("default", found.config()), (f"arch {arch}", found.archs[arch])]
-
-    def conflicts(self) -> Iterator[Problem]:
-        if self.name is not None:
-            expected = {"family": named()[self.name], "arch": self.name}
-            for tag, value in expected.items():
-                if tags_of(self)[tag] != value:
-                    yield Problem(tag, f"{value} for model.name={self.name}", repr(tags_of(self)[tag]))
+        if arch is not None and arch not in [*found.archs]:
+            expected = f"null or an architecture of the family {family}"
+            raise TagError("arch", expected, arch, did_you_mean(str(arch), found.archs))
+        return [("default", found.config()), *([] if arch is None else [(f"arch {arch}", found.archs[arch])])]

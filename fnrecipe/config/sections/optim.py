@@ -12,8 +12,9 @@ from fnrecipe.config.find import Kind
 from fnrecipe.config.tagged import Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem
 
-OPTIMIZERS = Kind("an Optimizer", "fnrecipe.components.optimizers", ":optimizer", "optimizer")
-LR_SCHEDULERS = Kind("an LRScheduler", "fnrecipe.components.lr_schedulers", ":lr_scheduler", "lr_scheduler")
+_COMPONENTS = "fnrecipe.components"
+OPTIMIZERS = Kind(f"{_COMPONENTS}.component:Optimizer", f"{_COMPONENTS}.optimizers", ":optimizer", "optimizer")
+LR_SCHEDULERS = Kind(f"{_COMPONENTS}.component:LRScheduler", f"{_COMPONENTS}.lr_schedulers", ":lr_scheduler", "lr_scheduler")
 
 
 @frozen
