@@ -6,10 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from attrs import AttrsInstance
 from torch import Tensor
 
-from fnrecipe.components.component import LRScheduler, Optimizer
 from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, TrainerSection
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
@@ -42,13 +40,12 @@ def policy(trainer: TrainerSection) -> Policy:
 
 def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callable[[float], Schedule]:
     """The schedule for each peak, over the steps of the regime."""
-    found: LRScheduler[AttrsInstance] = find_component(lr_scheduler.name, LR_SCHEDULERS)
-    return found.make(lr_scheduler.config, regime.num_steps)
+    return find_component(lr_scheduler.name, LR_SCHEDULERS).make(lr_scheduler.config, regime.num_steps)
 
 
 def update(
     optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
 ) -> Transform:
     """The optimizer on that schedule, behind clipping by the trainer's global norm."""
-    found: Optimizer[AttrsInstance] = find_component(optimizer.name, OPTIMIZERS)
-    return found.make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)
+    make = find_component(optimizer.name, OPTIMIZERS).make
+    return make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)

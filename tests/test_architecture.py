@@ -26,7 +26,7 @@ ARROWS = {
     "transforms": "compiler loss optim parallel tree",
     "models": "config data errors loss nn parallel random transforms tree",
     "components": "config errors optim",
-    "presets": "components config models nn optim parallel tree",
+    "presets": "config models nn optim parallel tree",
     "recipe": "config data loss models optim parallel tree",
     "step": "loss optim parallel transforms tree",
     "fold": "data step",

@@ -63,7 +63,7 @@ def test_every_key_of_the_config_is_explained_once_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(("section", "kind"), [("optimizer", OPTIMIZERS), ("lr_scheduler", LR_SCHEDULERS)])
-def test_every_component_and_its_keys_are_explained(section: str, kind: Kind) -> None:
+def test_every_component_and_its_keys_are_explained(section: str, kind: Kind[Any]) -> None:
     text = (ROOT / "docs/config.md").read_text()
     for name in known(kind):
         keys = [f"{section}.config.{field.name}" for field in attrs.fields(find_component(name, kind).config)]

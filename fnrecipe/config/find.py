@@ -11,17 +11,19 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Generic, TypeVar, cast
 
 import attrs
 
 from fnrecipe.config.paths import expanded
 from fnrecipe.errors import UsageError, did_you_mean
 
+T = TypeVar("T")
+
 
 @attrs.frozen
-class Kind:
-    """Components of one kind, each with a class `config` of its configs: the families of models, say.
+class Kind(Generic[T]):
+    """Components of one kind, values of type T, each with a class `config` of its configs: the families of models, say.
 
     cls        the module and the name of the class of one of them
     package    the package that holds those that come with fnrecipe: a module each, called by its name
@@ -43,14 +45,14 @@ class NotFoundError(Exception):
         self.expected, self.hint = expected, hint
 
 
-def known(kind: Kind) -> list[str]:
+def known(kind: Kind[T]) -> list[str]:
     """The names of the components that come with fnrecipe."""
     path = importlib.import_module(kind.package).__path__
     packages = not kind.light.startswith(":")
     return sorted(info.name for info in pkgutil.iter_modules(path) if info.ispkg == packages)
 
 
-def find_component(name: object, kind: Kind) -> Any:
+def find_component(name: object, kind: Kind[T]) -> T:
     """The component called `name`, or the torch-free part of one that comes with fnrecipe.
 
     Raises:
@@ -59,7 +61,8 @@ def find_component(name: object, kind: Kind) -> Any:
     names = known(kind)
     if name in names:
         module, _, attribute = kind.light.partition(":")
-        return getattr(importlib.import_module(".".join(filter(None, [kind.package, str(name), module]))), attribute)
+        part = importlib.import_module(".".join(filter(None, [kind.package, str(name), module])))
+        return cast("T", getattr(part, attribute))
     expected = f"{' or '.join(names)} or path/to/file.py or module:attribute"
     if not isinstance(name, str):
         raise NotFoundError(expected)
@@ -74,9 +77,9 @@ def find_component(name: object, kind: Kind) -> Any:
     if not isinstance(found, cls):
         shown = "none" if found is None else type(found).__name__
         raise NotFoundError(expected, f"{name}: expected a fnrecipe {cls.__name__} called {attribute!r} in it, found {shown}")
-    if not _has_defaults(found.config):
+    if not _has_defaults(getattr(found, "config", None)):
         raise NotFoundError(expected, f"{name}: expected its `config` to be an attrs class with a default for each field")
-    return found
+    return cast("T", found)
 
 
 def _has_defaults(config: object) -> bool:

@@ -18,7 +18,7 @@ from fnrecipe.config.tagged import Choice, Layer, choose, tagged_sections
 from fnrecipe.config.yaml import Located
 from fnrecipe.errors import ConfigError, Problem, UsageError, one_line
 
-C = TypeVar("C")
+C = TypeVar("C", bound=attrs.AttrsInstance)
 
 
 def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) -> tuple[C, dict[str, str]]:

@@ -204,7 +204,7 @@ def _described(kind: Any) -> str:
     return bounds[0] if bounds else _SCALARS[kind]
 
 
-_FromMapping = Callable[[dict[str, Any], type], object]
+_FromMapping = Callable[[dict[str, object], type], object]
 
 
 def _section(cls: type) -> Any:
@@ -235,7 +235,7 @@ def _tagged(cls: type[Tagged]) -> _FromMapping:
     def of_kind(kind: type) -> _FromMapping:
         return _from_mapping(cls, config=override(struct_hook=lambda value, _: _CONVERTER.structure(value, kind)))
 
-    def hook(value: dict[str, Any], _: type) -> object:
+    def hook(value: dict[str, object], _: type) -> object:
         defaults = cls.default_tags()
         try:
             kind = type(cls.bases({tag: value.get(tag, default) for tag, default in defaults.items()})[-1][1])

@@ -11,7 +11,7 @@ the end of all. So a source that switches a tag drops what those before it said 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 from attrs import AttrsInstance
@@ -19,8 +19,9 @@ from attrs import AttrsInstance
 from fnrecipe.config.find import Kind, NotFoundError, find_component
 from fnrecipe.config.yaml import Located
 
-Tags = Mapping[str, Any]
+Tags = Mapping[str, object]
 Layer = Mapping[str, Located]
+T = TypeVar("T")
 
 
 class TagError(Exception):
@@ -39,7 +40,7 @@ class Tagged:
     SHORT: ClassVar[str] = ""
 
     @classmethod
-    def follow(cls, before: Tags, written: Tags) -> dict[str, Any]:
+    def follow(cls, before: Tags, written: Tags) -> dict[str, object]:
         """All tags, where one source of values writes some of them over those from `before`."""
         return {**before, **written}
 
@@ -53,7 +54,7 @@ class Tagged:
         raise NotImplementedError
 
     @classmethod
-    def default_tags(cls) -> dict[str, Any]:
+    def default_tags(cls) -> dict[str, object]:
         return tags_of(cls())
 
     def default_config(self) -> Any:
@@ -61,11 +62,11 @@ class Tagged:
         return self.bases(tags_of(self))[-1][1]
 
 
-def tags_of(section: Tagged) -> dict[str, Any]:
+def tags_of(section: Tagged) -> dict[str, object]:
     return {tag: getattr(section, tag) for tag in section.TAGS}
 
 
-def find_tagged(field: str, name: object, kind: Kind) -> Any:
+def find_tagged(field: str, name: object, kind: Kind[T]) -> T:
     """The component that the tag `field` of a section names.
 
     Raises:
@@ -77,7 +78,7 @@ def find_tagged(field: str, name: object, kind: Kind) -> Any:
         raise TagError(field, error.expected, name, error.hint) from None
 
 
-def tagged_sections(config: Any, path: str = "") -> Iterator[tuple[str, Tagged]]:
+def tagged_sections(config: AttrsInstance, path: str = "") -> Iterator[tuple[str, Tagged]]:
     """The tagged sections of a config, by their paths."""
     for field in attrs.fields(type(config)):
         value = getattr(config, field.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import attrs
 
@@ -76,12 +76,11 @@ class Model(Family[C]):
 
 def find_family(name: str) -> Family[Any]:
     """The torch-free part of the family that `model.family` names in a resolved config."""
-    family: Family[Any] = find_component(name, FAMILIES)
-    return family
+    return find_component(name, FAMILIES)
 
 
 def find_model(name: str) -> Model[Any]:
     """The family that `model.family` names in a resolved config."""
-    found = find_component(name, FAMILIES) if is_users(name) else importlib.import_module(f"{__package__}.{name}.model").model
-    model: Model[Any] = found
-    return model
+    if is_users(name):
+        return cast("Model[Any]", find_component(name, FAMILIES))
+    return cast("Model[Any]", importlib.import_module(f"{__package__}.{name}.model").model)

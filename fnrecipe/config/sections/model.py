@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
@@ -11,7 +11,12 @@ from fnrecipe.config.find import Kind, find_component, known
 from fnrecipe.config.tagged import TagError, Tagged, Tags, find_tagged
 from fnrecipe.errors import did_you_mean
 
-FAMILIES = Kind("fnrecipe.models.model:Model", "fnrecipe.models", "config:family", "model")
+if TYPE_CHECKING:
+    from fnrecipe.models.model import Family
+
+FAMILIES: Kind[Family[AttrsInstance]] = Kind(
+    cls="fnrecipe.models.model:Model", package="fnrecipe.models", light="config:family", attribute="model"
+)
 
 
 class ModelConfig(Protocol):
@@ -54,7 +59,7 @@ class ModelSection(Tagged):
     config: ModelConfig = field(default=Factory(_config, takes_self=True))
 
     @classmethod
-    def follow(cls, before: Tags, written: Tags) -> dict[str, Any]:
+    def follow(cls, before: Tags, written: Tags) -> dict[str, object]:
         """A name brings family and arch; a family ends the name and arch of another one, an arch the name of another one."""
         name, family, arch = written.get("name"), written.get("family"), written.get("arch")
         if isinstance(name, str) and name in named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
@@ -12,9 +13,21 @@ from fnrecipe.config.find import Kind
 from fnrecipe.config.tagged import Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem
 
-_COMPONENTS = "fnrecipe.components"
-OPTIMIZERS = Kind(f"{_COMPONENTS}.component:Optimizer", f"{_COMPONENTS}.optimizers", ":optimizer", "optimizer")
-LR_SCHEDULERS = Kind(f"{_COMPONENTS}.component:LRScheduler", f"{_COMPONENTS}.lr_schedulers", ":lr_scheduler", "lr_scheduler")
+if TYPE_CHECKING:
+    from fnrecipe.components.component import LRScheduler, Optimizer
+
+OPTIMIZERS: Kind[Optimizer[AttrsInstance]] = Kind(
+    cls="fnrecipe.components.component:Optimizer",
+    package="fnrecipe.components.optimizers",
+    light=":optimizer",
+    attribute="optimizer",
+)
+LR_SCHEDULERS: Kind[LRScheduler[AttrsInstance]] = Kind(
+    cls="fnrecipe.components.component:LRScheduler",
+    package="fnrecipe.components.lr_schedulers",
+    light=":lr_scheduler",
+    attribute="lr_scheduler",
+)
 
 
 @frozen
