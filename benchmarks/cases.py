@@ -8,11 +8,12 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from fnrecipe.config import DataSource, LlamaConfig
+from fnrecipe.config import DataSource
 from fnrecipe.data import Batch, LaneAssignment, byte_tokenizer, open_corpus
 from fnrecipe.data.corpus import texts_of
 from fnrecipe.data.huggingface import train_bpe
 from fnrecipe.data.tokenizer import END_OF_TEXT
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
 from fnrecipe.recipes.lm.data import train_stream

@@ -34,9 +34,10 @@ from benchmarks.plain import PlainLlama
 from benchmarks.report import Result, ratios
 from benchmarks.workers import status
 from fnrecipe import optim, random, tree
-from fnrecipe.config import GangSection, LlamaConfig
+from fnrecipe.config import GangSection
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim import schedule
 from fnrecipe.parallel.mesh import is_shard

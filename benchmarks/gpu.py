@@ -30,9 +30,9 @@ from benchmarks.step import ROOT
 from benchmarks.workers import status
 from fnrecipe.compiler import cost
 from fnrecipe.compiler.modes import jit_mode
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.nn.policy import Policy
 
 LIMIT, WARMUP, STEPS = 570.0, 3, 3

@@ -20,8 +20,8 @@ from benchmarks.cases import CASES, byte_batches
 from benchmarks.peers import fnrecipe, plain
 from benchmarks.report import Result
 from benchmarks.workers import status
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.nn.policy import Policy
 
 SYSTEMS: dict[str, Callable[[LlamaConfig], Callable[[Batch], Tensor]]] = {

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fnrecipe.config import LlamaConfig
+from fnrecipe.models.llama import LlamaConfig
 
 
 class Attention(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from attrs import AttrsInstance
 
 from fnrecipe.cli.options import ConfigCommand, config_options, sources_option
 from fnrecipe.config import resolve, unstructure, yaml
@@ -21,6 +22,6 @@ def dump_config(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], so
     return 0
 
 
-def print_config(defaults: object, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> None:
+def print_config(defaults: AttrsInstance, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> None:
     config, origin = resolve(defaults, files, pairs)
     click.echo(yaml.dump(unstructure(config), origin if sources else None), nl=False)

@@ -73,8 +73,8 @@ def _show(recipe: Recipe[ShellConfig], config: ShellConfig, device: str, costs: 
     rows, length, leaves = config.dataset.batch_size, config.dataset.max_seq_len, config.gang.num_microbatches
     click.echo(f"a step of {recipe.name} on {device}: {rows:,} rows of {length:,} positions in {leaves:,} leaves")
     click.echo(f"graph: {si(whole.flops, 'FLOP')}, {si(whole.bytes, 'B')}, {whole.flops / whole.bytes:,.1f} FLOP a byte")
-    if recipe.flops is not None:
-        model, positions = recipe.flops(config), rows * length
+    model, positions = recipe.flops(config) if recipe.flops else None, rows * length
+    if model is not None:
         click.echo(
             f"model: {si(positions * model.full, 'FLOP')}, {_share(positions * model.full, whole.flops)} of the graph's; "
             f"{si(positions * model.causal, 'FLOP')} with attention halved as causal"

@@ -68,9 +68,9 @@ class Recipe(Generic[C]):
     sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
     tokenizer config -> the tokenizer that made the tokens: for the run's identity, and for `fnrecipe data`
-    flops     config -> FLOPs of the model a position, to tell how well a device is used, or None
+    flops     config -> FLOPs of the model a position, to tell how well a device is used, or None if they are not known
     needs     (config, processes) -> the least memory of each, to refuse what cannot fit before it is tried, or None
-    rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them
+    rules     config -> patterns of parameter paths, and the dimension along which tensor parallelism cuts them
     origin    the name by which `fnrecipe.shell.find` found it, for `fnrecipe.load`; None for one that was made in place
     """
 
@@ -86,7 +86,7 @@ class Recipe(Generic[C]):
     sample: Callable[[C, Tree, Tensor], str] | None = None
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None
-    flops: Callable[[C], TokenFlops] | None = None
+    flops: Callable[[C], TokenFlops | None] | None = None
     needs: Callable[[C, int], Sequence[Need]] | None = None
-    rules: Mapping[str, int] = attrs.field(factory=dict)
+    rules: Callable[[C], Mapping[str, int]] = lambda config: {}
     origin: str | None = None

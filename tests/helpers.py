@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.build import to_host
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch, Tokens, collate
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.tree import Tree
 
 compiles = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")

@@ -25,7 +25,9 @@ ARROWS = {
     "nn": "ops parallel tree",
     "optim": "loss parallel random tree",
     "transforms": "compiler loss optim parallel tree",
-    "models": "config data loss nn parallel random transforms tree",
+    "models": "config data errors loss nn parallel random transforms tree",
+    "components": "config errors optim",
+    "presets": "config models nn optim parallel tree",
     "step": "loss optim parallel transforms tree",
     "fold": "data step",
     "observe": "data step",
@@ -33,7 +35,7 @@ ARROWS = {
     "build": "compiler config data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
-    "recipes": "config data errors loss models nn optim parallel recipe tree",
+    "recipes": "components config data errors loss models optim parallel presets recipe tree",
     "shell": "build checkpoint compiler config data errors fold loss models observe parallel random recipe recipes runtime "
     "step transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
@@ -182,7 +184,11 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
     assert all((ROOT / folder).is_dir() for folder in re.findall(r"^(\w+)/  ", readme, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", [*select("config", "errors", "cli", "data"), "fnrecipe.recipes.lm.config"])
+LIGHT = [*select("config", "errors", "cli", "data", "components"), "fnrecipe.recipes.lm.config"]
+LIGHT += [name for name in select("models") if name.endswith(".config")]
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_config_command_line_and_data_load_no_torch(name: str) -> None:
     assert "torch" not in loaded_by(name)
 

@@ -10,7 +10,10 @@ import attrs
 import pytest
 import torch
 
-from fnrecipe.config import DataSource, resolve
+from fnrecipe.config import DataSource, resolve, unstructure, yaml
+from fnrecipe.config.find import Kind, find_component, known
+from fnrecipe.config.sections.model import named
+from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
 from fnrecipe.recipes.lm.config import config
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +23,7 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/streams.md", "docs/data.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/streams.md", "docs/data.md", "docs/config.md"])
 def test_python_in_the_documents_runs(path: str) -> None:
     names: dict[str, Any] = {}
     blocks = python_blocks(path)
@@ -50,13 +53,33 @@ def test_the_recipe_of_the_readme_reads_the_config_that_it_is_given() -> None:
     update, params = recipe.update(changed), {"x": torch.ones(3)}
 
     rates = [update.update(params, update.init(params), params, torch.tensor(step))[2]["learning_rate"] for step in (1, 4, 20)]
-    assert [float(rate) for rate in rates] == pytest.approx([0.125, 0.5, 0.0], abs=1e-6)
+    assert [float(rate) for rate in rates] == pytest.approx([0.125, 0.5, 0.05], abs=1e-6)
 
 
 def test_every_key_of_the_config_is_explained_once_and_no_other() -> None:
     explained = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
 
     assert explained == leaves(config)
+
+
+@pytest.mark.parametrize(("section", "kind"), [("optimizer", OPTIMIZERS), ("lr_scheduler", LR_SCHEDULERS)])
+def test_every_component_and_its_keys_are_explained(section: str, kind: Kind[Any]) -> None:
+    text = (ROOT / "docs/config.md").read_text()
+    for name in known(kind):
+        keys = [f"{section}.config.{field.name}" for field in attrs.fields(find_component(name, kind).config)]
+        assert not [word for word in [name, *keys] if f"`{word}`" not in text]
+
+
+def test_every_named_architecture_is_explained() -> None:
+    (row,) = re.findall(r"^\| `model.name` \| (.*) \|$", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", row.partition(";")[0]) == list(named())
+
+
+def test_the_dump_of_the_documents_is_what_is_dumped() -> None:
+    pairs = ["model.name=llama3_2_1b", "model.config.num_layers=2"]
+    changed, sources = resolve(config, pairs=pairs)
+    (shown,) = re.findall(r"(model:\n.*?)```", (ROOT / "docs/config.md").read_text(), re.DOTALL)
+    assert yaml.dump(unstructure(changed), sources).startswith(shown)
 
 
 def test_every_key_of_a_source_is_explained_once_and_no_other() -> None:

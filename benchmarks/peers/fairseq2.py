@@ -16,8 +16,8 @@ from fairseq2.nn import BatchLayout
 from torch import Tensor
 
 from benchmarks.peers.plain import loop
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models.llama import LlamaConfig
 
 
 def make_step(config: LlamaConfig, *, packed: bool) -> Callable[[Batch], Tensor]:

@@ -13,9 +13,9 @@ from fnrecipe import optim, random, tree
 from fnrecipe.build import without_fused_update
 from fnrecipe.compiler import cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.attention import AttentionScope
 from fnrecipe.nn.policy import Policy

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models.llama import LlamaConfig
 
 Params: TypeAlias = dict[str, Any]
 

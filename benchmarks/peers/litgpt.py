@@ -13,8 +13,8 @@ from litgpt.model import GPT
 from torch import Tensor
 
 from benchmarks.peers.plain import loop
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models.llama import LlamaConfig
 
 
 def make_step(config: LlamaConfig) -> Callable[[Batch], Tensor]:

@@ -13,8 +13,8 @@ from model import GPT, GPTConfig
 from torch import Tensor
 
 from benchmarks.peers.plain import tensors
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models.llama import LlamaConfig
 
 
 def make_step(

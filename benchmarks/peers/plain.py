@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainLlama
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models.llama import LlamaConfig
 
 Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(tokens, segments, positions) -> logits"""

@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor
 
 from benchmarks.peers.plain import loop, tensors
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
+from fnrecipe.models.llama import LlamaConfig
 
 
 def make_step(config: LlamaConfig, *, trainer: bool = False) -> Callable[[Batch], Any]:

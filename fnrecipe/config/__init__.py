@@ -2,13 +2,10 @@
 
 from fnrecipe.config.layers import resolve as resolve
 from fnrecipe.config.sections import ActivationCheckpointingSection as ActivationCheckpointingSection
-from fnrecipe.config.sections import AdamWConfig as AdamWConfig
 from fnrecipe.config.sections import CommonSection as CommonSection
-from fnrecipe.config.sections import CosineAnnealingConfig as CosineAnnealingConfig
 from fnrecipe.config.sections import DatasetSection as DatasetSection
 from fnrecipe.config.sections import DataSource as DataSource
 from fnrecipe.config.sections import GangSection as GangSection
-from fnrecipe.config.sections import LlamaConfig as LlamaConfig
 from fnrecipe.config.sections import LRSchedulerSection as LRSchedulerSection
 from fnrecipe.config.sections import MetricRecordersSection as MetricRecordersSection
 from fnrecipe.config.sections import ModelSection as ModelSection
@@ -19,7 +16,6 @@ from fnrecipe.config.sections import TokenizerSection as TokenizerSection
 from fnrecipe.config.sections import TorchSection as TorchSection
 from fnrecipe.config.sections import TrainerSection as TrainerSection
 from fnrecipe.config.sections import WandbSection as WandbSection
-from fnrecipe.config.sections import schedule_steps as schedule_steps
 from fnrecipe.config.sections import source_names as source_names
 from fnrecipe.config.shell import ShellConfig as ShellConfig
 from fnrecipe.config.structure import structure as structure

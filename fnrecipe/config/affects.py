@@ -1,4 +1,4 @@
-"""What a value of a config changes: the result of a run, or only how it runs."""
+"""What is said of values of a config beside them: whether they change the result of a run, what is cut into parts of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import attrs
 
 RUNTIME: Mapping[str, str] = MappingProxyType({"affects": "runtime"})
 """The metadata of a field that changes how a run is computed, and nothing of what it computes: `field(metadata=RUNTIME)`."""
+
+CUT: Mapping[str, str] = MappingProxyType({"cut": "tensor_parallel_size"})
+"""The metadata of a size of a model that tensor parallelism divides over its ranks: `field(metadata=CUT)`."""
+
+
+def cut_sizes(config: Any) -> dict[str, int]:
+    """The fields of a model's config that are marked so, with their values."""
+    return {field.name: getattr(config, field.name) for field in attrs.fields(type(config)) if field.metadata.get("cut")}
 
 
 def runtime_paths(config: Any, path: str = "") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Config from layers, later over earlier: class defaults, recipe defaults, files, `--config` pairs, each with its source.
 
-A layer maps dotted paths to located values. Sections merge; scalars and lists replace.
+A layer maps dotted paths to located values. Sections merge; scalars and lists replace. The class defaults of the config of a
+tagged section are those of the class that its tags choose, with a layer of its own for an `arch` (`fnrecipe.config.tagged`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import attrs
 
 from fnrecipe.config import yaml
 from fnrecipe.config.structure import structure, unstructure, upwards
+from fnrecipe.config.tagged import Choice, Layer, choose, tagged_sections
 from fnrecipe.config.yaml import Located
 from fnrecipe.errors import ConfigError, Problem, UsageError, one_line
 
-C = TypeVar("C")
-Layer = Mapping[str, Located]
+C = TypeVar("C", bound=attrs.AttrsInstance)
 
 
 def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) -> tuple[C, dict[str, str]]:
@@ -27,12 +28,17 @@ def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) 
         ConfigError: everything that is wrong, each problem with the source of its value.
         UsageError: a file that cannot be read or is not YAML, a pair that is not one.
     """
-    layers = [*_default_layers(defaults), *map(read_file, files), *map(read_pair, pairs)]
-    merged = merge(layers)
+    of_files, of_pairs = [*map(read_file, files)], [*map(read_pair, pairs)]
+    choices = [choose(*section, [*of_files, merge(of_pairs)]) for section in tagged_sections(defaults)]
+    base, recipe = _default_layers(defaults, choices)
+    numbered = [*enumerate([recipe, *of_files]), *((len(of_files) + 1, layer) for layer in of_pairs)]
+    layers = [_kept(layer, number, choices) for number, layer in numbered]
+    merged = _with_tags(merge([base, *layers]), choices)
+    fallback = _with_tags(merge([base, layers[0]]), [choice for choice in choices if choice.valid])
     try:
-        config = structure(nest(merged), defaults)
+        config = structure(nest(merged), defaults, nest(fallback))
     except ConfigError as error:
-        raise ConfigError(_located(error.problems, merged, layers[0])) from None
+        raise ConfigError(_located(error.problems, merged, base)) from None
     return config, {path: entry.source for path, entry in merged.items()}
 
 
@@ -113,10 +119,31 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tupl
     return {p: (old.get(p), new.get(p)) for p in paths if old.get(p, absent) != new.get(p, absent)}
 
 
-def _default_layers(defaults: Any) -> list[Layer]:
+def _default_layers(defaults: Any, choices: Sequence[Choice]) -> list[Layer]:
+    """The class defaults, those of the chosen configs among them, and what the recipe's differ in."""
     base = flatten(unstructure(type(defaults)()), "default")
-    recipe = flatten(unstructure(defaults), "recipe")
-    return [base, {path: entry for path, entry in recipe.items() if entry.value != base[path].value}]
+    for choice in choices:
+        base = {path: entry for path, entry in base.items() if not path.startswith(f"{choice.path}.config.")}
+        for source, config in choice.bases:
+            base |= _difference(flatten(unstructure(config), source, f"{choice.path}.config."), base)
+    return [base, _difference(flatten(unstructure(defaults), "recipe"), base)]
+
+
+def _difference(layer: Layer, base: Layer) -> dict[str, Located]:
+    """The values of `layer` that are not those of `base`."""
+    return {path: entry for path, entry in layer.items() if path not in base or base[path].value != entry.value}
+
+
+def _kept(layer: Layer, number: int, choices: Sequence[Choice]) -> Layer:
+    """The source `number`, without what it says of configs that later ones have switched from."""
+    return {path: entry for path, entry in layer.items() if all(choice.keeps(path, number) for choice in choices)}
+
+
+def _with_tags(merged: dict[str, Located], choices: Sequence[Choice]) -> dict[str, Located]:
+    """The tags of `choices` in the place of those that they do not follow."""
+    tags = {f"{choice.path}.{tag}": Located(value, choice.derived) for choice in choices for tag, value in choice.tags.items()}
+    changed = {path: tag for path, tag in tags.items() if path in merged and merged[path].value != tag.value}
+    return {**merged, **changed}
 
 
 def _located(problems: Sequence[Problem], merged: Layer, valid: Layer) -> list[Problem]:

@@ -5,11 +5,11 @@ Each count is a lower bound, and what is small is left out: a config that is fou
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from attrs import frozen
 
-from fnrecipe.config.sections import DatasetSection, GangSection, LlamaConfig, ModelSection, TrainerSection
+from fnrecipe.config.sections import DatasetSection, GangSection, TrainerSection
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BATCH_BYTES = 17
@@ -44,23 +44,38 @@ class Need:
     seconds: float = 0.0
 
 
-def llama_parameters(config: LlamaConfig) -> tuple[int, int]:
-    """Parameters of the vocabulary, embedding and head; and those of the layers and the last norm."""
-    model, inner = config.model_dim, config.ffn_inner_dim
-    groups = config.num_key_value_heads * (model // config.num_attn_heads)
-    layer = 2 * model + 2 * model * model + 2 * groups * model + 3 * inner * model
-    return config.vocab_size * model * (1 if config.tied_embeddings else 2), config.num_layers * layer + model
+class DecoderConfig(Protocol):
+    """What is read of a decoder's config."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def model_dim(self) -> int: ...
 
 
-def llama_needs(
-    model: ModelSection, dataset: DatasetSection, gang: GangSection, trainer: TrainerSection, ranks: int
+def decoder_needs(
+    config: DecoderConfig,
+    dtype: str,
+    parameters: tuple[int, int],
+    moments: int,
+    dataset: DatasetSection,
+    gang: GangSection,
+    trainer: TrainerSection,
+    ranks: int,
 ) -> list[Need]:
-    """What one of `ranks` processes needs to train a Llama by AdamW."""
-    config, tensor = model.config, gang.tensor_parallel_size
+    """What one of `ranks` processes needs to train a decoder.
+
+    dtype       of the parameters and moments
+    parameters  of the vocabulary, embedding and head; and of the layers
+    moments     tensors like the parameters that the optimizer keeps
+    """
+    tensor = gang.tensor_parallel_size
     shard = 1 if gang.sharding == "replicate" else gang.shard_size or max(ranks // tensor, 1)
-    whole = {"replicate": 4, "zero1": 2, "zero2": 1, "fsdp": 0}[gang.sharding]  # of parameters, gradients and two moments
-    state = _BYTES[model.dtype] * (whole * shard + 4 - whole)
-    vocabulary, layers = (number * state // (shard * tensor) for number in llama_parameters(config))
+    kept = 2 + moments  # parameters, gradients and moments
+    whole = {"replicate": kept, "zero1": 2, "zero2": 1, "fsdp": 0}[gang.sharding]
+    state = _BYTES[dtype] * (whole * shard + kept - whole)
+    vocabulary, layers = (number * state // (shard * tensor) for number in parameters)
     positions = dataset.batch_size * dataset.max_seq_len // (gang.num_microbatches * tensor)
     activations = config.num_layers * positions * config.model_dim * _BYTES[trainer.dtype]
     batch_keys = ("dataset.batch_size", "dataset.max_seq_len", "gang.num_microbatches")

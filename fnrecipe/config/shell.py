@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from attrs import AttrsInstance
+
 from fnrecipe.config.sections.data import DatasetSection
 from fnrecipe.config.sections.run import CommonSection, GangSection, RegimeSection, TrainerSection
 
 
-class ShellConfig(Protocol):
+class ShellConfig(AttrsInstance, Protocol):
     """A frozen attrs class with at least these sections."""
 
     @property

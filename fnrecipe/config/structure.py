@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from fnrecipe.config.bounds import Bound
+from fnrecipe.config.tagged import TagError, Tagged
 from fnrecipe.errors import SHOWN, ConfigError, Problem, did_you_mean, shortened
 
 C = TypeVar("C")
@@ -36,21 +38,21 @@ class _UnknownKeyError(Exception):
         self.key, self.valid = key, valid
 
 
-def structure(data: Any, defaults: C) -> C:
+def structure(data: Any, defaults: C, fallback: dict[str, Any] | None = None) -> C:
     """A config of the class of `defaults` from nested dicts, lists and scalars.
 
     Raises:
         ConfigError: naming every unknown key, wrong type, value out of its bound and contradiction between values;
-            conflicts are sought with the values of `defaults` in the place of wrong ones.
+            conflicts are sought with the values of `fallback` in the place of wrong ones, or else those of `defaults`.
     """
     cls = type(defaults)
     try:
-        config, problems = _CONVERTER.structure(data, cls), []
+        config, problems, wrong = _CONVERTER.structure(data, cls), [], set[str]()
     except (ClassValidationError, _MismatchError) as error:
         faults = list(_faults(error, cls, ""))
         problems = [_problem(*fault, hinted=number < SHOWN) for number, fault in enumerate(faults)]
-        config = _CONVERTER.structure(_mended(data, unstructure(defaults), problems), cls)
-    wrong = {problem.path.split("[")[0] for problem in problems}
+        wrong = {path.rpartition(".")[0] if isinstance(fault, TagError) else path.split("[")[0] for path, fault in faults}
+        config = _CONVERTER.structure(_mended(data, fallback or unstructure(defaults), wrong), cls)
     problems += [found for found in conflicts(config) if wrong.isdisjoint(upwards(found.path))]
     if problems:
         raise ConfigError(problems)
@@ -81,11 +83,10 @@ def conflicts(config: Any, path: str = "") -> list[Problem]:
     return found
 
 
-def _mended(data: Any, defaults: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """`data` with the value of `defaults` at the path of each problem, and without the keys that `defaults` lacks."""
+def _mended(data: Any, defaults: dict[str, Any], wrong: Collection[str]) -> dict[str, Any]:
+    """`data` with the values of `defaults` at the paths that are `wrong`, and without the keys that `defaults` lacks."""
     if not isinstance(data, dict):
         return defaults
-    wrong = {problem.path.split("[")[0] for problem in problems}
 
     def mend(value: Any, default: Any, path: str) -> Any:
         if path in wrong:
@@ -98,7 +99,7 @@ def _mended(data: Any, defaults: dict[str, Any], problems: list[Problem]) -> dic
     return mended
 
 
-_Wrong = _MismatchError | _UnknownKeyError | KeyError
+_Wrong = _MismatchError | _UnknownKeyError | TagError | KeyError
 
 
 def _faults(error: BaseException, cls: type, path: str) -> Iterator[tuple[str, _Wrong]]:
@@ -116,6 +117,8 @@ def _faults(error: BaseException, cls: type, path: str) -> Iterator[tuple[str, _
         valid = [field.name for field in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields, key=str):
             yield f"{path}.{key}" if path else str(key), _UnknownKeyError(key, valid)
+    elif isinstance(error, TagError):
+        yield f"{path}.{error.field}", error
     elif isinstance(error, _Wrong):
         yield path, error
     else:
@@ -132,6 +135,8 @@ def _problem(path: str, wrong: _Wrong, *, hinted: bool) -> Problem:
             near = did_you_mean(str(wrong.found), wrong.choices) if hinted else ""
             hint = near if near.startswith("did") else ""
             return Problem(path or "config", wrong.expected, _show(wrong.found), hint=hint)
+        case TagError():
+            return Problem(path, wrong.expected, _show(wrong.found), hint=wrong.hint)
         case KeyError():
             return Problem(path, "a value", "nothing")
 
@@ -199,10 +204,13 @@ def _described(kind: Any) -> str:
     return bounds[0] if bounds else _SCALARS[kind]
 
 
+_FromMapping = Callable[[dict[str, object], type], object]
+
+
 def _section(cls: type) -> Any:
     """A section from its mapping; or from text, where the class has a field `PLAIN_TEXT` that it is the value of."""
     short = getattr(cls, "PLAIN_TEXT", None)
-    from_mapping: Any = make_dict_structure_fn(cls, _CONVERTER, _cattrs_forbid_extra_keys=True)
+    from_mapping = _tagged(cls) if issubclass(cls, Tagged) else _from_mapping(cls)
 
     def hook(value: Any, _: Any) -> Any:
         if short is not None and isinstance(value, str):
@@ -213,6 +221,38 @@ def _section(cls: type) -> Any:
         return from_mapping(value, cls)
 
     return hook
+
+
+def _from_mapping(cls: type, **overrides: object) -> _FromMapping:
+    make: Callable[..., _FromMapping] = make_dict_structure_fn
+    return make(cls, _CONVERTER, _cattrs_forbid_extra_keys=True, **overrides)
+
+
+def _tagged(cls: type[Tagged]) -> _FromMapping:
+    """A section whose tags choose the class of its `config`; nothing is said of the config where they choose none."""
+
+    @cache
+    def of_kind(kind: type) -> _FromMapping:
+        return _from_mapping(cls, config=override(struct_hook=lambda value, _: _CONVERTER.structure(value, kind)))
+
+    def hook(value: dict[str, object], _: type) -> object:
+        defaults = cls.default_tags()
+        try:
+            kind = type(cls.bases({tag: value.get(tag, default) for tag, default in defaults.items()})[-1][1])
+        except TagError as error:
+            rest = {key: part for key, part in value.items() if key not in (*defaults, "config")}
+            raise ClassValidationError("tags", [error, *_errors(partial(hook, rest, _))], cls) from None
+        return of_kind(kind)(value, cls)
+
+    return hook
+
+
+def _errors(function: Callable[[], object]) -> list[Exception]:
+    try:
+        function()
+    except ClassValidationError as error:
+        return [error]
+    return []
 
 
 def _tuple(cls: Any) -> Any:

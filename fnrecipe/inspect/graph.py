@@ -38,7 +38,7 @@ def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphM
         UsageError: if the config needs several processes.
     """
     rows, length = config.dataset.batch_size, config.dataset.max_seq_len
-    mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
+    mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
     with FakeTensorMode() as fake:
         state = init_train_state(recipe, config, mesh, device)
         batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))

@@ -75,7 +75,7 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
     device = host.pick_device(config.gang.device)
     host.prepare(config.common.torch.num_threads, jit_mode(config.trainer.jit, device))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
-    mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
+    mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
     step = make_step(recipe, config, mesh, device)
     read: Any = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
     read = pipe(read, _annotated, timed, partial(map_items, function=partial(to_device, device=device)))

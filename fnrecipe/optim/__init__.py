@@ -7,6 +7,7 @@ from fnrecipe.optim.adamw import scale_by_learning_rate as scale_by_learning_rat
 from fnrecipe.optim.clip import clip_by_global_norm as clip_by_global_norm
 from fnrecipe.optim.schedule import Schedule as Schedule
 from fnrecipe.optim.schedule import cosine_annealing as cosine_annealing
+from fnrecipe.optim.schedule import wsd as wsd
 from fnrecipe.optim.transform import MeanGradient as MeanGradient
 from fnrecipe.optim.transform import Report as Report
 from fnrecipe.optim.transform import Transform as Transform

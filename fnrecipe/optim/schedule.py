@@ -30,3 +30,21 @@ def cosine_annealing(peak: float, *, num_warmup_steps: int, num_steps: int, fina
         return peak * torch.where(number < top, warm, cosine)
 
     return schedule
+
+
+def wsd(peak: float, *, num_warmup_steps: int, num_decay_steps: int, num_steps: int, final_scale: float) -> Schedule:
+    """Linear warm-up to `peak`, then `peak`, and in the last steps a line down to `final_scale * peak` at step `num_steps`.
+
+    Warm-up is that of `cosine_annealing`; without decay the rate stays at its peak. (Hu et al. 2024, arXiv:2404.06395, and
+    Haegele et al. 2024, arXiv:2405.18392, for the line.)
+    """
+    top = max(num_warmup_steps, 1)
+    stable = max(num_steps - num_decay_steps, top)
+    span = max(num_steps - stable, 1)
+
+    def schedule(step: Tensor) -> Tensor:
+        number = step.to(torch.float64)
+        decayed = torch.clamp((number - stable) / span, 0.0, 1.0) if num_decay_steps else 0.0
+        return peak * torch.clamp(number / top, max=1.0) * (1 - (1 - final_scale) * decayed)
+
+    return schedule

@@ -87,7 +87,7 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     stack.enter_context(display)
     host.prepare(config.common.torch.num_threads, jit_mode(config.trainer.jit, device))
     tell_left_out(corpora if gang.leads else [])
-    mesh = make_mesh(config.gang, gang, device, recipe.rules)
+    mesh = make_mesh(config.gang, gang, device, recipe.rules(config))
     return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started)
 
 

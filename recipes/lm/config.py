@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
+from fnrecipe.components.lr_schedulers.cosine_annealing import CosineAnnealingConfig
+from fnrecipe.components.optimizers.adamw import AdamWConfig
 from fnrecipe.config import (
-    AdamWConfig,
     CommonSection,
-    CosineAnnealingConfig,
     DatasetSection,
     GangSection,
-    LlamaConfig,
     LRSchedulerSection,
     ModelSection,
     OptimizerSection,
@@ -21,9 +20,12 @@ from fnrecipe.config import (
     TokenizerSection,
     TrainerSection,
 )
-from fnrecipe.config.needs import Need, llama_needs, stream_needs
+from fnrecipe.config.affects import cut_sizes
+from fnrecipe.config.needs import Need, stream_needs
 from fnrecipe.data import FORMATS, Format
 from fnrecipe.errors import Problem, did_you_mean
+from fnrecipe.models.llama import LlamaConfig
+from fnrecipe.models.needs import model_needs
 
 
 @frozen
@@ -44,7 +46,6 @@ class LMConfig:
 
     def conflicts(self) -> Iterator[Problem]:
         context, rows, leaves = self.model.config.max_seq_len, self.dataset.batch_size, self.gang.num_microbatches
-        schedule, num_steps = self.lr_scheduler.config, self.regime.num_steps
         if self.dataset.max_seq_len > context:
             expected = f"at most model.config.max_seq_len = {context}"
             yield Problem("dataset.max_seq_len", expected, str(self.dataset.max_seq_len))
@@ -57,15 +58,12 @@ class LMConfig:
             yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
         yield from self._tensor_parallel_conflicts()
         yield from self._format_conflicts()
-        if num_steps is None and schedule.cycle_len is None:
-            yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
-        if num_steps is not None and schedule.num_warmup_steps >= num_steps:
-            expected = f"less than regime.num_steps = {num_steps}, or a fraction below 1"
-            yield Problem("lr_scheduler.config.num_warmup_steps", expected, str(schedule.num_warmup_steps))
+        for problem in self.lr_scheduler.conflicts_over(self.regime.num_steps):
+            yield evolve(problem, path=f"lr_scheduler.{problem.path}")
 
     def _tensor_parallel_conflicts(self) -> Iterator[Problem]:
-        ranks, model = self.gang.tensor_parallel_size, self.model.config
-        sizes = {f"model.config.{name}": getattr(model, name) for name in _CUT_BY_TENSOR_PARALLELISM}
+        ranks = self.gang.tensor_parallel_size
+        sizes = {f"model.config.{name}": size for name, size in cut_sizes(self.model.config).items()}
         for path, size in {**sizes, "dataset.max_seq_len": self.dataset.max_seq_len}.items():
             if size % ranks:
                 yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
@@ -82,11 +80,9 @@ class LMConfig:
 
 def needs(config: LMConfig, ranks: int) -> list[Need]:
     """The least memory of one of `ranks` processes."""
-    model = llama_needs(config.model, config.dataset, config.gang, config.trainer, ranks)
+    model = model_needs(config.model, config.optimizer, config.dataset, config.gang, config.trainer, ranks)
     return [*model, *stream_needs(config.dataset, ranks)]
 
-
-_CUT_BY_TENSOR_PARALLELISM = ("vocab_size", "num_attn_heads", "num_key_value_heads", "ffn_inner_dim")
 
 config = LMConfig(
     model=ModelSection(

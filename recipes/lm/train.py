@@ -6,19 +6,16 @@ python -m recipes.lm.train DIR
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from fnrecipe import optim
-from fnrecipe.config import schedule_steps
+from fnrecipe import presets
 from fnrecipe.loss import Loss
-from fnrecipe.models import llama
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.generate import generate
+from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.nn.policy import Policy
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.recipe import Evaluation, Recipe
@@ -30,46 +27,31 @@ from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_
 
 
 def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
-    dtype = getattr(torch, config.model.dtype)
-    return llama.init(config.model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
-
-
-def compute(config: LMConfig) -> Policy:
-    trainer = config.trainer
-    checkpointing = trainer.activation_checkpointing
-    dtype = getattr(torch, trainer.dtype)
-    return Policy(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once)
+    return presets.init(config.model, key, place)
 
 
 def loss(config: LMConfig) -> Loss:
-    apply = partial(llama.apply, config.model.config, policy=compute(config), scope=config.dataset.attention)
-    return next_token_loss(apply, source_list(config))
+    return next_token_loss(presets.apply(config.model, config.trainer, config.dataset.attention), source_list(config))
 
 
 def update(config: LMConfig) -> Transform:
-    adamw, cosine = config.optimizer.config, config.lr_scheduler.config
-    num_warmup_steps, num_steps = schedule_steps(cosine, config.regime.num_steps)
-    learning_rate = optim.cosine_annealing(
-        adamw.lr, num_warmup_steps=num_warmup_steps, num_steps=num_steps, final_scale=cosine.final_lr_scale
-    )
-    return optim.adamw(
-        learning_rate,
-        betas=adamw.betas,
-        eps=adamw.eps,
-        weight_decay=adamw.weight_decay,
-        max_norm=config.trainer.max_grad_norm,
-    )
+    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime)
 
 
-def flops(config: LMConfig) -> TokenFlops:
-    return llama.flops(config.model.config, config.dataset.max_seq_len)
+def flops(config: LMConfig) -> TokenFlops | None:
+    count = find_model(config.model.family).flops
+    return count(config.model.config, config.dataset.max_seq_len) if count else None
+
+
+def rules(config: LMConfig) -> Mapping[str, int]:
+    return find_model(config.model.family).rules(config.model.config)
 
 
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
     tokens = generate(
-        partial(llama.apply, config.model.config, policy=compute(config), scope="row"),  # the window is one text
+        presets.apply(config.model, config.trainer, "row"),  # the window is one text
         params,
         begin or [tokenizer.eos],
         key,
@@ -94,7 +76,7 @@ recipe = Recipe(
     tokenizer=make_tokenizer,
     flops=flops,
     needs=needs,
-    rules=llama.TENSOR_RULES,
+    rules=rules,
 )
 
 if __name__ == "__main__":

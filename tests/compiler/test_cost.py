@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from fnrecipe import optim, random
 from fnrecipe.compiler import cost, trace
 from fnrecipe.compiler.cost import Cost, operation_costs, total
-from fnrecipe.config import LlamaConfig, ModelSection
+from fnrecipe.config import ModelSection
 from fnrecipe.models import llama
 from fnrecipe.models.flops import TokenFlops, token_flops
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim import schedule
 from fnrecipe.recipes.lm.train import recipe

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from fnrecipe import random, tree
 from fnrecipe.build import init_train_state
-from fnrecipe.config import LlamaConfig, resolve
-from fnrecipe.config.needs import llama_parameters
+from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment, collate
 from fnrecipe.models import llama
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.parallel.mesh import Axis, Mesh
 from fnrecipe.recipes.lm.config import LMConfig, config, needs
 from fnrecipe.recipes.lm.data import train_stream
@@ -36,6 +36,7 @@ def llamas(draw: st.DrawFn) -> LlamaConfig:
         num_layers=draw(st.integers(1, 3)),
         num_attn_heads=groups * per_group,
         num_key_value_heads=groups,
+        head_dim=draw(st.sampled_from([None, 2, 6])),
         ffn_inner_dim=draw(st.integers(1, 20)),
         tied_embeddings=draw(st.booleans()),
     )
@@ -46,7 +47,7 @@ def llamas(draw: st.DrawFn) -> LlamaConfig:
 def test_parameters_are_counted_as_they_are_made(model: LlamaConfig) -> None:
     made = tree.paths(llama.init(model, random.key(0)))
     vocabulary = sum(leaf.numel() for path, leaf in made.items() if path in ("embedding", "head"))
-    assert llama_parameters(model) == (vocabulary, sum(leaf.numel() for leaf in made.values()) - vocabulary)
+    assert llama.num_parameters(model) == (vocabulary, sum(leaf.numel() for leaf in made.values()) - vocabulary)
 
 
 def sizes(changed: LMConfig, ranks: int = 1) -> dict[str, int]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fnrecipe.config import CosineAnnealingConfig, DataSource, resolve, schedule_steps, source_names, unstructure, yaml
+from fnrecipe.components.lr_schedulers.cosine_annealing import CosineAnnealingConfig, schedule_steps
+from fnrecipe.config import DataSource, resolve, source_names, unstructure, yaml
 from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import config
 

@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe import config as c
+from fnrecipe.components.lr_schedulers.cosine_annealing import CosineAnnealingConfig
+from fnrecipe.components.optimizers.adamw import AdamWConfig
 from fnrecipe.config import resolve, scalars, unstructure, yaml
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.errors import UsageError
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.recipes.lm.config import LMConfig, config
 
 
@@ -338,7 +341,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
     scales = draw(st.tuples(positives, positives).map(lambda pair: (max(pair), min(pair))))
     model = draw(
         st.builds(
-            c.LlamaConfig,
+            LlamaConfig,
             vocab_size=counts,
             max_seq_len=st.integers(length, 2**62),
             model_dim=st.integers(1, 999).map(lambda n: 2 * heads * n),
@@ -369,7 +372,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
     )
     tokenizers = st.builds(c.TokenizerSection, st.just("hf"), texts, st.none() | texts, st.none() | texts, *marks)
     tokenizers |= st.builds(c.TokenizerSection, st.just("byte"), *[st.none()] * 3, *marks)
-    adamw = st.builds(c.AdamWConfig, naturals, st.tuples(fractions, fractions), positives, naturals)
+    adamw = st.builds(AdamWConfig, naturals, st.tuples(fractions, fractions), positives, naturals)
     cycle = draw(st.none() | counts if steps else counts)
     regime = st.builds(
         c.RegimeSection,
@@ -405,7 +408,7 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         ),
         optimizer=c.OptimizerSection(config=draw(adamw)),
         lr_scheduler=c.LRSchedulerSection(
-            config=c.CosineAnnealingConfig(draw(fractions | st.integers(0, (steps or 2**62) - 1)), cycle, draw(st.floats(0, 1)))
+            config=CosineAnnealingConfig(draw(fractions | st.integers(0, (steps or 2**62) - 1)), cycle, draw(st.floats(0, 1)))
         ),
         regime=draw(regime),
         common=draw(st.builds(c.CommonSection, st.integers(0, 2**62), st.builds(c.TorchSection, st.none() | counts))),

@@ -40,7 +40,7 @@ def test_the_code_does_what_the_step_does(tmp_path: Path) -> None:
     config = configured()
     path = tmp_path / "step.py"
     path.write_text(source(recipe, trace_step(recipe, config, CPU)))
-    mesh = make_mesh(config.gang, Gang(), CPU, recipe.rules)
+    mesh = make_mesh(config.gang, Gang(), CPU, recipe.rules(config))
     state = init_train_state(recipe, config, mesh, CPU)
     batch = packed([[ids] for ids in documents(*[32, 31, 9, 32, 32, 30, 32, 32])], 32)
     expected = plain_step(recipe, config, mesh, CPU)(state, batch)

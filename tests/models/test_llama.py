@@ -15,9 +15,9 @@ from torch.fx import Node
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import trace
-from fnrecipe.config import LlamaConfig
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
 from fnrecipe.tree import Tree
@@ -53,6 +53,7 @@ def reference(config: LlamaConfig, params: Tree, dtype: torch.dtype, kernel: str
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_attn_heads,
         num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
         intermediate_size=config.ffn_inner_dim,
         tie_word_embeddings=config.tied_embeddings,
         max_position_embeddings=config.max_seq_len,
@@ -90,15 +91,16 @@ def summed_nats(config: LlamaConfig, params: Tree, tokens: Tensor, targets: Tens
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize(("groups", "head_dim"), [(4, None), (2, None), (1, None), (2, 4), (4, 16)])
 @pytest.mark.parametrize(
     ("dtype", "kernel", "tolerance"), [(torch.float32, "eager", 1e-4), (torch.float64, "sdpa", 1e-10)], ids=["single", "double"]
 )
 def test_logits_and_every_gradient_are_hugging_faces(
-    groups: int, tied: bool, dtype: torch.dtype, kernel: str, tolerance: float
+    groups: int, head_dim: int | None, tied: bool, dtype: torch.dtype, kernel: str, tolerance: float
 ) -> None:
     # The roots of 256 that rotary positions take are exact, so both models have the same frequencies.
-    config = attrs.evolve(TINY, num_key_value_heads=groups, tied_embeddings=tied, rope_theta=256.0, norm_eps=1e-3)
+    sizes = {"num_key_value_heads": groups, "head_dim": head_dim, "tied_embeddings": tied}
+    config = attrs.evolve(TINY, **sizes, rope_theta=256.0, norm_eps=1e-3)
     params = random_params(config, dtype)
     model = reference(config, params, dtype, kernel)
     if dtype == torch.float64:

@@ -86,7 +86,7 @@ def step_on(device: torch.device, **changes: Any) -> GraphModule:
     """The traced train step, by shapes alone."""
     values = {"dataset__max_seq_len": LENGTH, "model__config": MODEL, "dataset__batch_size": 4, **changes}
     config = resolve(recipe.config, (), pairs(Path("none.jsonl"), **values))[0]
-    mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
+    mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
     args = init_train_state(recipe, config, mesh, CPU), packed([[]] * 4, LENGTH)
     graph, _ = trace(plain_step(recipe, config, mesh, device), tree.map(lambda x: x.to(device), args), donate=1)
     return graph

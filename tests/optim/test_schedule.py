@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fnrecipe.optim.schedule import cosine_annealing
+from fnrecipe.optim.schedule import cosine_annealing, wsd
 from fnrecipe.transforms import jit
 
 
@@ -62,3 +62,38 @@ def test_a_longer_schedule_has_the_same_warmup_and_then_its_own_values() -> None
     short, long = values(1.0, 5, 20, 0.1, last=40), values(1.0, 5, 40, 0.1, last=40)
     assert short[:5] == long[:5]
     assert all(a < b for a, b in zip(short[5:39], long[5:39], strict=True))
+
+
+def stable_rate(step: int, peak: float, warmup: int, decay: int, steps: int, final: float) -> float:
+    """Linear to `peak` at step max(warmup, 1), `peak` up to `decay` steps before the end, linear to `final * peak` there."""
+    top = max(warmup, 1)
+    last = max(steps - decay, top)
+    if step <= top:
+        return peak * step / top
+    if decay == 0 or step <= last:
+        return peak
+    if step >= steps:
+        return peak * final
+    return peak * (final * (step - last) + steps - step) / (steps - last)
+
+
+STABLE = [(2e-3, 40, 120, 600, 0.0), (1.0, 0, 50, 50, 0.1), (3e-4, 1, 1, 20, 0.5), (0.5, 9, 1, 10, 0.0), (1e-2, 5, 0, 9, 0.1)]
+
+
+@pytest.mark.parametrize(("peak", "warmup", "decay", "steps", "final"), STABLE)
+def test_every_step_of_wsd_has_the_closed_form(peak: float, warmup: int, decay: int, steps: int, final: float) -> None:
+    schedule = wsd(peak, num_warmup_steps=warmup, num_decay_steps=decay, num_steps=steps, final_scale=final)
+    traced = jit(schedule)
+    found = [schedule(torch.tensor(step)) for step in range(1, steps + 20)]
+    expected = [stable_rate(step, peak, warmup, decay, steps, final) for step in range(1, steps + 20)]
+    assert [rate.item() for rate in found] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert [traced(torch.tensor(step)).item() for step in range(1, steps + 20)] == [rate.item() for rate in found]
+    assert all(rate.dtype == torch.float64 and rate.shape == () for rate in found)
+    assert max(found) == found[max(warmup, 1) - 1] == peak
+    assert all(rate == peak for rate in found[max(warmup, 1) : steps - decay])
+
+
+def test_a_longer_wsd_has_the_same_rates_before_its_decay() -> None:
+    rates = [wsd(1.0, num_warmup_steps=5, num_decay_steps=10, num_steps=steps, final_scale=0.0) for steps in (30, 90)]
+    short, long = ([rate(torch.tensor(step)).item() for step in range(1, 21)] for rate in rates)
+    assert short == long

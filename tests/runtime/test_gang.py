@@ -183,7 +183,7 @@ recipe = attrs.evolve(
     init=lambda config, key, keep: {"table": keep("table", random.normal(key, 264, 264))},
     loss=lambda config: next_token_loss(apply),
     sample=lambda config, params, key: str(apply(params, torch.tensor([0]), None, None).argmax().item()),
-    rules={},
+    rules=lambda config: {},
 )
 """
 

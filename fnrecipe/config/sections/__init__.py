@@ -8,13 +8,9 @@ from fnrecipe.config.sections.data import DatasetSection as DatasetSection
 from fnrecipe.config.sections.data import DataSource as DataSource
 from fnrecipe.config.sections.data import TokenizerSection as TokenizerSection
 from fnrecipe.config.sections.data import source_names as source_names
-from fnrecipe.config.sections.model import LlamaConfig as LlamaConfig
 from fnrecipe.config.sections.model import ModelSection as ModelSection
-from fnrecipe.config.sections.optim import AdamWConfig as AdamWConfig
-from fnrecipe.config.sections.optim import CosineAnnealingConfig as CosineAnnealingConfig
 from fnrecipe.config.sections.optim import LRSchedulerSection as LRSchedulerSection
 from fnrecipe.config.sections.optim import OptimizerSection as OptimizerSection
-from fnrecipe.config.sections.optim import schedule_steps as schedule_steps
 from fnrecipe.config.sections.run import ActivationCheckpointingSection as ActivationCheckpointingSection
 from fnrecipe.config.sections.run import CommonSection as CommonSection
 from fnrecipe.config.sections.run import GangSection as GangSection

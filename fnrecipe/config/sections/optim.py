@@ -1,57 +1,74 @@
-"""The update: optimizer and learning-rate schedule."""
+"""The update: optimizer and learning-rate schedule, each of them a component that is found by its name."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+import attrs
+from attrs import AttrsInstance, Factory, field, frozen
 
-from fnrecipe.config.bounds import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, ProperFraction, StepFraction
+from fnrecipe.config.bounds import NonNegativeInt, StepFraction
+from fnrecipe.config.find import Kind
+from fnrecipe.config.tagged import Tagged, Tags, find_tagged
+from fnrecipe.errors import Problem
+
+if TYPE_CHECKING:
+    from fnrecipe.components.component import LRScheduler, Optimizer
+
+OPTIMIZERS: Kind[Optimizer[AttrsInstance]] = Kind(
+    cls="fnrecipe.components.component:Optimizer",
+    package="fnrecipe.components.optimizers",
+    light=":optimizer",
+    attribute="optimizer",
+)
+LR_SCHEDULERS: Kind[LRScheduler[AttrsInstance]] = Kind(
+    cls="fnrecipe.components.component:LRScheduler",
+    package="fnrecipe.components.lr_schedulers",
+    light=":lr_scheduler",
+    attribute="lr_scheduler",
+)
 
 
 @frozen
-class AdamWConfig:
-    lr: NonNegative = 3e-4
-    betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.95)
-    eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.1
+class OptimizerSection(Tagged):
+    name: str = "adamw"
+    config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
+
+    @classmethod
+    def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
+        return [("default", find_tagged("name", tags["name"], OPTIMIZERS).config())]
 
 
 @frozen
-class OptimizerSection:
-    name: Literal["adamw"] = "adamw"
-    config: AdamWConfig = field(factory=AdamWConfig)
-
-
-@frozen
-class CosineAnnealingConfig:
-    """`num_warmup_steps`: a number of steps, or a fraction of all steps (`schedule_steps`).
-
-    `cycle_len`: steps from the peak to the final rate; null: all that `regime.num_steps` leaves after warm-up.
-    """
+class WarmUp:
+    """The base of configs of schedules that begin with linear warm-up, in steps or as a fraction of all steps."""
 
     num_warmup_steps: NonNegativeInt | StepFraction = 0
-    cycle_len: PositiveInt | None = None
-    final_lr_scale: Fraction = 0.1
 
+    def warmup(self, num_steps: int) -> int:
+        """Steps of warm-up in a training of `num_steps`; a fraction is rounded, but never up to all steps."""
+        written = self.num_warmup_steps
+        return written if isinstance(written, int) else min(round(written * num_steps), num_steps - 1)
 
-def schedule_steps(schedule: CosineAnnealingConfig, num_steps: int | None) -> tuple[int, int]:
-    """Steps of warm-up, and steps up to the final rate, of a training of `num_steps` steps.
-
-    A fraction of warm-up is one of `num_steps`, or, where that is None, of warm-up and cycle together; it is rounded, but never
-    up to all steps.
-    """
-    written, cycle = schedule.num_warmup_steps, schedule.cycle_len
-    if isinstance(written, int):
-        warmup = written
-    elif num_steps is not None:
-        warmup = min(round(written * num_steps), num_steps - 1)
-    else:
-        warmup = round((cycle or 0) * written / (1 - written))
-    return warmup, warmup + cycle if cycle else num_steps or 1
+    def conflicts_over(self, num_steps: int | None) -> Iterator[Problem]:
+        """What cannot stand in a training of `num_steps` steps."""
+        if num_steps is not None and self.num_warmup_steps >= num_steps:
+            expected = f"less than regime.num_steps = {num_steps}, or a fraction below 1"
+            yield Problem("num_warmup_steps", expected, str(self.num_warmup_steps))
 
 
 @frozen
-class LRSchedulerSection:
-    name: Literal["cosine_annealing"] = "cosine_annealing"
-    config: CosineAnnealingConfig = field(factory=CosineAnnealingConfig)
+class LRSchedulerSection(Tagged):
+    name: str = "cosine_annealing"
+    config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
+
+    @classmethod
+    def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
+        return [("default", find_tagged("name", tags["name"], LR_SCHEDULERS).config())]
+
+    def conflicts_over(self, num_steps: int | None) -> Iterator[Problem]:
+        """What cannot stand in a training of `num_steps` steps."""
+        if isinstance(self.config, WarmUp):
+            for problem in self.config.conflicts_over(num_steps):
+                yield attrs.evolve(problem, path=f"config.{problem.path}")

@@ -9,7 +9,7 @@ Parameters are nested dicts; linear weights are [out, in]:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fnrecipe import nn, random, tree
-from fnrecipe.config import LlamaConfig
 from fnrecipe.models.flops import TokenFlops, token_flops
+from fnrecipe.models.llama.config import ARCHS, LlamaConfig, num_parameters
+from fnrecipe.models.model import Model
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask
 from fnrecipe.nn.policy import Policy
 from fnrecipe.parallel.mesh import Placement, replicated
@@ -35,13 +36,13 @@ TENSOR_RULES = {
 def shapes(config: LlamaConfig) -> Tree:
     """The parameters' shapes, in the structure of the parameters."""
     model, inner = config.model_dim, config.ffn_inner_dim
-    groups = config.num_key_value_heads * (model // config.num_attn_heads)
+    queries, keys = (number * config.head_width for number in (config.num_attn_heads, config.num_key_value_heads))
     layer = {
         "attention_norm": (model,),
-        "query": (model, model),
-        "key": (groups, model),
-        "value": (groups, model),
-        "output": (model, model),
+        "query": (queries, model),
+        "key": (keys, model),
+        "value": (keys, model),
+        "output": (model, queries),
         "ffn_norm": (model,),
         "gate": (inner, model),
         "up": (inner, model),
@@ -59,7 +60,8 @@ def flops(config: LlamaConfig, length: int) -> TokenFlops:
     if not config.tied_embeddings:
         del weights["embedding"]  # it is looked up in, and multiplied by nothing
     multiplied = tree.leaves(weights, lambda node: isinstance(node, tuple))
-    return token_flops(multiplied, layers=config.num_layers, width=config.model_dim, length=length)
+    width = config.num_attn_heads * config.head_width
+    return token_flops(multiplied, layers=config.num_layers, width=width, length=length)
 
 
 def init(config: LlamaConfig, key: Tensor, place: Placement = replicated) -> Tree:
@@ -100,7 +102,7 @@ def apply(
     """
     if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    angles = nn.rotary(positions, config.model_dim // config.num_attn_heads, config.rope_theta)
+    angles = nn.rotary(positions, config.head_width, config.rope_theta)
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = nn.embedding(tokens, outer["embedding"])
     x = x.to(policy.dtype or x.dtype)
@@ -140,7 +142,7 @@ def _heads(config: LlamaConfig, weights: Tree, x: Tensor, angles: tuple[Tensor, 
     x = nn.entered(nn.rms_norm(x, weights["attention_norm"], config.norm_eps), weights["query"])
 
     def heads(weight: nn.Weight) -> Tensor:
-        return nn.linear(x, weight).view(*x.shape[:-1], -1, config.model_dim // config.num_attn_heads).transpose(1, 2)
+        return nn.linear(x, weight).view(*x.shape[:-1], -1, config.head_width).transpose(1, 2)
 
     query, key, value = (heads(weights[name]) for name in ("query", "key", "value"))
     return nn.rotate(query, *angles), nn.rotate(key, *angles), value
@@ -157,3 +159,10 @@ def _gated(config: LlamaConfig, weights: Tree, x: Tensor) -> tuple[Tensor, Tenso
 
 def _down(config: LlamaConfig, weights: Tree, x: Tensor, gates: Tensor, values: Tensor) -> Tensor:
     return x + nn.linear(nn.swiglu(gates, values), weights["down"])
+
+
+def rules(config: LlamaConfig) -> Mapping[str, int]:
+    return TENSOR_RULES
+
+
+model = Model(config=LlamaConfig, archs=ARCHS, parameters=num_parameters, init=init, apply=apply, flops=flops, rules=rules)

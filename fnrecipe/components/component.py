@@ -1,0 +1,39 @@
+"""What a module of a component holds, one that comes with fnrecipe or a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import attrs
+
+if TYPE_CHECKING:
+    from fnrecipe.optim import Schedule, Transform
+
+C = TypeVar("C")
+
+
+@attrs.frozen
+class LRScheduler(Generic[C]):
+    """A kind of schedule.
+
+    config  the class of its configs: frozen, by attrs, with a default for each field
+    make    (config, steps of the training or None) -> the schedule for each peak
+    """
+
+    config: type[C]
+    make: Callable[[C, int | None], Callable[[float], Schedule]]
+
+
+@attrs.frozen
+class Optimizer(Generic[C]):
+    """A kind of optimizer.
+
+    config   the class of its configs: frozen, by attrs, with a default for each field
+    make     (config, schedule for each peak, largest global norm of gradients or None) -> transform
+    moments  tensors like the parameters that it keeps at least: what does not fit is refused beforehand
+    """
+
+    config: type[C]
+    make: Callable[[C, Callable[[float], Schedule], float | None], Transform]
+    moments: int = 0

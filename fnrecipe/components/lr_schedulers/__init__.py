@@ -1,0 +1,1 @@
+"""Learning-rate schedules, by the names that `lr_scheduler.name` takes."""

@@ -1,0 +1,33 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from fnrecipe.components.component import Optimizer
+from fnrecipe.config.bounds import NonNegative, Positive, ProperFraction
+
+if TYPE_CHECKING:
+    from fnrecipe.optim import Schedule, Transform
+
+
+@frozen
+class AdamWConfig:
+    lr: NonNegative = 3e-4
+    betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+
+
+def adamw(config: AdamWConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+    from fnrecipe import optim
+
+    return optim.adamw(
+        schedule(config.lr), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, max_norm=max_norm
+    )
+
+
+optimizer = Optimizer(AdamWConfig, adamw, moments=2)

@@ -1,0 +1,112 @@
+"""The shapes of Llamas, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attrs import field, frozen
+
+from fnrecipe.config.affects import CUT
+from fnrecipe.config.bounds import Positive, PositiveInt
+from fnrecipe.errors import Problem
+from fnrecipe.models.model import Family
+
+
+@frozen
+class LlamaConfig:
+    """Shape of a Llama decoder. `ffn_inner_dim` is the width itself: no factor of 2/3 is applied to it.
+
+    `head_dim`: width of a head; null: model_dim / num_attn_heads.
+    """
+
+    vocab_size: PositiveInt = field(default=32000, metadata=CUT)
+    max_seq_len: PositiveInt = 2048
+    model_dim: PositiveInt = 4096
+    num_layers: PositiveInt = 32
+    num_attn_heads: PositiveInt = field(default=32, metadata=CUT)
+    num_key_value_heads: PositiveInt = field(default=32, metadata=CUT)
+    head_dim: PositiveInt | None = None
+    ffn_inner_dim: PositiveInt = field(default=11008, metadata=CUT)
+    tied_embeddings: bool = False
+    rope_theta: Positive = 10000.0
+    norm_eps: Positive = 1e-5
+    init_std: Positive = 0.02
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.model_dim // self.num_attn_heads
+
+    def conflicts(self) -> Iterator[Problem]:
+        heads, groups = self.num_attn_heads, self.num_key_value_heads
+        pairs = "rotary positions pair up the head's dimensions"
+        if self.head_dim is None and self.model_dim % (2 * heads):
+            yield Problem("model_dim", f"a multiple of 2 * num_attn_heads = {2 * heads} ({pairs})", str(self.model_dim))
+        if self.head_dim is not None and self.head_dim % 2:
+            yield Problem("head_dim", f"an even number ({pairs})", str(self.head_dim))
+        if heads % groups:
+            yield Problem("num_key_value_heads", f"a divisor of num_attn_heads = {heads}", str(groups))
+
+
+def num_parameters(config: LlamaConfig) -> tuple[int, int]:
+    """Parameters of the vocabulary, embedding and head; and those of the layers and the last norm."""
+    model, head = config.model_dim, config.head_width
+    attention = 2 * model * head * (config.num_attn_heads + config.num_key_value_heads)
+    layer = 2 * model + attention + 3 * config.ffn_inner_dim * model
+    return config.vocab_size * model * (1 if config.tied_embeddings else 2), config.num_layers * layer + model
+
+
+ARCHS = {
+    "llama_tiny": LlamaConfig(
+        vocab_size=264,
+        max_seq_len=256,
+        model_dim=256,
+        num_layers=4,
+        num_attn_heads=4,
+        num_key_value_heads=2,
+        ffn_inner_dim=688,
+        tied_embeddings=True,
+    ),
+    "llama_125m": LlamaConfig(model_dim=768, num_layers=12, num_attn_heads=12, num_key_value_heads=12, ffn_inner_dim=2048),
+    "llama_1b": LlamaConfig(model_dim=2048, num_layers=22, num_key_value_heads=4, ffn_inner_dim=5632),  # TinyLlama's
+    "llama2_7b": LlamaConfig(max_seq_len=4096),
+    "llama3_8b": LlamaConfig(
+        vocab_size=128256, max_seq_len=8192, num_key_value_heads=8, ffn_inner_dim=14336, rope_theta=500_000.0
+    ),
+    "llama3_2_1b": LlamaConfig(
+        vocab_size=128256,
+        max_seq_len=131072,
+        model_dim=2048,
+        num_layers=16,
+        num_key_value_heads=8,
+        head_dim=64,
+        ffn_inner_dim=8192,
+        tied_embeddings=True,
+        rope_theta=500_000.0,
+    ),
+    "llama3_2_3b": LlamaConfig(
+        vocab_size=128256,
+        max_seq_len=131072,
+        model_dim=3072,
+        num_layers=28,
+        num_attn_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        ffn_inner_dim=8192,
+        tied_embeddings=True,
+        rope_theta=500_000.0,
+    ),
+    "smollm2_135m": LlamaConfig(
+        vocab_size=49152,
+        max_seq_len=8192,
+        model_dim=576,
+        num_layers=30,
+        num_attn_heads=9,
+        num_key_value_heads=3,
+        ffn_inner_dim=1536,
+        tied_embeddings=True,
+        rope_theta=100_000.0,
+    ),
+}
+"""By the shapes that were published; rotary frequencies are not scaled, as those of Llama 3.2 are."""
+
+family = Family(config=LlamaConfig, archs=ARCHS, parameters=num_parameters)

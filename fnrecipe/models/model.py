@@ -1,0 +1,86 @@
+"""A family of models: a class of configs, and pure functions of them. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+
+import attrs
+
+from fnrecipe.config.find import find_component, is_users
+from fnrecipe.config.sections.model import FAMILIES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fnrecipe.models.flops import TokenFlops
+    from fnrecipe.nn import Logits
+    from fnrecipe.nn.attention import AttentionScope
+    from fnrecipe.nn.policy import Policy
+    from fnrecipe.parallel.mesh import Placement
+    from fnrecipe.tree import Tree
+
+C = TypeVar("C")
+C_contra = TypeVar("C_contra", contravariant=True)
+
+
+class Apply(Protocol[C_contra]):
+    """Logits [B, T, V] of tokens, segments and positions, int64 [B, T], as in `fnrecipe.data.Batch`."""
+
+    def __call__(
+        self,
+        config: C_contra,
+        params: Tree,
+        tokens: Tensor,
+        segments: Tensor,
+        positions: Tensor,
+        /,
+        *,
+        policy: Policy,
+        scope: AttentionScope,
+    ) -> Logits: ...
+
+
+@attrs.frozen(kw_only=True)
+class Family(Generic[C]):
+    """What a config is resolved by.
+
+    config      the class of its configs: frozen, by attrs, with `vocab_size`, `max_seq_len` and a default for each field
+    archs       architectures by name, which `model.arch` takes
+    parameters  config -> parameters of the vocabulary, and of the layers, to refuse what cannot fit; the config then also has
+                `num_layers`, `model_dim` and `ffn_inner_dim`. None: nothing is refused
+    """
+
+    config: type[C]
+    archs: Mapping[str, C] = attrs.field(factory=dict)
+    parameters: Callable[[C], tuple[int, int]] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Model(Family[C]):
+    """A family with its functions.
+
+    init   (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
+    apply  (config, parameters, tokens, segments, positions, policy=, scope=) -> logits
+    flops  (config, length of a row) -> FLOPs a position, or None
+    rules  config -> patterns of parameter paths, and the dimension along which tensor parallelism cuts them; those of its
+           fields that are divided by it have the metadata `fnrecipe.config.affects.CUT`
+    """
+
+    init: Callable[[C, Tensor, Placement], Tree]
+    apply: Apply[C]
+    flops: Callable[[C, int], TokenFlops] | None = None
+    rules: Callable[[C], Mapping[str, int]] = lambda config: {}
+
+
+def find_family(name: str) -> Family[Any]:
+    """The torch-free part of the family that `model.family` names in a resolved config."""
+    return find_component(name, FAMILIES)
+
+
+def find_model(name: str) -> Model[Any]:
+    """The family that `model.family` names in a resolved config."""
+    if is_users(name):
+        return cast("Model[Any]", find_component(name, FAMILIES))
+    return cast("Model[Any]", importlib.import_module(f"{__package__}.{name}.model").model)

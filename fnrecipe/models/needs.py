@@ -1,0 +1,28 @@
+"""What the sections of a config need at least, by the family and the optimizer that they name. No torch here."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fnrecipe.config import DatasetSection, GangSection, ModelSection, OptimizerSection, TrainerSection
+from fnrecipe.config.find import find_component
+from fnrecipe.config.needs import DecoderConfig, Need, decoder_needs
+from fnrecipe.config.sections.optim import OPTIMIZERS
+from fnrecipe.models.model import find_family
+
+
+def model_needs(
+    model: ModelSection,
+    optimizer: OptimizerSection,
+    dataset: DatasetSection,
+    gang: GangSection,
+    trainer: TrainerSection,
+    ranks: int,
+) -> list[Need]:
+    """What one of `ranks` processes needs to train the model; nothing that is known if its family does not tell."""
+    count = find_family(model.family).parameters
+    if count is None:
+        return []
+    moments = find_component(optimizer.name, OPTIMIZERS).moments
+    config = cast("DecoderConfig", model.config)
+    return decoder_needs(config, model.dtype, count(config), moments, dataset, gang, trainer, ranks)

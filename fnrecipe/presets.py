@@ -1,0 +1,51 @@
+"""Sections of a config as what they stand for: parameters, a function of them, a policy, a schedule, an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, TrainerSection
+from fnrecipe.config.find import find_component
+from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.models.model import find_model
+from fnrecipe.models.next_token import Apply
+from fnrecipe.nn.attention import AttentionScope
+from fnrecipe.nn.policy import Policy
+from fnrecipe.optim import Schedule, Transform
+from fnrecipe.parallel.mesh import Placement
+from fnrecipe.tree import Tree
+
+
+def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
+    """Parameters in the dtype of the section, each of them as `place(path, leaf)` leaves it."""
+    dtype = getattr(torch, model.dtype)
+    params: Tree = find_model(model.family).init(model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
+    return params
+
+
+def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope) -> Apply:
+    """(parameters, tokens, segments, positions) -> logits."""
+    return partial(find_model(model.family).apply, model.config, policy=policy(trainer), scope=scope)
+
+
+def policy(trainer: TrainerSection) -> Policy:
+    checkpointing = trainer.activation_checkpointing
+    dtype = getattr(torch, trainer.dtype)
+    return Policy(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once)
+
+
+def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callable[[float], Schedule]:
+    """The schedule for each peak, over the steps of the regime."""
+    return find_component(lr_scheduler.name, LR_SCHEDULERS).make(lr_scheduler.config, regime.num_steps)
+
+
+def update(
+    optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
+) -> Transform:
+    """The optimizer on that schedule, behind clipping by the trainer's global norm."""
+    make = find_component(optimizer.name, OPTIMIZERS).make
+    return make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)
