@@ -47,7 +47,7 @@ def init_state(params: Tree, update: Transform, key: Tensor, scaling: LossScalin
     def zero() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=key.device)
 
-    optimizer = tree.map(torch.clone, update.init(params))  # what starts as the parameters must not stay them
+    optimizer = tree.map(torch.clone, optim.init_parts(update, params))  # what starts as the parameters must not stay them
     return State(params, optimizer, zero(), zero(), key, () if scaling is None else loss_scale.init_scale(scaling, key.device))
 
 

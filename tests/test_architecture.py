@@ -22,7 +22,7 @@ ARROWS = {
     **dict.fromkeys(("loss", "parallel"), "tree"),
     "compiler": "ops tree",
     "nn": "ops parallel tree",
-    "optim": "loss parallel random tree",
+    "optim": "errors loss parallel random tree",
     "transforms": "compiler loss optim parallel tree",
     "models": "config data loss nn parallel random transforms tree",
     "recipe": "config data loss models optim parallel tree",

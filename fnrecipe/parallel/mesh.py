@@ -15,6 +15,7 @@ import attrs
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 Sharding: TypeAlias = Literal["replicate", "zero1", "zero2", "fsdp"]
 
@@ -123,6 +124,13 @@ def global_slice(leaf: Any) -> tuple[torch.Size, list[tuple[int, int]]]:
     sizes[leaf.dim] *= leaf.axis.size
     ranges[leaf.dim] = ranges[leaf.dim][0] + offset, ranges[leaf.dim][1] + offset
     return torch.Size(sizes), ranges
+
+
+def outline(leaf: Shard | Tensor) -> Tensor:
+    """The whole tensor that `leaf` is a part of, without its numbers: shape and dtype, on the device meta."""
+    (tensor,) = pytree.tree_leaves(leaf)
+    with _disable_current_modes():  # it is no part of a trace
+        return torch.empty(global_slice(leaf)[0], dtype=tensor.dtype, device="meta")
 
 
 def is_primary(leaf: Any, mesh: Mesh) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fnrecipe import optim, random, tree
 from fnrecipe.compiler import inductor
 from fnrecipe.optim.loss_scale import LossScaling
+from fnrecipe.optim.partition import everything
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.finite import finite, largest
 from fnrecipe.step import init_state, train_step
@@ -69,7 +70,7 @@ def test_adamw_keeps_every_finite_state_finite_or_as_it_is(
 ) -> None:
     limit = torch.finfo(dtype).max
     params, mean, square, gradient = (torch.tensor(values).clamp(-limit, limit) for values in numbers)
-    transform = optim.adamw(constant(rate), eps=eps, betas=betas, weight_decay=decay, mask=lambda p: True, max_norm=max_norm)
+    transform = optim.adamw(constant(rate), eps=eps, betas=betas, weight_decay=decay, mask=everything, max_norm=max_norm)
     transform = transform if fused else attrs.evolve(transform, fused_update=None)
     given = {"w": params.to(dtype)}
     state = transform.init(given)
