@@ -12,6 +12,7 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
+from fnrecipe.compiler.pure import without_draws
 from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, map_items, pipe, prefetch, watch_padding
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Sums
@@ -30,13 +31,14 @@ def init_train_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
-    return init_state(params, recipe.update(config), key, _scaling(config))
+    return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config))
 
 
 def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
     update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
-    return train_step(recipe.loss(config), update, _local_microbatches(config, mesh), mesh, _scaling(config))
+    share, trains = _local_microbatches(config, mesh), partial(recipe.trains, config)
+    return train_step(recipe.loss(config), update, share, mesh, _scaling(config), trains)
 
 
 def make_step(
@@ -60,7 +62,7 @@ def make_step(
         evaluation(recipe.loss(config), _local_microbatches(config, mesh), mesh),
     )
     if mode == "off":
-        return step, evaluate
+        return without_draws(step), without_draws(evaluate)
     backend = with_progress(BACKENDS[mode])
     of_step = cuda_graph(backend) if config.trainer.cuda_graph else backend
     return jit(step, donate=1, backend=of_step), jit(evaluate, backend=backend)

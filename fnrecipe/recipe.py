@@ -27,6 +27,7 @@ class Recipe(Generic[C]):
     init      (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
     loss      config -> loss, as in `fnrecipe.loss`
     update    config -> transform, as in `fnrecipe.optim`
+    trains    (config, path, parameter) -> whether that is trained, or frozen; the tensor has no numbers (`fnrecipe.optim.Mask`)
     stream    (config, place) -> source of training batches
     validate  (config, place) -> source of validation batches, or None
     sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
@@ -49,4 +50,5 @@ class Recipe(Generic[C]):
     tokenizer: Callable[[C], Tokenizer] | None = None
     flops: Callable[[C], TokenFlops] | None = None
     needs: Callable[[C, int], Sequence[Need]] | None = None
+    trains: Callable[[C, str, Tensor], bool] = lambda config, path, parameter: True
     rules: Mapping[str, int] = attrs.field(factory=dict)

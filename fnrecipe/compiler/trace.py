@@ -16,6 +16,7 @@ from fnrecipe.compiler.casts import drop_round_trips
 from fnrecipe.compiler.in_place import write_in_place
 from fnrecipe.compiler.matmul import use_onednn_matmul
 from fnrecipe.compiler.overlap import overlap
+from fnrecipe.compiler.pure import Refusal
 
 Backend: TypeAlias = Callable[[GraphModule], Callable[..., Any]]
 """What runs a graph: a function of the flat inputs that gives the flat outputs and writes into the same inputs."""
@@ -29,6 +30,9 @@ def interpreter(graph: GraphModule) -> Callable[..., Any]:
 def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
     """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
 
+    Raises:
+        UsageError: if the function draws from a global generator, or looks at a number of a tensor.
+
     The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is how many
     of its first inputs are donated.
     """
@@ -37,7 +41,8 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
     results: list[pytree.TreeSpec] = []
 
     def flat(*leaves: Any) -> list[Any]:
-        outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
+        with Refusal(look=False):
+            outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
         results.append(result)
         return _donated(leaves[:given], outputs)
 
@@ -54,11 +59,16 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs, the first of them written into the buffers; what still looks into a buffer is copied out before."""
     storages = {storage(buffer) for buffer in buffers}
-    outputs = [output.clone() if storage(output) in storages else output for output in outputs]
+    places = [*buffers, *[None] * (len(outputs) - len(buffers))]
+    outputs = [
+        output if output is place or storage(output) not in storages else output.clone()
+        for output, place in zip(outputs, places, strict=True)
+    ]
     for buffer, output in zip(buffers, outputs, strict=False):
         if (buffer.dtype, buffer.shape) != (output.dtype, output.shape):
             raise TypeError(f"donate: expected a result like its argument, {_kind(buffer)}, found {_kind(output)}")
-        buffer.copy_(output)
+        if output is not buffer:  # what a step leaves as it is, frozen weights say, is not copied
+            buffer.copy_(output)
     return [*buffers, *outputs[len(buffers) :]]
 
 

@@ -86,6 +86,17 @@ class Mesh:
     def axes(self) -> tuple[Axis, Axis, Axis]:
         return self.replica, self.shard, self.tensor
 
+    def microbatches(self, count: int) -> range:
+        """The numbers of this rank's `count` microbatches among those of all ranks, in the order of its rows.
+
+        (It is the order of `fnrecipe.data.LaneAssignment`.)
+        """
+        if self.in_turns:
+            first, step = self.replica.index * self.shard.size * count + self.shard.index, self.shard.size
+        else:
+            first, step = (self.replica.index * self.shard.size + self.shard.index) * count, 1
+        return range(first, first + count * step, step)
+
     def cut(self, path: str, leaf: Tensor) -> Shard:
         """This rank's part of the parameter at `path`."""
         if self.tensor.size == 1:

@@ -1,4 +1,4 @@
-"""Transforms of some of the parameters: each sees its own, under their paths, and the others are as they would be without it."""
+"""Transforms of some of the parameters: each sees its own, under their paths, and leaves the others as they are."""
 
 from __future__ import annotations
 

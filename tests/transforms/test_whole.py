@@ -95,8 +95,8 @@ def check_slices(rank: int, size: int) -> None:
     whole, _ = train(mesh, muon(), traced=False)
     cut = {path for path, leaf in tree.paths(whole.optimizer, is_shard).items() if is_shard(leaf) and leaf.dim is not None}
     assert "1.1.0.momentum.layers.0.query" in cut
-    assert "1.1.0.gram.layers.0.query" not in cut
-    assert tree.paths(whole.optimizer)["1.1.0.gram.layers.0.query"].shape == (32, 32)
+    assert "1.1.0.gram.layers.0.key" not in cut
+    assert tree.paths(whole.optimizer)["1.1.0.gram.layers.0.key"].shape == (16, 16)
 
 
 def test_without_the_word_it_would_see_slices_and_the_state_stays_cut_where_it_can() -> None:
