@@ -31,7 +31,7 @@ def fold_in(key: Tensor, data: int | str | Tensor) -> Tensor:
     """
     if isinstance(data, str):
         data = int.from_bytes(hashlib.blake2b(data.encode(), digest_size=7).digest(), "big")
-    number = torch.as_tensor(data, device=key.device)
+    number = data.to(key.device) if isinstance(data, Tensor) else key.new_full((), data)  # no copy from the host
     return torch.stack(threefry(key, (number >> 32) & _WORD, number & _WORD), -1)
 
 

@@ -6,7 +6,6 @@ run was resumed. A number that Python looks at, or a shape that depends on one, 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -21,7 +20,7 @@ from fnrecipe.errors import UsageError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LIBRARY = os.path.dirname(torch.__file__) + os.sep
+_LIBRARY = torch.__file__.removesuffix("__init__.py")
 
 
 class Refusal(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -65,12 +64,14 @@ def without_draws(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _drops_nothing(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
-    """Whether it is attention that could drop out, but does not."""
-    names = [argument.name for argument in func._schema.arguments]
-    if "dropout_p" not in names:
-        return False
-    defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
-    return not {**defaults, **dict(zip(names, args, strict=False)), **kwargs}["dropout_p"]
+    """Whether it is an operation that could drop out, but does so with a probability of 0."""
+    arguments = func._schema.arguments
+    given = {
+        **{argument.name: argument.default_value for argument in arguments},
+        **dict(zip((argument.name for argument in arguments), args, strict=False)),
+        **kwargs,
+    }
+    return given.get("p" if func is torch.ops.aten.native_dropout.default else "dropout_p") == 0
 
 
 def _needs_numbers(func: OpOverload) -> str | None:

@@ -102,7 +102,7 @@ def test_adamw_makes_every_update_of_ordinary_size(numbers: Any, eps: float, rat
     assert made
 
 
-def linear(params: Tree, batch: Tensor) -> tuple[Tensor, Any]:
+def linear(params: Tree, batch: Tensor, key: Tensor | None) -> tuple[Tensor, Any]:
     total = (params["w"] * batch).sum()
     return total, {"loss": total, "targets": torch.tensor(1)}
 
@@ -232,7 +232,7 @@ def of_one_element(index: int) -> Transform:
     return optim.chain(nothing, optim.stateless(update))
 
 
-def bounded(params: Tree, batch: Tensor) -> tuple[Tensor, Any]:
+def bounded(params: Tree, batch: Tensor, key: Tensor | None) -> tuple[Tensor, Any]:
     """A loss that is finite for all parameters."""
     total = torch.stack([leaf.tanh().sum() for leaf in tree.leaves(unshard(params))]).sum() * batch.sum()
     return total, {"loss": total, "targets": batch.sum()}
