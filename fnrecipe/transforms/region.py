@@ -71,7 +71,8 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
 def _copied(values: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[Tensor]:
     taken = {storage(other) for other in others}
     for value in values:
-        if storage(value) in taken:
-            value = value.clone()
+        # Callers take the result to be laid out as a new tensor; a gradient may be one number, expanded.
+        if storage(value) in taken or torch.empty_like(value).stride() != value.stride():
+            value = value.clone(memory_format=torch.contiguous_format)
         taken.add(storage(value))
         yield value
