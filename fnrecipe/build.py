@@ -13,13 +13,14 @@ from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
 from fnrecipe.compiler.pure import without_draws
+from fnrecipe.config import ShellConfig
 from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, map_items, pipe, prefetch, watch_padding
 from fnrecipe.errors import UsageError
-from fnrecipe.loss import Sums
+from fnrecipe.loss import Loss, Sums
 from fnrecipe.optim import Transform
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.parallel.mesh import Mesh
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.step import State, Step, init_state, train_step
 from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
@@ -27,14 +28,14 @@ from fnrecipe.tree import Tree
 tree.node(Batch)
 
 
-def init_train_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> State:
+def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> State:
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
     return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config))
 
 
-def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> Step:
+def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
     update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
     share, trains = _local_microbatches(config, mesh), partial(recipe.trains, config)
@@ -42,33 +43,32 @@ def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.devic
 
 
 def make_step(
-    recipe: Recipe[Any],
-    config: Any,
-    mesh: Mesh,
-    device: torch.device,
-    with_progress: Callable[[Backend], Backend] = lambda backend: backend,
-) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
-    """The train step and the evaluation of a recipe over a mesh; `with_progress` may wrap what runs their graphs.
+    recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, with_progress: Callable[[Backend], Backend] = lambda b: b
+) -> Step:
+    """The train step of a recipe over a mesh, as `trainer.jit` says; `with_progress` may wrap what runs its graph.
 
     Raises:
         UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
     """
-    mode = jit_mode(config.trainer.jit, device)
     if config.trainer.cuda_graph and (device.type != "cuda" or mesh.ranks > 1):
         where = f"several ranks ({mesh.ranks})" if mesh.ranks > 1 else f"the device {device.type}"
         raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
-    step, evaluate = (
-        plain_step(recipe, config, mesh, device),
-        evaluation(recipe.loss(config), _local_microbatches(config, mesh), mesh),
-    )
+    step, mode = plain_step(recipe, config, mesh, device), jit_mode(config.trainer.jit, device)
     if mode == "off":
-        return without_draws(step), without_draws(evaluate)
+        return without_draws(step)
     backend = with_progress(BACKENDS[mode])
-    of_step = cuda_graph(backend) if config.trainer.cuda_graph else backend
-    return jit(step, donate=1, backend=of_step), jit(evaluate, backend=backend)
+    return jit(step, donate=1, backend=cuda_graph(backend) if config.trainer.cuda_graph else backend)
 
 
-def batches(recipe: Recipe[Any], config: Any, assignment: LaneAssignment, device: torch.device) -> Source[Batch]:
+def make_evaluation(
+    loss: Loss, config: ShellConfig, mesh: Mesh, device: torch.device, with_progress: Callable[[Backend], Backend] = lambda b: b
+) -> Callable[[Tree, Any], Sums]:
+    """`(params, batch) -> sums` of a loss over a mesh, run as the train step is."""
+    sums, mode = evaluation(loss, _local_microbatches(config, mesh), mesh), jit_mode(config.trainer.jit, device)
+    return without_draws(sums) if mode == "off" else jit(sums, backend=with_progress(BACKENDS[mode]))
+
+
+def batches(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: torch.device) -> Source[Batch]:
     """The training batches as tensors of the host, read ahead in processes or a thread as the config says."""
     dataset, make = config.dataset, partial(recipe.stream, config)
     on_host = partial(map_items, function=partial(to_host, device=device))
@@ -90,11 +90,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return tensors
 
 
-def _scaling(config: Any) -> LossScaling | None:
+def _scaling(config: ShellConfig) -> LossScaling | None:
     return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
 
 
-def _local_microbatches(config: Any, mesh: Mesh) -> int:
+def _local_microbatches(config: ShellConfig, mesh: Mesh) -> int:
     count: int = config.gang.num_microbatches // (mesh.replica.size * mesh.shard.size)
     return count
 

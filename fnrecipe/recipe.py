@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
 from torch import Tensor
 
+from fnrecipe.config import ShellConfig
 from fnrecipe.config.needs import Need
 from fnrecipe.data import Batch, Corpus, LaneAssignment, Source, Tokenizer
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
+from fnrecipe.observe import Observer
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+C = TypeVar("C", bound=ShellConfig)
+
+Row: TypeAlias = Mapping[str, float]
+"""Numbers by name, among them `step`."""
+
+
+class Write(Protocol):
+    """Records rows of a kind: "train", "perf", the name of an evaluation, or one of an observer's own."""
+
+    def __call__(self, kind: str, rows: Sequence[Row], /) -> None: ...
+
+
+Recorder: TypeAlias = "Callable[[Path, int], AbstractContextManager[Write]]"
+"""(the run's directory, the step that the run goes on from) -> a writer, for as long as the context lasts.
+
+What was recorded of later steps is dropped, for these are made again.
+"""
+
+
+@attrs.frozen
+class Evaluation(Generic[C]):
+    """What is measured beside training.
+
+    stream  (config, assignment) -> source of batches, from its beginning each time; `regime.num_validation_batches` are read
+    loss    config -> a loss, whose sums are recorded; None: the recipe's own
+    """
+
+    stream: Callable[[C, LaneAssignment], Source[Any]]
+    loss: Callable[[C], Loss] | None = None
 
 
 @attrs.frozen
@@ -29,7 +63,9 @@ class Recipe(Generic[C]):
     update    config -> transform, as in `fnrecipe.optim`
     trains    (config, path, parameter) -> whether that is trained, or frozen; the tensor has no numbers (`fnrecipe.optim.Mask`)
     stream    (config, place) -> source of training batches
-    validate  (config, place) -> source of validation batches, or None
+    evaluations  what is measured when the config says so, by name: numbers are recorded as NAME/loss, NAME/…
+    observers    (config, write) -> observers of the run's ticks (`fnrecipe.observe`), which may record rows of their own
+    recorders    config -> who records numbers, beside those that the config names
     sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
     tokenizer config -> the tokenizer that made the tokens: for the run's identity, and for `fnrecipe data`
@@ -44,7 +80,9 @@ class Recipe(Generic[C]):
     loss: Callable[[C], Loss]
     update: Callable[[C], Transform]
     stream: Callable[[C, LaneAssignment], Source[Batch]]
-    validate: Callable[[C, LaneAssignment], Source[Batch]] | None = None
+    evaluations: Mapping[str, Evaluation[C]] = attrs.field(factory=dict)
+    observers: Callable[[C, Write], Sequence[Observer]] = lambda config, write: ()
+    recorders: Callable[[C], Sequence[Recorder]] = lambda config: ()
     sample: Callable[[C, Tree, Tensor], str] | None = None
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None

@@ -120,6 +120,7 @@ def pairs(texts: Path, **changes: Any) -> list[str]:
         "regime__num_validation_batches": 2,
         "regime__num_sample_tokens": 4,
         "common__torch__num_threads": 1,
+        "common__metric_recorders__tensorboard__enabled": "false",
         **changes,
     }
     return [f"{name.replace('__', '.')}={value}" for name, value in values.items()]

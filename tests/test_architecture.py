@@ -23,7 +23,7 @@ ARROWS = {
     "compiler": "errors ops tree",
     "nn": "ops parallel tree",
     "optim": "errors loss parallel random tree",
-    "transforms": "compiler loss optim parallel random tree",
+    "transforms": "compiler loss ops optim parallel random tree",
     "models": "config data loss nn parallel random transforms tree",
     "recipe": "config data loss models optim parallel tree",
     "step": "errors loss optim parallel random transforms tree",

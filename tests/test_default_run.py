@@ -30,7 +30,7 @@ def test_the_default_run_learns_python(tmp_path: Path) -> None:
 
     steps = [json.loads(line)["step"] for line in (out / "metrics/train.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 201))
-    model = json.loads((out / "metrics/valid.jsonl").read_text().splitlines()[-1])["bits_per_byte"]
+    model = json.loads((out / "metrics/valid.jsonl").read_text().splitlines()[-1])["valid/bits_per_byte"]
     bigram = bigram_bits_per_byte()
     print(f"validation bits per byte: model {model:.3f}, bigram {bigram:.3f}")
     assert model < SEEDS * bigram

@@ -59,9 +59,9 @@ def losses(root: Path, ranks: int, changes: dict[str, Any]) -> dict[str, list[fl
     assert done.status == 0, done.errors
     training, validation = (rows(root / f"out/metrics/{name}.jsonl") for name in ("train", "valid"))
     return {
-        "loss": [row["loss"] for row in training],
-        "gradient_norm": [row["gradient_norm"] for row in training],
-        "validation": [row["loss"] for row in validation],
+        "loss": [row["train/loss"] for row in training],
+        "gradient_norm": [row["train/grad_norm"] for row in training],
+        "validation": [row["valid/loss"] for row in validation],
     }
 
 

@@ -76,12 +76,12 @@ def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
     host.prepare(config.common.torch.num_threads, jit_mode(config.trainer.jit, device))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules)
-    step, _ = make_step(recipe, config, mesh, device)
+    step = make_step(recipe, config, mesh, device)
     read: Any = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
     read = pipe(read, _annotated, timed, partial(map_items, function=partial(to_device, device=device)))
     with closing(read(None)) as stream:
         folded = fold(_named("step", step), init_train_state(recipe, config, mesh, device), stream)
-        run = partial(_run, ((metrics, waited) for _, metrics, (_, waited) in folded), device=device)
+        run = partial(_run, ((metrics, position.waited) for _, metrics, position in folded), device=device)
         run(WARM_UP)
         waits, targets, seconds = run(steps)
         with _remembered(device, out / MEMORY), profiler(activities=_activities(device)) as found:

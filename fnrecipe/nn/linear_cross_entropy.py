@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnrecipe.ops import optimization_barrier
+from fnrecipe.ops import may_be_differentiated, optimization_barrier
 
 _LIFT = 2.0**10
 """Probabilities of a large vocabulary are less than float16's normal numbers; a product with the head is much less than its
@@ -39,7 +39,7 @@ def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tupl
 
     targets int64 [B, T], mask bool [B, T]. The sum may be differentiated once.
     """
-    wanted = logits.weight.requires_grad  # not of a frozen head, and not in an evaluation
+    wanted = may_be_differentiated(logits.weight)  # not of a frozen head, and not in an evaluation
     total, nats, *_ = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
         logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk, wanted
     )

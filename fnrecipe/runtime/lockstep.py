@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from signal import Signals as Signal
 
+import attrs
 import torch
 import torch.distributed as dist
 
@@ -16,14 +17,15 @@ from fnrecipe.runtime.signals import Stopped
 def in_lockstep(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: Callable[[], int]) -> Stream[Batch]:
     """The batches of all ranks in step: until none of them has a row left, or the stream of one ends.
 
-    Each item's cursor is (its cursor, the greatest of what `word()` gave on any rank before it): all ranks see the same.
+    Each item's cursor is a `Position`; `heard` is the greatest of what `word()` gave on any rank before it: all ranks see the
+    same.
 
     Raises:
         Stopped: on all ranks, by the signal that `word()` gave on one whose stream it has ended.
     """
     stream = source(cursor)
     if gang.alone:
-        yield from ((batch, (position, word())) for batch, position in stream)
+        yield from ((batch, attrs.evolve(position, heard=word())) for batch, position in stream)
         return
     entry = next(stream, None)
     while True:
@@ -39,5 +41,5 @@ def in_lockstep(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, wor
         if ended or not rows:
             return
         assert entry is not None
-        yield entry[0], (entry[1], heard)
+        yield entry[0], attrs.evolve(entry[1], heard=heard)
         entry = following

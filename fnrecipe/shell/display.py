@@ -1,8 +1,8 @@
 """What a run shows: lines in the console and its log, and a progress bar where the console is a terminal.
 
 Neither may end a run. The console is never waited for (`fnrecipe.shell.console`). A log that cannot be written any more, on a
-full disk say, is told of once, and has a gap; the records of the run (`fnrecipe.shell.record`) may have none, so there it is an
-error.
+full disk say, is told of once, and has a gap; the records of the run (`fnrecipe.shell.recorders`) may have none, so there it
+is an error.
 """
 
 from __future__ import annotations
@@ -137,16 +137,16 @@ class Display:
 
 def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> str:
     """`loss 1.234  lr 2.0e-03  7,700 tokens/s  eta 1m05s`."""
-    facts = [f"loss {metrics['loss']:.3f}"]
-    if "learning_rate" in metrics:
-        facts.append(f"lr {metrics['learning_rate']:.1e}")
+    facts = [f"loss {metrics['train/loss']:.3f}"]
+    if "train/lr" in metrics:
+        facts.append(f"lr {metrics['train/lr']:.1e}")
     facts.append(f"{speed.tokens_per_second:,.0f} tokens/s")
     if speed.mfu is not None:
         facts.append(f"{speed.mfu:.1%} MFU")
-    if "loss_scale" in metrics:
-        facts.append(f"loss scale {metrics['loss_scale']:g}")
-    if metrics["skipped"]:
-        facts.append(f"{int(metrics['skipped'])} skipped as not finite")
+    if "train/loss_scale" in metrics:
+        facts.append(f"loss scale {metrics['train/loss_scale']:g}")
+    if metrics["train/skipped"]:
+        facts.append(f"{int(metrics['train/skipped'])} skipped as not finite")
     if total and speed.steps_per_second:
         facts.append(f"eta {duration((total - metrics['step']) / speed.steps_per_second)}")
     return "  ".join(facts)

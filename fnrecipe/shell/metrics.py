@@ -1,17 +1,23 @@
-"""From the sums of a loss to the numbers that people read."""
+"""From the sums of a loss to the numbers that people read, by the names that the field gives them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
+_NAMES = {"gradient_norm": "grad_norm", "learning_rate": "lr"}
 
-def means(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Each `loss` as nats per target, and `bits_per_byte` of text if the sums count bytes; everything else as it is."""
+
+def means(metrics: Mapping[str, float], kind: str) -> dict[str, float]:
+    """A row of metrics of a `kind` ("train", or the name of an evaluation): `step`, and the others as `KIND/NAME`.
+
+    Each `loss` becomes nats per target; `bits_per_byte` of text is there if the sums count bytes; all else stays as it is.
+    """
     shown = dict(metrics)
     for name in [name for name in shown if name.partition("/")[0] == "loss"]:
         count = shown[f"targets{name.removeprefix('loss')}"]
         shown[name] = shown[name] / count if count else math.nan
     if shown.get("bytes"):
         shown["bits_per_byte"] = metrics["loss"] / math.log(2) / shown["bytes"]
-    return shown
+    step = shown.pop("step")
+    return {"step": step, **{f"{kind}/{_NAMES.get(name, name)}": value for name, value in shown.items()}}

@@ -3,10 +3,11 @@
 config.yaml            the resolved config; loads with --config-file
 run.json               versions, command line, revision, device
 metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
-metrics/valid.jsonl    one line a validation
+metrics/NAME.jsonl     one line an evaluation NAME, such as `valid`
 checkpoints/           see fnrecipe.checkpoint
 logs/rank_0.log        what the console said, and errors, each line with its time
-logs/speed.jsonl       speed, use of the device, memory; the only record that differs from run to run
+logs/perf.jsonl        speed, use of the device, memory; the only record that differs from run to run
+tensorboard/           the same for TensorBoard, where that is installed
 sample.txt             text from the trained model
 """
 
@@ -25,7 +26,6 @@ from fnrecipe.errors import FnrecipeError, UsageError, one_line
 from fnrecipe.runtime.files import opened
 
 CONFIG, RUN = "config.yaml", "run.json"
-TRAIN, VALID, SPEED = Path("metrics/train.jsonl"), Path("metrics/valid.jsonl"), Path("logs/speed.jsonl")
 CHECKPOINTS, SAMPLE = "checkpoints", "sample.txt"
 
 
@@ -57,20 +57,20 @@ def claimed(out: Path) -> Iterator[int]:
         UsageError: if it cannot be made or written to, or another run holds it.
     """
     with writing(out):
-        for path in (TRAIN, SPEED):
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
         claim = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     with _closed(claim), _closed(_open_lock(out)) as lock:
         _hold(out, lock)
         yield claim
 
 
-def check_claim(out: Path, claim: int) -> None:
-    """Whether `out` is still the directory that was claimed.
+def check_claim(out: Path, claim: int | None) -> None:
+    """Whether `out` is still the directory that was claimed; None where it was not.
 
     Raises:
         FnrecipeError: if it was removed, renamed or replaced.
     """
+    if claim is None:
+        return
     there = False
     with suppress(FileNotFoundError, NotADirectoryError):
         there = os.path.samestat(out.stat(), os.fstat(claim))

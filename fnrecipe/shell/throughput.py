@@ -15,6 +15,7 @@ from fnrecipe.recipe import Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.clock import DeviceEvent
 from fnrecipe.runtime.peaks import peak_flops
+from fnrecipe.runtime.position import Position
 
 
 @attrs.frozen
@@ -78,8 +79,8 @@ class Clock:
 
 
 def timed(source: Source[T], cursor: Cursor = None) -> Stream[T]:
-    """The same items; each one's cursor is (its cursor, the seconds that its consumer waited for it)."""
+    """The same items; each one's cursor is a `Position` with the seconds that its consumer waited for it."""
     stream, began = source(cursor), time.monotonic()
-    for item, position in stream:
-        yield item, (position, time.monotonic() - began)
+    for item, cursor in stream:
+        yield item, Position(cursor, time.monotonic() - began)
         began = time.monotonic()

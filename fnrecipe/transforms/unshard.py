@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.ops import may_be_differentiated
 from fnrecipe.parallel.collectives import Linear, all_gather, buckets, reduce_scatter, with_transpose
 from fnrecipe.parallel.mesh import Shard
 from fnrecipe.transforms.remat import remat
@@ -32,7 +33,7 @@ def unshard(values: Tree) -> Tree:
     numbered = {number: leaf for number, leaf in enumerate(leaves) if on_shard_axis(leaf)}
     # Two groups: all results of one function have a gradient if any of its arguments has one, and each would be summed.
     for differentiated in (True, False):
-        parts = {number: part for number, part in numbered.items() if part.local.requires_grad is differentiated}
+        parts = {number: part for number, part in numbered.items() if may_be_differentiated(part.local) is differentiated}
         for number, tensor in zip(parts, _whole([*parts.values()], differentiated), strict=True):
             leaves[number] = tensor
     return pytree.tree_unflatten(leaves, spec)

@@ -21,7 +21,7 @@ from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.tree import Tree
 
 from .config import LMConfig, needs
@@ -88,7 +88,7 @@ recipe = Recipe(
     loss=loss,
     update=update,
     stream=train_stream,
-    validate=valid_stream,
+    evaluations={"valid": Evaluation(valid_stream)},
     sample=sample,
     corpora=all_corpora,
     tokenizer=make_tokenizer,

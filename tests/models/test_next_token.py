@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fnrecipe.data import Batch, Tokens
 from fnrecipe.models.next_token import next_token_loss
-from fnrecipe.shell import record
 from fnrecipe.shell.metrics import means
+from fnrecipe.shell.recorders import jsonl as record
 from fnrecipe.tree import Tree
 from tests.helpers import documents, packed, tensors
 from tests.helpers import rows as read_rows
@@ -79,14 +79,15 @@ def test_logits_in_half_precision_are_summed_in_single() -> None:
 
 
 def test_means_are_nats_a_target_and_bits_a_byte() -> None:
-    shown = means({"loss": 6.931471805599453, "targets": 5, "bytes": 20, "skipped": 0})
-    assert shown == pytest.approx({"loss": 1.3862943611198906, "bits_per_byte": 0.5, "targets": 5, "bytes": 20, "skipped": 0})
+    shown = means({"step": 1, "loss": 6.931471805599453, "targets": 5, "bytes": 20, "skipped": 0}, "train")
+    expected = {"loss": 1.3862943611198906, "bits_per_byte": 0.5, "targets": 5, "bytes": 20, "skipped": 0}
+    assert shown == pytest.approx({"step": 1, **{f"train/{name}": value for name, value in expected.items()}})
 
 
 def test_without_targets_or_bytes_there_is_no_mean() -> None:
-    shown = means({"loss": 0.0, "targets": 0, "bytes": 0})
-    assert shown["loss"] != shown["loss"]
-    assert "bits_per_byte" not in shown
+    shown = means({"step": 1, "loss": 0.0, "targets": 0, "bytes": 0}, "train")
+    assert math.isnan(shown["train/loss"])
+    assert "train/bits_per_byte" not in shown
 
 
 NAMES = ["web", "code/c", "empty"]
@@ -150,12 +151,13 @@ def test_what_is_masked_counts_for_no_source() -> None:
 
 def test_means_of_sources_are_over_their_own_targets() -> None:
     sums = {"loss": 12.0, "targets": 6, "bytes": 0, "loss/a/b": 2.0, "targets/a/b": 4, "loss/c": 10.0, "targets/c": 2}
-    assert means(sums) == {**sums, "loss": 2.0, "loss/a/b": 0.5, "loss/c": 5.0}
+    expected = {f"train/{name}": value for name, value in {**sums, "loss": 2.0, "loss/a/b": 0.5, "loss/c": 5.0}.items()}
+    assert means({"step": 1, **sums}, "train") == {"step": 1, **expected}
 
 
 def test_a_source_without_targets_has_no_mean_and_is_written_as_null(tmp_path: Path) -> None:
-    shown = means({"step": 1, "loss": 3.0, "targets": 2, "loss/a": 3.0, "targets/a": 2, "loss/b": 0.0, "targets/b": 0})
-    assert math.isnan(shown["loss/b"])
+    shown = means({"step": 1, "loss": 3.0, "targets": 2, "loss/a": 3.0, "targets/a": 2, "loss/b": 0.0, "targets/b": 0}, "a")
+    assert math.isnan(shown["a/loss/b"])
     record.append(tmp_path / "train.jsonl", [shown])
     (row,) = read_rows(tmp_path / "train.jsonl")
-    assert (row["loss/a"], row["loss/b"], row["targets/b"]) == (1.5, None, 0)
+    assert (row["a/loss/a"], row["a/loss/b"], row["a/targets/b"]) == (1.5, None, 0)

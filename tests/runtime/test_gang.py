@@ -108,7 +108,7 @@ def test_two_processes_leave_the_bytes_of_one(alone: Path, texts: Path, tmp_path
     out = tmp_path / "two"
     assert end(start("train", "lm", "--nproc", "2", "--out", str(out), "--config", *pairs(texts, **LANES))).status == 0
     assert remains(out) == remains(alone)
-    assert {path.name for path in (out / "logs").iterdir()} == {"rank_0.log", "rank_1.log", "speed.jsonl"}
+    assert {path.name for path in (out / "logs").iterdir()} == {"rank_0.log", "rank_1.log", "perf.jsonl"}
 
 
 @pytest.mark.slow
@@ -161,9 +161,9 @@ def test_killed_and_gone_on_with_at_other_sizes_and_shardings_it_leaves_the_same
 def test_tensor_parallel_ranks_train_within_rounding_of_one_process(alone: Path, texts: Path, tmp_path: Path) -> None:
     assert end(train(2, texts, tmp_path / "out", gang__tensor_parallel_size=2)).status == 0
     found, expected = (rows(out / "metrics/train.jsonl") for out in (tmp_path / "out", alone))
-    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
-    assert rows(tmp_path / "out/metrics/valid.jsonl")[-1]["loss"] == pytest.approx(
-        rows(alone / "metrics/valid.jsonl")[-1]["loss"], rel=1e-4
+    assert [row["train/loss"] for row in found] == pytest.approx([row["train/loss"] for row in expected], rel=1e-4)
+    assert rows(tmp_path / "out/metrics/valid.jsonl")[-1]["valid/loss"] == pytest.approx(
+        rows(alone / "metrics/valid.jsonl")[-1]["valid/loss"], rel=1e-4
     )
 
 

@@ -18,7 +18,7 @@ from fnrecipe import checkpoint
 from fnrecipe.config import resolve
 from fnrecipe.data import pipe
 from fnrecipe.data.stream import Cursor, Source, Stream
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.data import valid_stream
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS, Signals
@@ -30,6 +30,7 @@ TWICE = """
 import os, signal
 import attrs
 from itertools import count
+from fnrecipe.recipe import Evaluation
 from fnrecipe.recipes.lm.train import recipe as lm
 
 def loss(config):
@@ -124,6 +125,7 @@ def test_the_second_signal_ends_a_run_at_once_and_says_from_where_it_goes_on(tex
 STUCK = """
 import attrs, torch
 from fnrecipe.data import pipe
+from fnrecipe.recipe import Evaluation
 from fnrecipe.recipes.lm.train import recipe as lm
 
 def busy(source, cursor=None):
@@ -207,7 +209,9 @@ def test_a_signal_ends_a_validation_and_a_sample_which_the_same_command_makes_up
         signalled(signal.SIGHUP)
 
     waiting = endless(lambda: signalled(signal.SIGINT), after=1)
-    unseen = attrs.evolve(recipe, validate=lambda config, place: pipe(valid_stream(config, place), waiting))
+    unseen = attrs.evolve(
+        recipe, evaluations={"valid": Evaluation(lambda config, place: pipe(valid_stream(config, place), waiting))}
+    )
     assert train(texts, tmp_path, unseen, regime__validate_every_n_steps=3) == 130
     assert lines(tmp_path)[-1] == "SIGINT: saved step 3; the same command goes on from there"
     assert train(texts, tmp_path, attrs.evolve(recipe, sample=stop), regime__validate_every_n_steps=3) == 129

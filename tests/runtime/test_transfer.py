@@ -18,7 +18,7 @@ from fnrecipe.errors import DataError, NonFiniteError
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.clock import DeviceEvent, record_event
 from fnrecipe.runtime.transfer import fetch, publication_delay
-from fnrecipe.shell import run_dir
+from fnrecipe.shell import observers
 from fnrecipe.shell import train as run
 from tests.helpers import pairs, remains, rows
 
@@ -31,7 +31,7 @@ READS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many publications late metrics are read."""
-    return lambda publications: monkeypatch.setattr(run, "publication_delay", lambda device: publications)
+    return lambda publications: monkeypatch.setattr(observers, "publication_delay", lambda device: publications)
 
 
 def train(texts: Path, out: Path, before_batch: Callable[[int], None] = lambda number: None, **changes: Any) -> None:
@@ -107,12 +107,12 @@ def test_lines_are_written_so_many_publications_late(
     seen: list[int] = []
 
     def look(number: int) -> None:
-        seen.append(len(rows(tmp_path / run_dir.TRAIN)) if (tmp_path / run_dir.TRAIN).exists() else 0)
+        seen.append(len(rows(tmp_path / "metrics/train.jsonl")) if (tmp_path / "metrics/train.jsonl").exists() else 0)
 
     train(texts, tmp_path, look, **ALONE, regime__publish_metrics_every_n_steps=1)
     assert seen == [max(step - publications, 0) for step in range(6)]
-    assert [row["step"] for row in rows(tmp_path / run_dir.TRAIN)] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in rows(tmp_path / run_dir.SPEED)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(tmp_path / "metrics/train.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(tmp_path / "logs/perf.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(("publications", "expected"), [(0, {2, 4, 6}), (1, {4, 6})])
@@ -176,6 +176,6 @@ def test_a_run_without_hope_ends_a_publication_later_or_before_a_save_and_with_t
         with pytest.raises(NonFiniteError, match="step 4: the loss or the gradient was not finite in 3 steps in a row"):
             train(texts, tmp_path / str(publications), lambda number: made.append(number), **changes)
     assert made == [*range(1, 5), *range(1, last + 1)]
-    first, second = ((tmp_path / name / run_dir.TRAIN).read_bytes() for name in "01")
+    first, second = ((tmp_path / name / "metrics/train.jsonl").read_bytes() for name in "01")
     assert first == second
     assert not list(tmp_path.glob("*/checkpoints/*"))

@@ -15,7 +15,7 @@ from fnrecipe.models.flops import TokenFlops
 from fnrecipe.shell.display import Display, step_facts
 from fnrecipe.shell.throughput import Speed, Work, speed
 
-METRICS = {"step": 20, "loss": 1.2345, "learning_rate": 2e-3, "skipped": 0}
+METRICS = {"step": 20, "train/loss": 1.2345, "train/lr": 2e-3, "train/skipped": 0}
 TIMED = speed(Work(8000, TokenFlops(60, 40), 1e6), [7500, 7900], [0.1, 0.1], 2.0)
 
 

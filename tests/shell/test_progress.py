@@ -27,6 +27,7 @@ def train(texts: Path, out: Path, level: str, **changes: object) -> str:
 def test_a_compiled_run_has_the_losses_of_a_traced_one_and_finds_its_kernels_again(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # which runs in this process have set
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     schedule = {"lr_scheduler__config__cycle_len": 6}
     train(texts, tmp_path / "traced", "trace", **schedule)

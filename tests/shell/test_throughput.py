@@ -12,6 +12,7 @@ import torch
 from fnrecipe.data import Cursor, Stream
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.recipes.lm.train import recipe
+from fnrecipe.runtime.position import Position
 from fnrecipe.shell.throughput import Work, speed, timed, work_of
 
 
@@ -48,4 +49,4 @@ def test_the_wait_is_the_consumers_not_what_it_does_in_between(monkeypatch: pyte
     for entry in islice(timed(slow, 1), 2):
         now[0] += 10.0
         items.append(entry)
-    assert items == [(1, (2, 2.0)), (2, (3, 2.0))]
+    assert items == [(1, Position(2, 2.0)), (2, Position(3, 2.0))]

@@ -25,11 +25,12 @@ from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.errors import CheckpointError, DataError, FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.loss import Loss
 from fnrecipe.optim.schedule import cosine_annealing
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS
-from fnrecipe.shell import record, run_dir
+from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
+from fnrecipe.shell.recorders import jsonl as record
 from tests.helpers import pairs, remains, rows
 
 
@@ -78,22 +79,25 @@ def test_a_run_writes_each_step_once_and_everything_else(whole: Path) -> None:
     assert {path.name for path in whole.iterdir()} >= {"config.yaml", "run.json", "sample.txt", "metrics", "logs"}
     assert "\n  jit: auto\n" in (whole / "config.yaml").read_text()  # what it stands for is up to the device
     row = rows(whole / "metrics/train.jsonl")[0]
-    assert row.keys() == {"step", "loss", "targets", "bytes", "gradient_norm", "skipped", "learning_rate", "bits_per_byte"}
-    assert 5.0 < row["loss"] < 6.0  # log(264) = 5.6 for a model that knows nothing
+    names = ("loss", "targets", "bytes", "grad_norm", "skipped", "lr", "bits_per_byte")
+    assert row.keys() == {"step", *(f"train/{name}" for name in names)}
+    assert 5.0 < row["train/loss"] < 6.0  # log(264) = 5.6 for a model that knows nothing
 
 
 def test_the_speed_is_recorded_beside_what_it_costs(whole: Path) -> None:
-    timed = rows(whole / run_dir.SPEED)
+    timed = rows(whole / "logs/perf.jsonl")
     assert [row["step"] for row in timed] == [3, 4, 6]
     row = timed[0]
-    assert row["positions_per_second"] == pytest.approx(8 * 32 * row["steps_per_second"])
-    assert row["tokens_per_second"] <= row["positions_per_second"]
+    assert row["perf/positions_per_second"] == pytest.approx(8 * 32 * row["perf/steps_per_second"])
+    assert row["perf/tokens_per_second"] <= row["perf/positions_per_second"]
     model = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 264 * 32
-    assert row["model_flops_per_second"] == pytest.approx((6 * model + 12 * 2 * 32 * 32) * row["positions_per_second"])
-    assert row["causal_model_flops_per_second"] < row["model_flops_per_second"]
-    assert 0 <= row["data_wait"] <= 1
-    assert 50e6 < row["peak_memory"] < 50e9
-    assert "mfu" not in row  # nobody knows the peak of a CPU
+    assert row["perf/model_flops_per_second"] == pytest.approx(
+        (6 * model + 12 * 2 * 32 * 32) * row["perf/positions_per_second"]
+    )
+    assert row["perf/causal_model_flops_per_second"] < row["perf/model_flops_per_second"]
+    assert 0 <= row["perf/data_wait"] <= 1
+    assert 50e6 < row["perf/peak_memory"] < 50e9
+    assert "perf/mfu" not in row  # nobody knows the peak of a CPU
 
 
 def test_the_time_of_a_run_counts_from_the_start_of_its_command(texts: Path, tmp_path: Path) -> None:
@@ -178,7 +182,7 @@ def test_a_validation_that_dies_is_made_up_for(texts: Path, tmp_path: Path) -> N
         raise DataError("no validation data")
 
     with pytest.raises(DataError):
-        train(texts, tmp_path / "a", attrs.evolve(recipe, validate=broken), **due)
+        train(texts, tmp_path / "a", attrs.evolve(recipe, evaluations={"valid": Evaluation(broken)}), **due)
     assert checkpoints(tmp_path / "a") == [2]
     assert train(texts, tmp_path / "a", **due) == 0
     assert train(texts, tmp_path / "b", **due) == 0
@@ -195,11 +199,10 @@ def test_a_validation_that_a_signal_ends_is_made_up_for(texts: Path, tmp_path: P
             os.kill(os.getpid(), signal.SIGTERM)
             yield from source(cursor)
 
-        assert recipe.validate is not None
-        return pipe(recipe.validate(config, place), stage)
+        return pipe(recipe.evaluations["valid"].stream(config, place), stage)
 
     for _ in range(again):
-        assert train(texts, tmp_path / "a", attrs.evolve(recipe, validate=stopped), **due) == 143
+        assert train(texts, tmp_path / "a", attrs.evolve(recipe, evaluations={"valid": Evaluation(stopped)}), **due) == 143
         assert checkpoints(tmp_path / "a") == [2]
         assert not (tmp_path / "a/metrics/valid.jsonl").exists()
     assert train(texts, tmp_path / "a", **due) == 0
@@ -213,9 +216,9 @@ def test_more_steps_after_the_end_have_the_learning_rates_of_a_longer_run(whole:
     assert train(texts, out) == 0
     assert train(texts, out, regime__num_steps=12) == 0
     schedule = cosine_annealing(recipe.config.optimizer.config.lr, num_warmup_steps=3, num_steps=12, final_scale=0.1)
-    rates = [row["learning_rate"] for row in rows(out / "metrics/train.jsonl")]
+    rates = [row["train/lr"] for row in rows(out / "metrics/train.jsonl")]
     assert steps(out) == list(range(1, 13))
-    assert rates[:6] == [row["learning_rate"] for row in rows(whole / "metrics/train.jsonl")]
+    assert rates[:6] == [row["train/lr"] for row in rows(whole / "metrics/train.jsonl")]
     assert rates[6:] == [schedule(torch.tensor(step)).item() for step in range(7, 13)]
     assert rates[6] > rates[5]
 
@@ -224,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept
     hopeless = {"optimizer__config__lr": 1e30, "trainer__max_skipped_steps": 3, "regime__num_steps": 30}
     with pytest.raises(NonFiniteError, match=r"not finite in 3 steps in a row \(trainer.max_skipped_steps\)") as caught:
         train(texts, tmp_path, **hopeless)
-    bad = [row["step"] for row in rows(tmp_path / "metrics/train.jsonl") if row["skipped"]]
+    bad = [row["step"] for row in rows(tmp_path / "metrics/train.jsonl") if row["train/skipped"]]
     assert f"step {bad[2]}: " in str(caught.value)
     assert caught.value.exit_status == 3
     assert bad == list(range(bad[0], bad[0] + len(bad)))
@@ -249,7 +252,7 @@ def test_updates_that_are_not_finite_stop_the_run_and_what_was_saved_before_them
     with pytest.raises(NonFiniteError, match=r"step 7: the update was not finite in 4 steps in a row") as caught:
         train(texts, tmp_path, spoilt(lambda step: step > 3), trainer__max_skipped_steps=4, **EVERY_STEP)
     assert caught.value.exit_status == 3
-    assert [row["skipped"] for row in rows(tmp_path / "metrics/train.jsonl")] == [0, 0, 0, 1, 2, 3, 4]
+    assert [row["train/skipped"] for row in rows(tmp_path / "metrics/train.jsonl")] == [0, 0, 0, 1, 2, 3, 4]
     assert checkpoints(tmp_path) == [3, 6]
     before, newest = (values_of(tmp_path / f"checkpoints/step_{step:08d}") for step in (3, 6))
     assert {name for name in before if not torch.equal(before[name], newest[name])} == {"step", "skipped"}
@@ -326,7 +329,7 @@ def test_a_run_in_half_precision_looks_for_its_loss_scale_and_goes_on_with_it(te
 
     stopped, alone = tmp_path / "stopped", tmp_path / "alone"
     assert train(texts, alone, **FLOAT16, regime__num_steps=12) == 0
-    found = [(row["loss_scale"], row["gradient_norm"]) for row in rows(alone / "metrics/train.jsonl")]
+    found = [(row["train/loss_scale"], row["train/grad_norm"]) for row in rows(alone / "metrics/train.jsonl")]
     lost = sum(norm is None for _, norm in found)
     assert 2 <= lost <= 8
     assert [scale for scale, _ in found] == [2.0 ** (20 - min(step, lost)) for step in range(12)]
@@ -341,7 +344,7 @@ def test_a_run_in_half_precision_ends_at_the_minimum_of_its_loss_scale(texts: Pa
     scales = "[1048576, 300000]"
     with pytest.raises(NonFiniteError, match=r"half the loss scale of 524288 is below the minimum of trainer.fp16_loss_scale"):
         train(texts, tmp_path, **FLOAT16 | {"trainer__fp16_loss_scale": scales})
-    assert [row["loss_scale"] for row in rows(tmp_path / "metrics/train.jsonl")] == [2.0**20, 2.0**19, 2.0**19]
+    assert [row["train/loss_scale"] for row in rows(tmp_path / "metrics/train.jsonl")] == [2.0**20, 2.0**19, 2.0**19]
 
 
 def test_the_newest_checkpoint_being_damaged_costs_only_its_steps(whole: Path, texts: Path, tmp_path: Path) -> None:
@@ -387,7 +390,7 @@ def test_only_so_many_checkpoints_are_kept(texts: Path, tmp_path: Path) -> None:
         "regime__keep_last_n_checkpoints": 2,
         "regime__validate_every_n_steps": "null",
     }
-    assert train(texts, tmp_path, attrs.evolve(recipe, validate=None, sample=None), **changes) == 0
+    assert train(texts, tmp_path, attrs.evolve(recipe, evaluations={}, sample=None), **changes) == 0
     assert checkpoints(tmp_path) == [5, 6]
 
 

@@ -178,7 +178,7 @@ def test_a_bad_record_within_the_limit_is_told_and_skipped(bad: Path, texts: Pat
     assert warnings[0].startswith(f"bad record skipped (1 of at most 1): {bad}:440 (byte ")
     good = [json.loads(line)["text"] for line in 4 * (texts / "a.jsonl").read_text().splitlines()]
     trained = [text for text in good if not held_out(Document(text), 0.2)]
-    assert sum(row["targets"] for row in metrics(tmp_path / "out")) == sum(len(text) + 1 for text in trained)
+    assert sum(row["train/targets"] for row in metrics(tmp_path / "out")) == sum(len(text) + 1 for text in trained)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -196,15 +196,15 @@ def test_what_a_directory_holds_beside_its_data_is_told_once_a_run(texts: Path, 
 def test_each_of_two_sources_has_a_loss_and_their_targets_add_up(texts: Path, tmp_path: Path) -> None:
     sources = f"[{{path: {texts / 'a.jsonl'}, weight: 3}}, {{path: {texts / 'b.jsonl'}, name: other}}]"
     assert train(texts, tmp_path, dataset__sources=sources) == 0
-    lines = [*metrics(tmp_path), *metrics(tmp_path, "valid")]
+    lines = [("train", row) for row in metrics(tmp_path)] + [("valid", row) for row in metrics(tmp_path, "valid")]
     assert len(lines) == 7
-    for row in lines:
-        parts = [(row[f"loss/{name}"], row[f"targets/{name}"]) for name in ("a", "other")]
-        assert sum(count for _, count in parts) == row["targets"]
-        whole = sum(loss * count for loss, count in parts if count) / row["targets"]
-        assert whole == pytest.approx(row["loss"], rel=1e-5)
+    for kind, row in lines:
+        parts = [(row[f"{kind}/loss/{name}"], row[f"{kind}/targets/{name}"]) for name in ("a", "other")]
+        assert sum(count for _, count in parts) == row[f"{kind}/targets"]
+        whole = sum(loss * count for loss, count in parts if count) / row[f"{kind}/targets"]
+        assert whole == pytest.approx(row[f"{kind}/loss"], rel=1e-5)
         assert all((loss is None) == (count == 0) for loss, count in parts)
-    first, second = (sum(row[f"targets/{name}"] for row in metrics(tmp_path)) for name in ("a", "other"))
+    first, second = (sum(row[f"train/targets/{name}"] for row in metrics(tmp_path)) for name in ("a", "other"))
     assert first > second > 0
 
 
@@ -215,10 +215,13 @@ def test_a_source_of_validation_alone_has_a_loss_there_and_null_in_training(text
         "dataset__valid_fraction": 0,
     }
     assert train(texts, tmp_path, **changes) == 0
-    assert {(row["targets/b"], row["loss/b"], row["loss/a"] == row["loss"]) for row in metrics(tmp_path)} == {(0, None, True)}
+    found = {
+        (row["train/targets/b"], row["train/loss/b"], row["train/loss/a"] == row["train/loss"]) for row in metrics(tmp_path)
+    }
+    assert found == {(0, None, True)}
     (row,) = metrics(tmp_path, "valid")
-    assert (row["targets/a"], row["loss/a"], row["loss/b"]) == (0, None, row["loss"])
-    assert math.isfinite(row["loss"])
+    assert (row["valid/targets/a"], row["valid/loss/a"], row["valid/loss/b"]) == (0, None, row["valid/loss"])
+    assert math.isfinite(row["valid/loss"])
 
 
 # The tokens that begin and end documents.

@@ -18,6 +18,9 @@ from fnrecipe.config.sections.optim import schedule_steps as schedule_steps
 from fnrecipe.config.sections.run import ActivationCheckpointingSection as ActivationCheckpointingSection
 from fnrecipe.config.sections.run import CommonSection as CommonSection
 from fnrecipe.config.sections.run import GangSection as GangSection
+from fnrecipe.config.sections.run import MetricRecordersSection as MetricRecordersSection
 from fnrecipe.config.sections.run import RegimeSection as RegimeSection
+from fnrecipe.config.sections.run import TensorBoardSection as TensorBoardSection
 from fnrecipe.config.sections.run import TorchSection as TorchSection
 from fnrecipe.config.sections.run import TrainerSection as TrainerSection
+from fnrecipe.config.sections.run import WandbSection as WandbSection

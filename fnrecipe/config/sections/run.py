@@ -94,6 +94,33 @@ class TorchSection:
 
 
 @frozen
+class TensorBoardSection:
+    """`enabled`: null: where TensorBoard is installed."""
+
+    enabled: bool | None = field(default=None, metadata=RUNTIME)
+
+
+@frozen
+class WandbSection:
+    """`entity`, `project`, `run_name`, `mode`: as in `wandb.init`; the run is named after its directory by default."""
+
+    enabled: bool = field(default=False, metadata=RUNTIME)
+    entity: str | None = field(default=None, metadata=RUNTIME)
+    project: str = field(default="fnrecipe", metadata=RUNTIME)
+    run_name: str | None = field(default=None, metadata=RUNTIME)
+    mode: Literal["online", "offline"] | None = field(default=None, metadata=RUNTIME)
+
+
+@frozen
+class MetricRecordersSection:
+    """Who records metrics beside the JSON lines, which are always written."""
+
+    tensorboard: TensorBoardSection = field(factory=TensorBoardSection)
+    wandb: WandbSection = field(factory=WandbSection)
+
+
+@frozen
 class CommonSection:
     seed: NonNegativeInt = 2
     torch: TorchSection = field(factory=TorchSection)
+    metric_recorders: MetricRecordersSection = field(factory=MetricRecordersSection)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fnrecipe.shell import record
+from fnrecipe.shell.recorders import jsonl as record
 from tests.helpers import rows
 
 NUMBERS = st.floats() | st.integers(-(2**70), 2**70)

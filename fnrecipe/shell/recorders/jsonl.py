@@ -1,18 +1,40 @@
-"""Records: JSON lines, one for each step, each step once, whatever was killed and started again in between."""
+"""The records of a run: JSON lines, one for each step, each step once, whatever was killed and started again in between."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from fnrecipe.recipe import Row, Write
 from fnrecipe.runtime.files import replace
 
+METRICS, PERF = "metrics", "logs/perf.jsonl"
 
-def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+
+@contextmanager
+def to_jsonl(out: Path, step: int) -> Iterator[Write]:
+    """Writes rows of a kind to `metrics/KIND.jsonl`; those of "perf", which differ from run to run, to `logs/perf.jsonl`."""
+    (out / METRICS).mkdir(parents=True, exist_ok=True)
+    (out / PERF).parent.mkdir(parents=True, exist_ok=True)
+    for path in (out / PERF, *sorted((out / METRICS).glob("*.jsonl"))):
+        rewind(path, step)
+
+    def write(kind: str, rows: Sequence[Row]) -> None:
+        append(path_of(out, kind), rows)
+
+    yield write
+
+
+def path_of(out: Path, kind: str) -> Path:
+    """Where the rows of a kind are."""
+    return out / PERF if kind == "perf" else out / METRICS / f"{kind}.jsonl"
+
+
+def append(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
     """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
     with path.open("a", encoding="utf-8") as file:
         for row in rows:

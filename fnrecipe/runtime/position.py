@@ -1,0 +1,21 @@
+"""The cursor of the training stream, with what its stages learned on the way."""
+
+from __future__ import annotations
+
+import attrs
+
+from fnrecipe.data import Cursor
+
+
+@attrs.frozen
+class Position:
+    """Where a batch stands in the training stream.
+
+    cursor  from which the data goes on behind the batch
+    waited  seconds that the consumer waited for the batch
+    heard   number of the signal that any rank heard before the batch; 0: none
+    """
+
+    cursor: Cursor
+    waited: float = 0.0
+    heard: int = 0

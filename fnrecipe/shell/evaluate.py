@@ -1,0 +1,65 @@
+"""Evaluations of a run: sums of a loss over the first batches of a stream that begins anew each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, Generic
+
+import attrs
+
+from fnrecipe.build import to_device, to_host
+from fnrecipe.data import Source, map_items, pipe
+from fnrecipe.loss import Sums
+from fnrecipe.observe import Tick
+from fnrecipe.recipe import C, Evaluation, Write
+from fnrecipe.runtime.gang import all_gather_objects
+from fnrecipe.runtime.signals import until_signal
+from fnrecipe.runtime.transfer import fetch
+from fnrecipe.shell.metrics import means
+from fnrecipe.shell.recorders.jsonl import last_step, path_of
+from fnrecipe.shell.session import Session
+from fnrecipe.tree import Tree
+
+
+@attrs.frozen(slots=False)
+class Evaluator(Generic[C]):
+    """An evaluation, ready to be made: `sums(params, batch)` as the train step's device runs it."""
+
+    name: str
+    evaluation: Evaluation[C]
+    session: Session[C]
+    sums: Callable[[Tree, Any], Sums]
+
+    @cached_property
+    def batches(self) -> Source[Any]:
+        """Made once, when it is first needed: it finds files and reads the tokenizer."""
+        session = self.session
+        source = self.evaluation.stream(session.config, session.assignment)
+        if session.gang.alone:  # several ranks would have to agree on the end
+            source = partial(until_signal, source, signals=session.signals)
+        host, device = (partial(map_items, function=partial(f, device=session.device)) for f in (to_host, to_device))
+        return pipe(source, host, device)
+
+
+def evaluate(evaluator: Evaluator[C], tick: Tick, write: Write) -> None:
+    """Records the sums on the first batches of the stream, unless they are recorded or a signal comes."""
+    session, name = evaluator.session, evaluator.name
+    recorded = session.gang.leads and last_step(path_of(session.out, name)) >= tick.number
+    if all_gather_objects(session.gang, recorded)[0]:
+        return
+    params = tick.state.params
+    batches = islice(evaluator.batches(None), session.config.regime.num_validation_batches)
+    sums = [evaluator.sums(params, batch) for batch, _ in batches]
+    if session.gang.alone and session.signals.received is not None:
+        return
+    rows = fetch(sums, session.device).rows()
+    total = {key: sum(row[key] for row in rows) for key in (rows[0] if rows else ())}
+    if not total.get("targets"):
+        return
+    row = means({"step": tick.number, **total}, name)
+    write(name, [row])
+    bits = f", {row[f'{name}/bits_per_byte']:.3f} bits per byte" if f"{name}/bits_per_byte" in row else ""
+    what = "validation" if name == "valid" else name
+    session.display.line(f"step {tick.number:,}  {what} loss {row[f'{name}/loss']:.3f}{bits}")

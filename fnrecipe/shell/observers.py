@@ -1,0 +1,138 @@
+"""The observers of every run, in their order at a boundary: metrics are published, the state is saved, evaluations are made.
+
+On CUDA metrics are written one publication late, so that the device always has work; where the host waits for it anyway,
+before a save, an evaluation and the end, all of them are. So what is saved is never ahead of what is recorded. An evaluation
+that dies loses nothing: it is made up for when the run goes on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import attrs
+import torch
+
+from fnrecipe.config import RegimeSection
+from fnrecipe.errors import FnrecipeError
+from fnrecipe.observe import Tick, Ticks
+from fnrecipe.runtime.clock import record_event
+from fnrecipe.runtime.position import Position
+from fnrecipe.runtime.signals import Stopped
+from fnrecipe.runtime.transfer import PendingCopy, fetch, publication_delay
+from fnrecipe.shell.throughput import Clock
+from fnrecipe.step import Metrics, State
+
+Folded: TypeAlias = Iterator[tuple[State, Metrics, Position]]
+
+
+@attrs.frozen
+class Publication:
+    """Some steps: their metrics, on their way to the host; seconds that each waited for data; and the clock that ran."""
+
+    metrics: PendingCopy
+    waits: Sequence[float]
+    clock: Clock
+
+
+def scheduled(folded: Folded, start: Tick, regime: RegimeSection, stopped: Callable[[int], int | None]) -> Ticks:
+    """A tick for the start, one for each step up to `regime.num_steps` or a signal, and one for the end.
+
+    `stopped` gives the signal to stop at, by the one that was heard on the way to a batch (0: none).
+
+    Raises:
+        FnrecipeError: if an observer keeps the state of a tick.
+    """
+    saved = start.number
+    tick = attrs.evolve(start, evaluate=start.number > 0 and _due(regime.validate_every_n_steps, start.number))
+    yield tick
+    stop = stopped(0)
+    try:
+        while stop is None and (regime.num_steps is None or tick.number < regime.num_steps):
+            old = weakref.ref(tick.state)
+            entry = next(folded, None)
+            if entry is None:
+                break
+            tick.forget()
+            if old() is not None:
+                why = "an observer keeps it, and the next step has written over it; copy the tensors that are needed"
+                raise FnrecipeError(f"the state of step {tick.number}: {why}")
+            tick = _stepped(tick.number + 1, *entry, regime, stopped)
+            del entry
+            saved = tick.number if tick.save else saved
+            yield tick
+            stop = tick.stop or stopped(0)  # a signal may have ended an evaluation
+    except Stopped as signal:  # several ranks agreed on it while one of them waited for data
+        stop = signal.number
+    evaluate = stop is None and tick.number > 0
+    end = Tick(tick.number, tick.cursor, stop=stop, publish=True, save=tick.number > saved, evaluate=evaluate, last=True)
+    yield attrs.evolve(end, states=[tick.state])
+
+
+def _stepped(
+    number: int,
+    state: State,
+    metrics: Metrics,
+    position: Position,
+    regime: RegimeSection,
+    stopped: Callable[[int], int | None],
+) -> Tick:
+    """The tick after a step. At a signal the state is saved, and evaluations wait until the run goes on."""
+    stop = stopped(position.heard)
+    save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
+    publish = save or _due(regime.publish_metrics_every_n_steps, number)
+    evaluate = stop is None and _due(regime.validate_every_n_steps, number)
+    return Tick(number, position.cursor, metrics, position.waited, stop, publish, save, evaluate, states=[state])
+
+
+def published(ticks: Ticks, *, write: Callable[[Publication], None], device: torch.device) -> Ticks:
+    """Writes the metrics of all steps, in groups. The clock of a group leaves out the first step, saves and evaluations."""
+    pending: list[tuple[Metrics, float]] = []  # not ticks: they would keep their states
+    late: deque[Publication] = deque()
+    clock: Clock | None = None
+    for tick in ticks:
+        if tick.metrics is not None:
+            clock = clock or Clock(tick.number, record_event(device))  # the first step is traced
+            pending.append((tick.metrics, tick.waited))
+        if pending and tick.publish:
+            assert clock is not None
+            metrics, waits = zip(*pending, strict=True)
+            late.append(Publication(fetch(metrics, device), waits, clock))
+            pending = []
+        while len(late) > (0 if tick.save or tick.evaluate or tick.last else publication_delay(device)):
+            write(late.popleft())
+        yield tick
+        if clock is not None and not pending:
+            clock = Clock(tick.number, record_event(device))
+
+
+def saved(ticks: Ticks, *, save: Callable[[Tick], None]) -> Ticks:
+    """Saves the state when that is due."""
+    for tick in ticks:
+        if tick.save:
+            save(tick)
+        yield tick
+
+
+def evaluated(ticks: Ticks, *, evaluate: Callable[[Tick], None]) -> Ticks:
+    """Makes the evaluations when they are due."""
+    for tick in ticks:
+        if tick.evaluate:
+            evaluate(tick)
+        yield tick
+
+
+def announced(ticks: Ticks, *, first: Callable[[], None]) -> Ticks:
+    """Calls `first` after the first step of this process."""
+    waiting = True
+    for tick in ticks:
+        if waiting and tick.metrics is not None:
+            first()
+            waiting = False
+        yield tick
+
+
+def _due(interval: int | None, number: int) -> bool:
+    return interval is not None and number % interval == 0

@@ -1,0 +1,51 @@
+"""Writing the metrics of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+
+from fnrecipe.errors import NonFiniteError
+from fnrecipe.recipe import C, Row, Write
+from fnrecipe.runtime import host
+from fnrecipe.shell.metrics import means
+from fnrecipe.shell.observers import Publication
+from fnrecipe.shell.session import Session
+from fnrecipe.shell.throughput import Work
+
+
+def publish(session: Session[C], work: Work, write: Write, publication: Publication) -> None:
+    """Records a row for each step, and how fast all of them were.
+
+    But for saving and evaluating, only here does the host wait for the device.
+
+    Raises:
+        NonFiniteError: if so many steps in a row were skipped that the run cannot go on.
+    """
+    found = publication.metrics.rows()
+    rows = [means(row, "train") for row in found]
+    speed = publication.clock.speed(work, found, publication.waits, publication.metrics.ready)
+    write("train", rows)
+    known = {f"perf/{name}": value for name, value in attrs.asdict(speed).items() if value is not None}
+    write("perf", [{"step": rows[-1]["step"], **known, "perf/peak_memory": host.peak_memory(session.device)}])
+    session.display.step(rows[-1], speed)
+    _check_skipped(rows, session.config.trainer.max_skipped_steps)
+
+
+def _check_skipped(rows: Sequence[Row], limit: int) -> None:
+    for row in rows:
+        scale = row.get("train/loss_scale")
+        finite = math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])
+        what = "the update" if finite else "the loss or the gradient"
+        if scale is not None and row["train/skipped"] and not finite:
+            raise NonFiniteError(
+                f"step {row['step']}: {what} was not finite, and half the loss scale of {scale:g} is below "
+                f"the minimum of trainer.fp16_loss_scale; the parameters are those from before the steps that were not finite"
+            )
+        if row["train/skipped"] >= limit:
+            raise NonFiniteError(
+                f"step {row['step']}: {what} was not finite in {limit} steps in a row "
+                f"(trainer.max_skipped_steps); the parameters are those from before them"
+            )

@@ -1,0 +1,41 @@
+"""Saving the state of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from fnrecipe import checkpoint, tree
+from fnrecipe.data import joint
+from fnrecipe.errors import NonFiniteError
+from fnrecipe.observe import Tick
+from fnrecipe.recipe import C
+from fnrecipe.runtime.gang import all_gather_objects
+from fnrecipe.shell import run_dir
+from fnrecipe.shell.session import Session
+from fnrecipe.step import State
+
+
+def save(session: Session[C], tick: Tick) -> None:
+    """Saves the state of a tick, and removes what is older than the config keeps.
+
+    Raises:
+        NonFiniteError: if it is not finite: what is saved can always go on.
+    """
+    state, gang, keep = tick.state, session.gang, session.config.regime.keep_last_n_checkpoints
+    check_finite(session, state, f"step {tick.number}: the state, which is not saved,")
+    root, cursors = session.out / run_dir.CHECKPOINTS, all_gather_objects(gang, tick.cursor)
+    cursor = tick.cursor if gang.alone else joint(cursors)
+    checkpoint.save(root, tick.number, state, cursor, session.facts, gang, session.mesh)
+    if gang.leads and keep is not None:
+        skipped = int(state.skipped)  # what is older than these steps may be what helps a user who cannot go on
+        checkpoint.prune(root, keep, tick.number - skipped if skipped else -1)
+
+
+def check_finite(session: Session[C], state: State, name: str) -> None:
+    """Raises NonFiniteError, on all ranks, if the parameters or the optimizer's state hold numbers that are not finite."""
+    leaves = tree.paths({"params": state.params, "optimizer": state.optimizer})
+    good = torch.stack([leaf.isfinite().all() for leaf in leaves.values()]).tolist()
+    mine = [path for path, fine in zip(leaves, good, strict=True) if not fine]
+    bad = list(dict.fromkeys(path for paths in all_gather_objects(session.gang, mine) for path in paths))
+    if bad:
+        raise NonFiniteError(f"{name} has numbers that are not finite: {run_dir.few(bad, 3)}")

@@ -1,0 +1,50 @@
+"""What stays the same from the first step of a process to its last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Generic
+
+import attrs
+import torch
+
+from fnrecipe.data import LaneAssignment
+from fnrecipe.parallel.mesh import Mesh
+from fnrecipe.recipe import C, Recipe
+from fnrecipe.runtime.gang import Gang
+from fnrecipe.runtime.process_groups import lane_assignment
+from fnrecipe.runtime.signals import Signals
+from fnrecipe.shell import run_dir
+from fnrecipe.shell.display import Display
+
+
+@attrs.frozen
+class Session(Generic[C]):
+    """A process of a run.
+
+    directory  the output directory, by its path, and the descriptor by which it was claimed; None on ranks that do not write
+    facts      about the run's data, as a checkpoint keeps them (`fnrecipe.shell.identity`)
+    started    when the run began, on the monotonic clock
+    """
+
+    recipe: Recipe[C]
+    config: C
+    directory: tuple[Path, int | None]
+    facts: Mapping[str, str]
+    device: torch.device
+    gang: Gang
+    mesh: Mesh
+    signals: Signals
+    display: Display
+    started: float
+
+    @property
+    def out(self) -> Path:
+        """The output directory; it is still the one that was claimed whenever something is about to be read or written."""
+        run_dir.check_claim(*self.directory)
+        return self.directory[0]
+
+    @property
+    def assignment(self) -> LaneAssignment:
+        return lane_assignment(self.mesh, self.config.gang.num_microbatches)

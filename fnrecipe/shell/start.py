@@ -1,0 +1,64 @@
+"""How a process of a run begins: with a new state, or with that of the newest checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from fnrecipe import checkpoint, tree
+from fnrecipe.build import init_train_state
+from fnrecipe.config import unstructure, yaml
+from fnrecipe.errors import CheckpointError
+from fnrecipe.observe import Tick
+from fnrecipe.parallel.mesh import global_slice, is_shard
+from fnrecipe.recipe import C
+from fnrecipe.runtime import host
+from fnrecipe.runtime.files import replace
+from fnrecipe.runtime.gang import all_gather_objects
+from fnrecipe.shell import run_dir
+from fnrecipe.shell.identity import TOKENIZER
+from fnrecipe.shell.save import check_finite
+from fnrecipe.shell.session import Session
+
+
+def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
+    """The state to begin with, the stream's cursor behind it, and its step.
+
+    Raises:
+        CheckpointError: if the newest checkpoint is not one of this run.
+        UsageError: if it was made from other data, unless `with_changes`.
+    """
+    display, out = session.display, session.out
+    state = init_train_state(session.recipe, session.config, session.mesh, session.device)
+    size = sum(global_slice(leaf)[0].numel() for leaf in tree.leaves(state.params, is_shard))
+    ranks = "" if session.gang.alone else f", {session.gang.size} ranks"
+    where = f"{session.device.type} ({torch.get_num_threads()} threads{ranks})"
+    display.line(f"{session.recipe.name}: {size:,} parameters on {where}, in {out}")
+    if TOKENIZER in session.facts:
+        display.line(f"tokenizer: {session.facts[TOKENIZER]}")
+    found = checkpoint.newest(out / run_dir.CHECKPOINTS, display.line, session.gang)
+    if found is not None:
+        if not with_changes:
+            run_dir.check_identity(out, found.files, session.facts)
+        state = checkpoint.restore(found, state)
+        if int(state.step) != found.step:
+            raise CheckpointError(f"{found.place}: expected the state of step {found.step}, found that of {int(state.step)}")
+        display.line(f"going on after step {found.step:,}")
+    check_finite(session, state, f"{found.place}: the checkpoint" if found else "the first state")
+    step, cursor = (found.step, found.cursor) if found else (0, None)
+    if session.gang.leads:
+        checkpoint.tidy(out / run_dir.CHECKPOINTS, step)
+    return Tick(step, cursor, states=[state])
+
+
+def write_facts(session: Session[C]) -> None:
+    """Writes the config, and what somebody needs to know to run this again."""
+    facts = {"recipe": session.recipe.name, "seed": session.config.common.seed, **host.facts(session.device)}
+    replace(session.out / run_dir.CONFIG, yaml.dump(unstructure(session.config)).encode())
+    replace(session.out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
+
+
+def wait_for_leader(session: Session[C], step: int) -> None:
+    """Until the leader has rewound the records to `step`: nobody looks at them before."""
+    all_gather_objects(session.gang, step)

@@ -1,0 +1,150 @@
+"""Observers see each tick while its state is valid; whoever keeps a state is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import count
+from signal import SIGTERM
+from typing import Any
+
+import pytest
+import torch
+
+from fnrecipe.config import RegimeSection
+from fnrecipe.errors import FnrecipeError
+from fnrecipe.fold import fold
+from fnrecipe.observe import Tick, Ticks, observed
+from fnrecipe.runtime.position import Position
+from fnrecipe.runtime.signals import Stopped
+from fnrecipe.shell.observers import announced, evaluated, saved, scheduled
+from fnrecipe.step import Metrics, State
+from fnrecipe.transforms import jit
+
+
+def state(number: int = 0) -> State:
+    return State(
+        {"x": torch.tensor(float(number))}, (), torch.tensor(number), torch.tensor(0), torch.zeros(2, dtype=torch.int64)
+    )
+
+
+def step(state: State, batch: Any) -> tuple[State, Metrics]:
+    after = State({"x": state.params["x"] + 1}, (), state.step + 1, state.skipped, state.key)
+    return after, {"loss": after.params["x"].clone()}
+
+
+def stream(heard: Sequence[int] = (), end: int | None = None, stop: int | None = None) -> Iterator[tuple[Any, Position]]:
+    for number in count(1):
+        if number == stop:
+            raise Stopped(SIGTERM)
+        if end is not None and number > end:
+            return
+        yield torch.zeros(1), Position(number, 0.5, SIGTERM if number in heard else 0)
+
+
+def ticks(regime: RegimeSection, start: int = 0, donate: bool = False, **passing: Any) -> Ticks:
+    function = jit(step, donate=1) if donate else step
+    first = Tick(start, None, states=[state(start)])
+    return scheduled(fold(function, first.state, stream(**passing)), first, regime, lambda heard: heard or None)
+
+
+def seen(ticks: Ticks, found: list[tuple[Any, ...]]) -> Ticks:
+    for tick in ticks:
+        due = "".join(letter for letter in "pse" if getattr(tick, {"p": "publish", "s": "save", "e": "evaluate"}[letter]))
+        found.append((tick.number, due, tick.state.params["x"].item(), tick.last))
+        yield tick
+
+
+REGIME = RegimeSection(num_steps=5, checkpoint_every_n_steps=4, validate_every_n_steps=2, publish_metrics_every_n_steps=3)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_ticks_say_what_is_due_and_hold_the_newest_state(donate: bool) -> None:
+    found: list[tuple[Any, ...]] = []
+    last = observed(ticks(REGIME, donate=donate), partial(seen, found=found))
+    assert found == [
+        (0, "", 0.0, False),
+        (1, "", 1.0, False),
+        (2, "e", 2.0, False),
+        (3, "p", 3.0, False),
+        (4, "pse", 4.0, False),
+        (5, "", 5.0, False),
+        (5, "pse", 5.0, True),
+    ]
+    assert (last.number, last.cursor, last.stop) == (5, 5, None)
+
+
+@pytest.mark.parametrize(
+    ("start", "passing", "number", "due", "stop"),
+    [
+        (0, {"heard": [2]}, 2, "p", SIGTERM),  # saved at the step itself
+        (0, {"stop": 3}, 2, "ps", SIGTERM),  # agreed on while data was waited for
+        (0, {"stop": 1}, 0, "p", SIGTERM),
+        (0, {"end": 3}, 3, "pse", None),
+        (0, {"end": 0}, 0, "p", None),
+        (5, {}, 5, "pe", None),  # nothing is left to do, but the last evaluation may be missing
+        (4, {}, 5, "pse", None),
+    ],
+)
+def test_the_last_tick_has_what_is_left_to_do(start: int, passing: Any, number: int, due: str, stop: int | None) -> None:
+    found: list[tuple[Any, ...]] = []
+    last = observed(ticks(REGIME, start, **passing), partial(seen, found=found))
+    assert (last.number, last.stop, last.last) == (number, stop, True)
+    assert found[-1][1] == due
+
+
+def test_a_run_that_goes_on_makes_up_for_the_evaluation_of_its_first_step() -> None:
+    found: list[tuple[Any, ...]] = []
+    observed(ticks(REGIME, 4), partial(seen, found=found))
+    assert found[0] == (4, "e", 4.0, False)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_an_observer_that_keeps_a_state_is_told(donate: bool) -> None:
+    kept = []
+
+    def keeping(ticks: Ticks) -> Ticks:
+        for tick in ticks:
+            kept.append(tick.state)
+            yield tick
+
+    with pytest.raises(FnrecipeError, match="the state of step 0: an observer keeps it"):
+        observed(ticks(REGIME, donate=donate), keeping)
+
+
+def test_the_state_of_an_old_tick_cannot_be_asked_for() -> None:
+    kept: list[Tick] = []
+
+    def keeping(ticks: Ticks) -> Ticks:
+        for tick in ticks:
+            kept.append(tick)
+            yield tick
+
+    observed(ticks(REGIME), keeping)
+    with pytest.raises(RuntimeError, match="the state of step 3 is gone"):
+        _ = kept[3].state
+    assert [tick.waited for tick in kept[1:-1]] == [0.5] * 5
+
+
+def test_observers_run_in_their_order_and_behind_a_yield_once_all_are_done() -> None:
+    found: list[str] = []
+
+    def named(ticks: Ticks, name: str) -> Ticks:
+        for tick in ticks:
+            found.append(f"{name}{tick.number}")
+            yield tick
+            found.append(f"{name}{tick.number} done")
+
+    observed(ticks(RegimeSection(num_steps=1), end=1), partial(named, name="a"), partial(named, name="b"))
+    assert found == ["a0", "b0", "b0 done", "a0 done", "a1", "b1", "b1 done", "a1 done", "a1", "b1", "b1 done", "a1 done"]
+
+
+def test_the_stages_of_a_run_do_what_is_due() -> None:
+    done: list[tuple[str, int]] = []
+    observed(
+        ticks(REGIME),
+        partial(announced, first=lambda: done.append(("first", 1))),
+        partial(saved, save=lambda tick: done.append(("save", tick.number))),
+        partial(evaluated, evaluate=lambda tick: done.append(("evaluate", tick.number))),
+    )
+    assert done == [("first", 1), ("evaluate", 2), ("save", 4), ("evaluate", 4), ("save", 5), ("evaluate", 5)]
