@@ -1,1 +1,1 @@
-"""The command line: it parses, finds the recipe and calls `fnrecipe.shell.train`. Importing it does not import torch."""
+"""The command line: it parses arguments, finds the recipe and calls the library. Importing it does not import torch."""

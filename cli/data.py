@@ -1,4 +1,4 @@
-"""`fnrecipe data show|stats|cache RECIPE`: what a recipe would train on."""
+"""`fnrecipe data show|stats|cache RECIPE`: the data that a recipe trains on."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from fnrecipe.cli.find import find
 from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
-from fnrecipe.config import resolve
+from fnrecipe.config import ShellConfig, resolve
 from fnrecipe.errors import UsageError
+from fnrecipe.shell.find import find
 from fnrecipe.shell.once import Once
 
 if TYPE_CHECKING:
     from fnrecipe.data import Batch, Corpus, Source
     from fnrecipe.recipe import Recipe
 
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., object])
 
 STREAM = ("batch", "stream")
 
@@ -34,7 +37,7 @@ def data() -> None:
     """Look at the rows that a recipe trains on, count them, or tokenise them ahead of time."""
 
 
-def _split_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def _split_option(command: Command) -> Command:
     return click.option("--valid", is_flag=True, help="The validation documents, not the training ones.")(command)
 
 
@@ -50,7 +53,7 @@ def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tu
 
     found, config = _load(recipe, files, pairs, STREAM)
     _show_warnings()
-    tokenizer, shown = _needed(found, "tokenizer")(config), 0
+    tokenizer, shown = _needed(found, "tokenizer", found.tokenizer)(config), 0
     names = [corpus.name for corpus in _corpora(found, config)]
     for batch, _ in _stream(found, config, valid)(None):
         if not shown:
@@ -82,7 +85,7 @@ def stats(
     from fnrecipe.data.tokenizer import loss
 
     found, config = _load(recipe, files, pairs, STREAM)
-    tokenizer = _needed(found, "tokenizer")(config)
+    tokenizer = _needed(found, "tokenizer", found.tokenizer)(config)
     columns = ("source", "files", "size", "documents", "bad", "tokens", "bytes/token", "median", "90 %", "longest", "> row")
     table = Table(*columns, caption="lengths in tokens; > row: share of documents longer than a row")
     warnings: list[str] = []
@@ -107,7 +110,7 @@ def stats(
     print_table(table)
     for warning in warnings:
         click.echo(warning, err=True)
-    logging.getLogger("fnrecipe").addHandler(logging.NullHandler())  # the stream would tell the same records, epoch after epoch
+    logging.getLogger("fnrecipe").addHandler(logging.NullHandler())  # the stream reports the same records in each epoch
     source, started = _stream(found, config, valid), (time.perf_counter(), time.process_time())
     rows = fill(batch for batch, _ in islice(source(None), batches))
     seconds, busy = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -132,55 +135,59 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     from fnrecipe.data.survey import read_through
 
     found, config = _load(recipe, files, pairs, ())
-    if getattr(config.dataset, "cache", None) is None:
+    folder = getattr(config.dataset, "cache", None)
+    if folder is None:
         raise UsageError("dataset.cache: expected a folder for the tokens, found null (--config dataset.cache=DIR)")
     console, started = Console(stderr=True), time.perf_counter()
     for corpus in _corpora(found, config):
         blocks = track(read_through(corpus), corpus.name, len(corpus.blocks), console=console, disable=not console.is_terminal)
         documents = sum(count for _, count in blocks)
         click.echo(f"{corpus.name}: {documents:,} documents in {len(corpus.blocks):,} blocks")
-    size = sum(path.stat().st_size for path in Path(config.dataset.cache).rglob("*.safetensors"))
-    click.echo(f"{config.dataset.cache}: {si(size, 'B')} after {time.perf_counter() - started:.1f} s")
+    size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+    click.echo(f"{folder}: {si(size, 'B')} after {time.perf_counter() - started:.1f} s")
     return 0
 
 
-def _load(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], parts: Sequence[str]) -> tuple[Recipe[Any], Any]:
+def _load(
+    recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], parts: Sequence[str]
+) -> tuple[Recipe[ShellConfig], ShellConfig]:
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
     check_fit(config, found.needs, parts=parts)
     return found.load(), config
 
 
-def _needed(recipe: Recipe[Any], field: str) -> Callable[..., Any]:
-    function: Callable[..., Any] | None = getattr(recipe, field)
-    if function is None:
+def _needed(recipe: Recipe[ShellConfig], field: str, value: T | None) -> T:
+    if value is None:
         raise UsageError(f"{recipe.name}: this recipe has no `{field}`, which `fnrecipe data` needs")
-    return function
+    return value
 
 
-def _corpora(recipe: Recipe[Any], config: Any) -> Sequence[Corpus]:
+def _corpora(recipe: Recipe[ShellConfig], config: ShellConfig) -> Sequence[Corpus]:
     from fnrecipe.data import tell_left_out
 
-    corpora: Sequence[Corpus] = _needed(recipe, "corpora")(config)
+    corpora = _needed(recipe, "corpora", recipe.corpora)(config)
     tell_left_out(corpora)
     return corpora
 
 
-def _stream(recipe: Recipe[Any], config: Any, valid: bool) -> Source[Batch]:
+def _stream(recipe: Recipe[ShellConfig], config: ShellConfig, valid: bool) -> Source[Batch]:
     from fnrecipe.data import LaneAssignment
 
-    return (_needed(recipe, "validate") if valid else recipe.stream)(config, LaneAssignment())
+    if not valid:
+        return recipe.stream(config, LaneAssignment())
+    return _needed(recipe, "evaluations['valid']", recipe.evaluations.get("valid")).stream(config, LaneAssignment())
 
 
 def _show_warnings() -> None:
-    """Has warnings written to standard error until the command ends, and those that are to be given once, once."""
+    """Writes warnings to standard error until the command ends; those marked `once` are written once."""
     logger, handler = logging.getLogger("fnrecipe"), logging.StreamHandler()
     handler.addFilter(Once())
     logger.addHandler(handler)
     click.get_current_context().call_on_close(partial(logger.removeHandler, handler))
 
 
-def _show_row(batch: Batch, row: int, decode: Callable[[Any], str], names: list[str]) -> None:
+def _show_row(batch: Batch, row: int, decode: Callable[[Sequence[int]], str], names: list[str]) -> None:
     segments, length = batch.segments[row], len(batch.segments[row])
     pieces = int(segments.max()) + 1
     click.secho(

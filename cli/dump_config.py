@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from fnrecipe.cli.find import find
 from fnrecipe.cli.options import ConfigCommand, config_options, sources_option
 from fnrecipe.config import resolve, unstructure, yaml
+from fnrecipe.shell.find import find
 
 
 @click.command(cls=ConfigCommand, short_help="Print a recipe's whole config as YAML.")
@@ -22,6 +21,6 @@ def dump_config(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...], so
     return 0
 
 
-def print_config(defaults: Any, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> None:
+def print_config(defaults: object, files: tuple[Path, ...], pairs: tuple[str, ...], sources: bool) -> None:
     config, origin = resolve(defaults, files, pairs)
     click.echo(yaml.dump(unstructure(config), origin if sources else None), nl=False)

@@ -1,4 +1,4 @@
-"""Errors as the console shows them."""
+"""Error messages on the console."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnrecipe.shell.console import Outlet
 
 
 def show(text: str, rank: int | None = None) -> None:
-    """A line for each line of `text`; indented ones belong to the line before them."""
+    """Writes each line of `text` to standard error with a prefix; indented lines continue the line before them."""
     prefix = "error: " if rank is None else f"rank {rank}: error: "
     with closing(Outlet(sys.stderr)) as errors:
         for line in text.splitlines():

@@ -1,35 +1,38 @@
-"""Whether a config fits on the machine, before torch is imported and anything is made."""
+"""Checks that a config fits on the machine, before torch is imported and anything is allocated."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import TypeVar
 
 import click
 
 from fnrecipe.cli.units import si
+from fnrecipe.config import ShellConfig
 from fnrecipe.config.needs import Need
 from fnrecipe.errors import UsageError
 from fnrecipe.runtime import capacity
 from fnrecipe.runtime.launcher import launched, meeting
 
+C = TypeVar("C", bound=ShellConfig)
+
 _DAY, _LONG = 24 * 3600, 600
 
 
 def check_fit(
-    config: Any,
-    needs: Callable[[Any, int], Sequence[Need]] | None,
+    config: C,
+    needs: Callable[[C, int], Sequence[Need]] | None,
     *,
     parts: Sequence[str],
     ranks: int = 1,
     local: int = 1,
 ) -> None:
-    """Whether `local` of the `ranks` processes of a run fit on this machine, as far as they do what `parts` names.
+    """Checks that `local` of a run's `ranks` processes fit on this machine, counting the needs of `parts` only.
 
     Raises:
-        UsageError: with what the config needs at least, and the keys that it follows from, if there is clearly less.
+        UsageError: if there is clearly less than the config needs at least; names the keys that determine it.
     """
     if needs is None:
         return
@@ -45,31 +48,31 @@ def check_fit(
     _check_time(config, found)
 
 
-def of_training(config: Any) -> list[str]:
-    """What a training does."""
+def of_training(config: ShellConfig) -> list[str]:
+    """The parts of `Need` that training has."""
     return ["state", "batch", "stream", "workers", *(["graph"] if config.trainer.jit != "off" else [])]
 
 
 def world() -> tuple[int, int]:
-    """The number of processes of the run that the environment names, and how many of them are on this machine at least."""
+    """The number of processes of the run, by the environment, and how many of them are on this machine, at least."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
     return launched().size, int(local) if local.isdecimal() else 1
 
 
-def _compare(config: Any, needs: Sequence[Need], there: int | None, where: str, times: int) -> None:
+def _compare(config: ShellConfig, needs: Sequence[Need], available: int | None, where: str, times: int) -> None:
     total = times * sum(need.size for need in needs)
-    if there is None or total <= there:
+    if available is None or total <= available:
         return
     large = sorted((need for need in needs if 10 * times * need.size >= total), key=lambda need: -need.size)
     told = ", ".join(f"{si(times * need.size, 'B')} for {need.what} ({_values(config, need.keys)})" for need in large)
     processes = f" for {times} processes" if times > 1 else ""
     raise UsageError(
-        f"memory: expected at most the {si(there, 'B')} of {where}, found at least {si(total, 'B')}{processes}: {told}"
+        f"memory: expected at most the {si(available, 'B')} of {where}, found at least {si(total, 'B')}{processes}: {told}"
     )
 
 
-def _check_time(config: Any, needs: Sequence[Need]) -> None:
-    """Refuses what takes more than a day before the first step, and tells what takes more than ten minutes."""
+def _check_time(config: ShellConfig, needs: Sequence[Need]) -> None:
+    """Refuses a start-up of more than a day before the first step, and announces one of more than ten minutes."""
     seconds = sum(need.seconds for need in needs)
     slow = [f"{need.what} ({_values(config, need.keys)})" for need in needs if need.seconds]
     told = f"at least {seconds / 3600:,.1f} hours: {', '.join(slow)}"
@@ -79,13 +82,13 @@ def _check_time(config: Any, needs: Sequence[Need]) -> None:
         click.echo(f"the first step is a long way off, {told}", err=True)
 
 
-def _count_processes(config: Any, local: int) -> None:
-    threads, workers, there = config.common.torch.num_threads or 1, config.dataset.num_workers, capacity.processes()
-    if there is not None and local * (threads + workers) > there:
+def _count_processes(config: ShellConfig, local: int) -> None:
+    threads, workers, limit = config.common.torch.num_threads or 1, config.dataset.num_workers, capacity.processes()
+    if limit is not None and local * (threads + workers) > limit:
         keys = _values(config, ("dataset.num_workers", "common.torch.num_threads"))
         found = f"{local * (threads + workers):,} ({keys})"
-        raise UsageError(f"processes: expected at most {there:,} processes and threads at once on this machine, found {found}")
+        raise UsageError(f"processes: expected at most {limit:,} processes and threads at once on this machine, found {found}")
 
 
-def _values(config: Any, keys: Sequence[str]) -> str:
+def _values(config: ShellConfig, keys: Sequence[str]) -> str:
     return ", ".join(f"{key} = {attrgetter(key)(config)}" for key in keys)

@@ -1,18 +1,18 @@
-"""`fnrecipe graph RECIPE`: the train step as code, and what it costs."""
+"""`fnrecipe graph RECIPE`: the train step as code, with its FLOPs and bytes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from fnrecipe.cli.find import find
 from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import si
-from fnrecipe.config import resolve
+from fnrecipe.config import ShellConfig, resolve
+from fnrecipe.shell.find import find
 
 if TYPE_CHECKING:
     from fnrecipe.compiler.cost import Cost
@@ -49,7 +49,7 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
     return 0
 
 
-def _show(recipe: Recipe[Any], config: Any, device: str, costs: dict[str, Cost]) -> None:
+def _show(recipe: Recipe[ShellConfig], config: ShellConfig, device: str, costs: dict[str, Cost]) -> None:
     from rich.table import Table
 
     from fnrecipe.compiler.cost import total

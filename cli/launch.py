@@ -1,7 +1,7 @@
-"""The launcher behind `--nproc`: this very command as several ranks on this machine, which end together.
+"""The launcher behind `--nproc`: runs its own command line as several ranks on this machine, which end together.
 
-Torch's own launcher is not used: it kills a rank that takes longer than 30 s to save, dies of SIGUSR1, leaves its ranks behind
-when it is killed, and has every rank print the same error.
+Torch's launcher is not used: it kills a rank that takes longer than 30 s to save, dies of SIGUSR1, leaves its ranks running
+when it is killed, and lets every rank print the same error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TICK, _GRACE = 0.05, 5.0
 
 @attrs.frozen
 class Word:
-    """What a rank leaves for its launcher to show.
+    """The last word of a rank, which the launcher shows.
 
     text      the lines of an error, or a traceback
     status    the rank's exit status
@@ -47,12 +47,12 @@ class Word:
 
 
 def leave(word: Word, directory: Path) -> None:
-    """Leaves a rank's word in the directory where the ranks meet."""
+    """Leaves a rank's word in the rendezvous directory."""
     replace(directory / f"word_{launched().rank}.json", json.dumps(attrs.asdict(word)).encode())
 
 
 def check_only_launcher() -> None:
-    """Whether no other launcher has started this process as a rank.
+    """Checks that no other launcher has started this process as a rank.
 
     Raises:
         UsageError: if one has.
@@ -64,9 +64,9 @@ def check_only_launcher() -> None:
 
 
 def launch(size: int) -> int:
-    """Runs this process's own command line as `size` ranks; shows one error if they fail.
+    """Runs this process's own command line as `size` ranks, and shows one error if they fail; returns the exit status.
 
-    Returns the exit status that one process would end with.
+    The status is that with which one process alone would end.
     """
     with _noted() as received:
         statuses, words = _run(size, received)
@@ -83,7 +83,7 @@ def launch(size: int) -> int:
 
 
 def _run(size: int, received: list[signal.Signals]) -> tuple[list[int | None], Mapping[int, Word]]:
-    """The statuses and last words of ranks that are started and waited for; none of them runs after this."""
+    """Starts the ranks and waits for them: their statuses and last words. No rank runs after this."""
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         with TemporaryDirectory(prefix="fnrecipe-", ignore_cleanup_errors=True) as directory:
@@ -101,11 +101,11 @@ def _run(size: int, received: list[signal.Signals]) -> tuple[list[int | None], M
 
 
 def _set_variables(size: int, directory: str) -> None:
-    """Sets the variables that are the same for all ranks; the user's own choice of threads and network stays."""
+    """Sets the variables that all ranks share; does not override the user's number of threads and network interface."""
     os.environ[VARIABLE] = f"{os.getpid()}:{directory}"
     os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = str(size)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // size, 1)))
-    if sys.platform == "linux":  # the host's name may have no address
+    if sys.platform == "linux":  # the host name may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
@@ -115,9 +115,9 @@ def _start(rank: int) -> subprocess.Popen[bytes]:
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: list[signal.Signals]) -> list[int | None]:
-    """The exit statuses of all ranks, once they have ended; None for those that go on when another one has failed.
+    """The exit statuses of all ranks when they have ended; None for those that still run `_GRACE` seconds after a failure.
 
-    The first signal is sent on to the ranks, the second ends the wait.
+    The first signal is forwarded to the ranks, the second ends the wait.
     """
     deadline, sent = math.inf, False
     while True:
@@ -128,7 +128,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: list[signal.Signal
             deadline = min(deadline, time.monotonic() + _GRACE)
         time.sleep(_TICK)
         if received and not sent:
-            del received[1:]  # what was sent to this process and to its group as well is one signal
+            del received[1:]  # sent to this process and to its process group, a signal arrives twice
             for process in ranks:
                 process.send_signal(received[0])
             sent = True
@@ -140,7 +140,7 @@ def _words(size: int, directory: Path) -> dict[int, Word]:
 
 
 def _show(words: Mapping[int, Word], rank: int, size: int) -> int:
-    """Shows the word of `rank`, by its number if the others have not said the same; its exit status."""
+    """Shows the word of `rank`, with its rank unless all ranks have the same word; returns the exit status."""
     word = words[rank]
     if word.is_trace:
         click.echo(word.text, err=True, nl=False)
@@ -161,7 +161,7 @@ def _how(status: int | None) -> str:
 
 @contextmanager
 def _noted() -> Iterator[list[signal.Signals]]:
-    """The signals that have come; a SIGHUP that is ignored, as by nohup, stays so."""
+    """Records signals while entered; a SIGHUP that is ignored, as under nohup, stays ignored."""
     received: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:

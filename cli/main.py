@@ -1,4 +1,4 @@
-"""The program `fnrecipe`, and the same for a recipe that is run as a module."""
+"""The program `fnrecipe`, and the command line of a recipe that is run as a module."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import sys
 import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import IO, TYPE_CHECKING, NoReturn, cast
 
+import attrs
 import click
 
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
 from fnrecipe.cli.errors import show
-from fnrecipe.cli.find import Found
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
+from fnrecipe.cli.new import new
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, sources_option, with_changes_option
 from fnrecipe.cli.profile import profile
 from fnrecipe.cli.tokenizer import tokenizer
@@ -28,25 +29,27 @@ from fnrecipe.data.prefetch import left_behind
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError
 from fnrecipe.runtime.launcher import follow, launched, meeting
 from fnrecipe.shell.console import Outlet, empty_streams, mend_streams, speak_utf8
+from fnrecipe.shell.find import Found
 
 if TYPE_CHECKING:
-    from fnrecipe.recipe import Recipe
+    from fnrecipe.recipe import C, Recipe
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_COMMANDS = [train, dump_config, data, tokenizer, graph, profile]
+_COMMANDS = [train, new, dump_config, data, tokenizer, graph, profile]
 
 
 class _Commands(click.Group):
-    """Commands whose standard output may fail: when nobody reads it any more, they end as Unix tools do, by SIGPIPE."""
+    """Commands that end by SIGPIPE, as Unix tools do, when the reader of their standard output is gone."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGPIPE)
+            return None
         except OSError as error:
             if error.filename is not None or error.errno not in _FULL:
                 raise
@@ -66,7 +69,7 @@ def main() -> NoReturn:
     _exit(fnrecipe)
 
 
-def run_recipe(recipe: Recipe[Any]) -> NoReturn:
+def run_recipe(recipe: Recipe[C]) -> NoReturn:
     """The command line of a recipe's own module: `python -m my_lm.train DIR --config …`."""
 
     @click.command(
@@ -96,27 +99,28 @@ def run_recipe(recipe: Recipe[Any]) -> NoReturn:
             raise UsageError("--sources: expected --dump-config beside it, found nothing to print")
         if out is None:
             raise UsageError("DIR: expected a directory to train in, found none (--dump-config needs none, --help tells more)")
-        found = Found(recipe.config, recipe.needs, lambda: recipe)
+        here = attrs.evolve(recipe, origin=getattr(sys.modules["__main__"], "__file__", None))
+        found = Found(recipe.config, recipe.needs, lambda: here)
         return start(found, out, nproc, files, pairs, with_changes)
 
     _exit(command)
 
 
 def _exit(command: click.Command) -> NoReturn:
-    """Runs a command; errors that a user can mend become one message and an exit status, which no console changes."""
+    """Runs a command and exits; errors that a user can mend become a message and an exit status, whatever the console does."""
     speak_utf8()
     follow()
     mend_streams()
     status = _run(command, meeting())
     empty_streams()
-    if left_behind():  # such a thread may abort the interpreter at its end, where it cannot run any more
+    if left_behind():  # a thread that is still in a read may abort the interpreter at exit
         atexit._run_exitfuncs()
         os._exit(status)
     sys.exit(status)
 
 
 def _run(command: click.Command, directory: Path | None) -> int:
-    """The exit status of a command. The ranks of `--nproc` leave it to their launcher to show one error, also a defect."""
+    """The exit status of a command. Ranks of `--nproc` leave their error, also a defect's traceback, for their launcher."""
     try:
         return int(command.main(standalone_mode=False) or 0)
     except FnrecipeError as error:
@@ -139,7 +143,7 @@ def _run(command: click.Command, directory: Path | None) -> int:
 
 
 def _rank() -> int | None:
-    """The number of this rank; None for a process alone, or one whose error is that nobody knows."""
+    """This process's rank; None for a gang of one, or if the environment is contradictory."""
     try:
         here = launched()
     except UsageError:

@@ -6,18 +6,20 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 
 from fnrecipe.config.paths import expanded
 from fnrecipe.errors import UsageError
 
+Command = TypeVar("Command", bound=Callable[..., object])
+
 _PAIR = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 
 
 class ConfigCommand(click.Command):
-    """A command whose `--config` takes all the `section.key=value` pairs that follow it, and nothing else."""
+    """A command whose `--config` takes all `section.key=value` pairs that follow it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _one_pair_an_option(args))
@@ -44,16 +46,18 @@ def _one_pair_an_option(args: Sequence[str]) -> list[str]:
 
 
 class FilePath(click.Path):
-    """A `Path`, with a home directory in the place of `~`, which shells leave alone in `--out=~/runs` and in quotes."""
+    """A `Path` with `~` expanded, which shells do not expand in `--out=~/runs` and in quotes."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
         return super().convert(expanded(os.fspath(value)), param, ctx)
 
 
-def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def config_options(command: Command) -> Command:
     files = click.option(
         "--config-file",
         "files",

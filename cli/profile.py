@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from fnrecipe.cli.find import find
 from fnrecipe.cli.fit import check_fit, of_training
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
+from fnrecipe.shell.find import find
 
 if TYPE_CHECKING:
     from fnrecipe.inspect.profile import Profile
@@ -66,7 +66,7 @@ def _sums(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return sum(first), sum(second)
 
 
-def _facts(found: Profile) -> dict[str, Any]:
+def _facts(found: Profile) -> dict[str, str]:
     speed = found.speed
     facts = {
         "device": found.device,

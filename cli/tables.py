@@ -1,4 +1,4 @@
-"""Tables as commands print them."""
+"""Tables on the console."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 def shortened(rows: Sequence[tuple[str, T]], total: Callable[[Sequence[T]], T], limit: int = 20) -> list[tuple[str, T]]:
-    """The first `limit` named rows, and one for all others, if there are any: `3 others` with the total of theirs."""
+    """The first `limit` named rows, and one row `3 others` with the total of the others, if there are any."""
     others = [value for _, value in rows[limit:]]
     return [*rows[:limit], *([(f"{len(others)} others", total(others))] if others else [])]
 
 
 def print_table(table: Table) -> None:
-    """Prints a table as wide as the terminal, or wide enough where there is none."""
+    """Prints a table as wide as the terminal; 140 columns without one."""
     from rich.console import Console
 
     console = Console(width=None if Console().is_terminal else 140)

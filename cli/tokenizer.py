@@ -6,15 +6,15 @@ import shlex
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fnrecipe.cli.options import FilePath
 from fnrecipe.config.paths import expanded
+from fnrecipe.data.formats import FORMATS
 from fnrecipe.errors import UsageError
 
-FORMATS = ("auto", "jsonl", "parquet", "text", "python")
+FORMAT_NAMES = ("auto", *FORMATS)
 
 
 @click.group(short_help="Make a tokenizer.")
@@ -27,7 +27,9 @@ def tokenizer() -> None:
 @click.option("--out", required=True, type=FilePath(), metavar="FILE", help="The tokenizer.json to write.")
 @click.option("--vocab-size", default=32000, show_default=True, type=click.IntRange(min=257), help="Tokens in all.")
 @click.option("--special-token", "special", multiple=True, help="A token that text never gives; the first ends documents.")
-@click.option("--format", "format_", default="auto", type=click.Choice(FORMATS), help="Of the files; auto: by their suffix.")
+@click.option(
+    "--format", "format_", default="auto", type=click.Choice(FORMAT_NAMES), help="Of the files; auto: by their suffix."
+)
 @click.option("--text-key", default="text", show_default=True, help="Field or column that holds the text.")
 @click.option("--separator", default=None, help="What stands between the documents of plain text.")
 def train(
@@ -35,7 +37,7 @@ def train(
     out: Path,
     vocab_size: int,
     special: tuple[str, ...],
-    format_: Any,
+    format_: str,
     text_key: str,
     separator: str | None,
 ) -> int:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from fnrecipe.cli.find import Found, find
 from fnrecipe.cli.fit import check_fit, of_training, world
 from fnrecipe.cli.launch import check_only_launcher, launch
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, with_changes_option
 from fnrecipe.config import resolve
 from fnrecipe.runtime.launcher import meeting
+from fnrecipe.shell.find import Found, find
 
 
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")

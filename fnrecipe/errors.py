@@ -1,7 +1,7 @@
-"""What can go wrong, as values: each error knows the exit status of a process that it ends.
+"""The errors that a user can mend; each class has the exit status of the process that it ends.
 
-A message names what was read, where, what was expected, what was found and the nearest valid name. The command line
-prints messages of these classes without a traceback; every other exception is a defect of ours and keeps its own.
+A message names what was read, where, what was expected, what was found and the nearest valid name. The command line prints
+messages of these classes without a traceback; every other exception is a defect of ours, and its traceback is shown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NON_FINITE = 3
 SHOWN = 20
-"""Problems of one config that are told in full; of the others only the number is."""
+"""Problems of one config that are printed; further ones are only counted."""
 
 
 class FnrecipeError(Exception):
@@ -25,7 +25,7 @@ class FnrecipeError(Exception):
 
 
 class UsageError(FnrecipeError):
-    """The command line, the config or what they point at cannot be used as it is."""
+    """The command line, the config, or a file that they name cannot be used as it is."""
 
     exit_status = EXIT_USAGE
 
@@ -35,17 +35,17 @@ class DataError(FnrecipeError):
 
 
 class CheckpointError(FnrecipeError):
-    """A checkpoint is damaged or does not fit the state that it is read into."""
+    """A checkpoint is damaged, cannot be written, or does not match the state that it is restored into."""
 
 
 class NonFiniteError(FnrecipeError):
-    """Too many steps in a row had a loss, a gradient or an update that was not finite, or the state is not finite."""
+    """Too many consecutive steps had a non-finite loss, gradient or update, or the state is not finite."""
 
     exit_status = EXIT_NON_FINITE
 
 
 class LostError(FnrecipeError):
-    """Another process of the run failed or is gone, and this one ends because of it."""
+    """Another process of the run failed or died, and this one ends because of it."""
 
 
 @attrs.frozen
@@ -66,7 +66,7 @@ class Problem:
 
 
 class ConfigError(UsageError):
-    """Everything that is wrong with a config, one line each, up to a number of lines that can be read."""
+    """All problems of a config, one line each; after the first `SHOWN`, how many more there are."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         more = len(problems) - SHOWN
@@ -75,17 +75,17 @@ class ConfigError(UsageError):
 
 
 def one_line(text: str) -> str:
-    """`text` with escapes for line ends and whatever else cannot be seen."""
+    """`text` with escapes for line ends and other characters that are not printable."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text`, or the beginning of it with dots that say so."""
+    """`text`; of one longer than `limit`, its beginning and three dots."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """The hint for a mistyped `name`: the nearest of the `valid` names, or all of them if none is near."""
+    """The hint for a mistyped `name`: the nearest of the `valid` names, or a list of them if none is near."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

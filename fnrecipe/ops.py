@@ -1,8 +1,9 @@
-"""Operators of our own: what a compiler must not look into, and what torch has no plain operator for."""
+"""Custom operators, opaque to the compiler or missing in torch, and the type of an `autograd.Function`'s context."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ torch.library.define("fnrecipe::keep_alive", "(Tensor(a!) gathered, Tensor sent)
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
 opaque_clone = torch.ops.fnrecipe.opaque_clone
-"""A copy of a value, made on its own: Inductor does not fuse it into the kernels that read it."""
+"""A copy of a value by a kernel of its own: Inductor does not fuse it into the kernels that read it."""
 keep_alive = torch.ops.fnrecipe.keep_alive
-"""Does nothing with the tensor `sent`, which must therefore be in memory until here, and seems to write into `gathered`."""
+"""Does nothing, but counts as a read of `sent`, which stays allocated until here, and as a write into `gathered`."""
 mm = torch.ops.fnrecipe.mm
 """The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
 
@@ -29,16 +30,28 @@ def may_be_differentiated(value: Tensor) -> bool:
     return value.requires_grad or is_batchedtensor(value)
 
 
-def optimization_barrier(value: Tensor, earlier: Tensor) -> Tensor:
-    """A copy of `value` that is made after `earlier`, also in the order that a compiler chooses (as in `jax.lax`).
+class Context(Protocol):
+    """The `ctx` of a `torch.autograd.Function`, which torch leaves untyped."""
 
-    The order of values that do not depend on each other decides what is in memory at once.
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]: ...
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+    def mark_non_differentiable(self, *outputs: Tensor) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+def optimization_barrier(value: Tensor, earlier: Tensor) -> Tensor:
+    """A copy of `value` that is made after `earlier`, whatever order a compiler chooses (as in `jax.lax`).
+
+    The order of values that do not depend on each other decides how many of them are allocated at once.
     """
     copy: Tensor = torch.ops.fnrecipe.optimization_barrier(value, earlier)
     return copy
 
 
-def _barrier_by_vmap(info: Any, dims: Any, value: Tensor, earlier: Tensor) -> tuple[Tensor, Any]:
+def _barrier_by_vmap(info: object, dims: Sequence[int | None], value: Tensor, earlier: Tensor) -> tuple[Tensor, int | None]:
     return optimization_barrier(value, earlier), dims[0]
 
 

@@ -1,9 +1,9 @@
 """Randomness without state: keys, as in JAX, on the counter-based generator Threefry-2x32 with 20 rounds.
 
 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".) A key is two 32-bit words in an int64
-tensor [2]; the same key always gives the same numbers, and new keys are folded out of old ones. Nothing in fnrecipe draws
-from a global generator. Plain integer arithmetic: traced, mapped and the same on every device. (torch 2.13 has a
-generator of this kind in `torch.func._random`, for CUDA alone.)
+tensor [2]; the same key always gives the same numbers, and new keys are derived by `fold_in`. Nothing in fnrecipe draws from
+a global generator. All is plain integer arithmetic: it can be traced and vmapped, and is the same on every device. (torch
+2.13 has a generator of this kind in `torch.func._random`, for CUDA alone.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+# 32-bit words in int64 tensors, masked after each operation: torch's int32 shifts right arithmetically, and its uint32 lacks
+# most operations.
 _WORD = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -36,13 +38,13 @@ def fold_in(key: Tensor, data: int | str | Tensor) -> Tensor:
 
 
 def uniform(key: Tensor, *shape: int) -> Tensor:
-    """Numbers from [0, 1), multiples of 2**-24, float32 [*shape], on the key's device."""
+    """Uniform numbers in [0, 1), multiples of 2**-24, float32 [*shape], on the key's device."""
     words = torch.cat(_words(key, math.prod(shape)))[: math.prod(shape)]
     return ((words >> 8).float() * 2.0**-24).view(shape)
 
 
 def normal(key: Tensor, *shape: int, std: float = 1.0) -> Tensor:
-    """Normal numbers of mean 0, by Box and Muller's method, float32 [*shape], on the key's device."""
+    """Normal numbers of mean 0, by the Box-Muller transform, float32 [*shape], on the key's device."""
     first, second = _words(key, math.prod(shape))
     radius = std * torch.sqrt(-2 * torch.log(((first >> 8) + 1).float() * 2.0**-24))
     angle = (second >> 8).float() * (2 * math.pi * 2.0**-24)
@@ -50,7 +52,7 @@ def normal(key: Tensor, *shape: int, std: float = 1.0) -> Tensor:
 
 
 def threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The two words, in int64 of any shape, that Threefry-2x32 makes of the counter words `first` and `second`."""
+    """Threefry-2x32 of the counter words `first` and `second` (int64 of any shape) under `key`: two words of that shape."""
     schedule = key[0], key[1], key[0] ^ key[1] ^ _PARITY
     first, second = (first + schedule[0]) & _WORD, (second + schedule[1]) & _WORD
     for group in range(5):
@@ -63,6 +65,6 @@ def threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor
 
 
 def _words(key: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """At least `size` random words in two halves of the same size."""
+    """At least `size` random words, in two halves of equal size."""
     counter = torch.arange((size + 1) // 2, device=key.device)
     return threefry(key, counter >> 32, counter & _WORD)

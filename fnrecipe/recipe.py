@@ -72,6 +72,7 @@ class Recipe(Generic[C]):
     flops     config -> FLOPs of the model a position, to tell how well a device is used, or None
     needs     (config, processes) -> the least memory of each, to refuse what cannot fit before it is tried, or None
     rules     patterns of parameter paths, and the dimension along which tensor parallelism cuts them
+    origin    the name by which `fnrecipe.shell.find` found it, for `fnrecipe.load`; None for one that was made in place
     """
 
     name: str
@@ -90,3 +91,4 @@ class Recipe(Generic[C]):
     needs: Callable[[C, int], Sequence[Need]] | None = None
     trains: Callable[[C, str, Tensor], bool] = lambda config, path, parameter: True
     rules: Mapping[str, int] = attrs.field(factory=dict)
+    origin: str | None = None

@@ -11,11 +11,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 Tree: TypeAlias = Any
+"""A tree of tensors; a leaf is a tree, too. Python's types cannot say which shape it has."""
+
 C = TypeVar("C", bound=type)
 
 
 def node(cls: C) -> C:
-    """Class decorator: makes a frozen attrs class a tree whose children are its fields."""
+    """Class decorator: registers a frozen attrs class as a tree whose children are its fields."""
     names = [field.name for field in attrs.fields(cls)]
     pytree.register_pytree_node(
         cls,
@@ -27,37 +29,42 @@ def node(cls: C) -> C:
     return cls
 
 
-def leaves(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+def leaves(tree: Tree, is_leaf: Callable[[Tree], bool] | None = None) -> list[Tree]:
+    """The leaves of `tree`, left to right; a subtree for which `is_leaf` holds counts as a leaf."""
     return pytree.tree_leaves(tree, is_leaf)
 
 
-def like(tree: Tree, leaves: Sequence[Any]) -> Tree:
+def like(tree: Tree, leaves: Sequence[Tree]) -> Tree:
     """The leaves in the structure of `tree`."""
     return pytree.tree_unflatten(leaves, pytree.tree_structure(tree))
 
 
-def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """`function` of the leaves of `tree`, and of the leaves of the others in the same places."""
+def map(function: Callable[..., Tree], tree: Tree, *others: Tree) -> Tree:
+    """`function` applied to each leaf of `tree` and the corresponding leaves of the others."""
     return pytree.tree_map(function, tree, *others)
 
 
 def select(condition: Tensor, yes: Tree, no: Tree) -> Tree:
-    """Leaf by leaf `yes` where the 0-d bool `condition` holds, else `no`."""
+    """`torch.where` leaf by leaf: `yes` if the 0-d bool `condition` holds, else `no`, with no host sync."""
     return map(lambda a, b: torch.where(condition, a, b), yes, no)
 
 
-def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """The leaves, and what `is_leaf` holds for, by their dotted paths: `{"params.layers.0.query": …}`."""
+def paths(tree: Tree, is_leaf: Callable[[Tree], bool] | None = None) -> dict[str, Tree]:
+    """The leaves, as `leaves` finds them, by their dotted paths: `{"params.layers.0.query": …}`."""
     found, _ = pytree.tree_flatten_with_path(tree, is_leaf)
     return {".".join(filter(None, (_name(key) for key in path))): leaf for path, leaf in found}
 
 
-def from_paths(tree: Tree, values: Mapping[str, Any]) -> Tree:
+def from_paths(tree: Tree, values: Mapping[str, Tree]) -> Tree:
     """The leaves `values`, by dotted path, in the structure of `tree`."""
     return like(tree, [values[path] for path in paths(tree)])
 
 
-def _name(key: Any) -> str:
-    if isinstance(key, pytree.MappingKey):
-        return str(key.key)
-    return str(key.idx if isinstance(key, pytree.SequenceKey) else key.name)
+def _name(key: pytree.KeyEntry) -> str:
+    match key:
+        case pytree.MappingKey():
+            return str(key.key)
+        case pytree.SequenceKey():
+            return str(key.idx)
+    assert isinstance(key, pytree.GetAttrKey)
+    return key.name

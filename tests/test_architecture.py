@@ -19,23 +19,25 @@ FOLDERS = {ROOT / "fnrecipe": "fnrecipe", ROOT / "cli": "fnrecipe.cli", ROOT / "
 ARROWS = {
     **dict.fromkeys(("errors", "tree", "random", "ops"), ""),
     **dict.fromkeys(("config", "data"), "errors"),
-    **dict.fromkeys(("loss", "parallel"), "tree"),
+    "loss": "tree",
+    "parallel": "ops tree",
     "compiler": "errors ops tree",
     "nn": "ops parallel tree",
     "optim": "errors loss parallel random tree",
     "transforms": "compiler loss ops optim parallel random tree",
     "models": "config data loss nn parallel random transforms tree",
-    "recipe": "config data loss models optim parallel tree",
     "step": "errors loss optim parallel random transforms tree",
     "fold": "data step",
-    "build": "compiler data errors loss optim parallel random recipe step transforms tree",
+    "observe": "data step",
+    "recipe": "config data loss models observe optim parallel tree",
+    "build": "compiler config data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
-    "checkpoint": "errors parallel runtime tree",
-    "shell": "build checkpoint compiler config data errors fold loss models parallel random recipe runtime step transforms "
-    "tree",
-    "inspect": "build compiler data errors fold recipe runtime shell step tree",
+    "checkpoint": "data errors parallel runtime tree",
     "recipes": "config data errors loss models nn optim parallel recipe tree",
-    "cli": "compiler config data errors inspect recipe recipes runtime shell",
+    "shell": "build checkpoint compiler config data errors fold loss models observe parallel random recipe recipes runtime "
+    "step transforms tree",
+    "inspect": "build compiler data errors fold recipe runtime shell step tree",
+    "cli": "compiler config data errors inspect runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
 PURE = {

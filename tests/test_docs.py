@@ -20,7 +20,7 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/streams.md", "docs/updates.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/streams.md", "docs/data.md", "docs/updates.md"])
 def test_python_in_the_documents_runs(path: str) -> None:
     names: dict[str, Any] = {}
     blocks = python_blocks(path)
@@ -67,8 +67,8 @@ def test_every_key_of_a_source_is_explained_once_and_no_other() -> None:
 
 
 def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[str]) -> None:
-    from fnrecipe.cli.find import find
     from fnrecipe.errors import ConfigError
+    from fnrecipe.shell.find import find
 
     shown = re.findall(r"^error: (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     with pytest.raises(ConfigError) as error:

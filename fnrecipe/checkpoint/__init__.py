@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run on disk, whole or not there."""
+"""Checkpoints: the state of a run on disk, complete or not there."""
 
 from fnrecipe.checkpoint.store import Checkpoint as Checkpoint
 from fnrecipe.checkpoint.store import committed as committed

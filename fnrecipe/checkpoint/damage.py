@@ -1,7 +1,7 @@
-"""What is wrong with a checkpoint: its name, SHA256SUMS, state.json and files against each other.
+"""Verification of a checkpoint: its name, SHA256SUMS, state.json and files against each other.
 
-Of a whole one all of them agree, and are what they should be: files, not links, pipes or devices. Nothing is opened that
-could not be, and no tensor is made before all of it has been checked.
+In an undamaged one all of them agree, and are regular files: links, pipes and devices are not opened. No tensor is allocated
+before everything has been checked.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from fnrecipe.runtime.files import check_kind, opened, read
 
 STATE, SUMS = "state.json", "SHA256SUMS"
 DAMAGE = (OSError, ValueError, RuntimeError, safetensors.SafetensorError)
-"""What reading a damaged checkpoint raises."""
+"""The errors by which reading shows that a checkpoint is damaged."""
 UNKNOWN = (CheckpointError, PermissionError)
-"""What reading one raises of which it cannot be said whether it is damaged: of another format, or of another user."""
+"""The errors after which that cannot be said: a checkpoint of another format, or one that may not be read."""
 
 _MAX_SUMS = 1 << 24
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z0-9_.]+)\n")
 
 
-def described(place: Path, step: int) -> tuple[Manifest, dict[str, str]]:
-    """What a checkpoint says of itself: its manifest, and the digests of its files by name.
+def described(directory: Path, step: int) -> tuple[Manifest, dict[str, str]]:
+    """The manifest of a checkpoint, and the digests of its files by name.
 
     Raises:
         one of DAMAGE: if they cannot be read, or do not agree with each other or with `step`.
-        one of UNKNOWN: if that cannot be said.
+        one of UNKNOWN: if its format is unknown, or it may not be read.
     """
-    check_kind(place, stat.S_IFDIR)
-    text = read(place / SUMS, _MAX_SUMS).decode()
+    check_kind(directory, stat.S_IFDIR)
+    text = read(directory / SUMS, _MAX_SUMS).decode()
     sums = {name: digest for digest, name in _LINE.findall(text)}
     if "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
         raise ValueError(f"{SUMS} is not what was written")
-    state = read(place / STATE, manifest.MAX_BYTES)
+    state = read(directory / STATE, manifest.MAX_BYTES)
     if hashlib.sha256(state).hexdigest() != sums.get(STATE):
         raise ValueError(f"{STATE} is not what {SUMS} says")
     found = manifest.read(state)
@@ -53,27 +53,27 @@ def described(place: Path, step: int) -> tuple[Manifest, dict[str, str]]:
     return found, sums
 
 
-def check(place: Path, found: Manifest, names: Sequence[str], sums: Mapping[str, str] | None = None) -> None:
-    """Whether files hold the tensors that the manifest says, and have the digests `sums`, if they are given.
+def check(directory: Path, found: Manifest, names: Sequence[str], sums: Mapping[str, str] | None = None) -> None:
+    """Checks that files hold the tensors that the manifest says, and have the digests `sums` if these are given.
 
     Raises:
-        one of DAMAGE: if not.
+        one of DAMAGE: if they do not.
         PermissionError: if they may not be read.
     """
     headers = found.headers()
     for name in names:
-        os.close(opened(place / name))  # the library would open anything
-        if tensors.header(place / name) != headers[name]:
+        os.close(opened(directory / name))  # raises for anything but a regular file, which the library would open
+        if tensors.header(directory / name) != headers[name]:
             raise ValueError(f"{name} does not hold the tensors of {STATE}")
-        if sums is not None and digest(place / name) != sums[name]:
+        if sums is not None and digest(directory / name) != sums[name]:
             raise ValueError(f"{name} is not what {SUMS} says")
 
 
-def visible_damage(place: Path, step: int) -> str:
-    """What is wrong with a checkpoint, but for the bytes of its tensors."""
+def visible_damage(directory: Path, step: int) -> str:
+    """What is wrong with a checkpoint, the bytes of its tensors apart; empty if nothing is, or if that cannot be said."""
     try:
-        found, _ = described(place, step)
-        check(place, found, found.shards)
+        found, _ = described(directory, step)
+        check(directory, found, found.shards)
     except UNKNOWN:
         return ""
     except DAMAGE as error:
@@ -82,7 +82,7 @@ def visible_damage(place: Path, step: int) -> str:
 
 
 def told(error: Exception) -> str:
-    """The error in one line."""
+    """The message of an error, on one line."""
     name = Path(error.filename).name if isinstance(error, OSError) and error.filename else ""
     return one_line(f"{name}: {error.strerror}" if name else str(error))  # type: ignore[attr-defined]
 

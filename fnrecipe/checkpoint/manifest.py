@@ -1,10 +1,10 @@
-"""The manifest of a checkpoint, `state.json`: what each of its files holds, read strictly before one of them is opened.
+"""The manifest of a checkpoint, `state.json`: what each of its files holds, checked strictly before one of them is opened.
 
     {"format": 3, "step": 100, "cursor": any JSON, "files": {data file: fingerprint}, "shards": [file, …],
      "tensors": {path: [dtype, shape, {file: [[start, stop] along each dimension]}]}}
 
-Sums that are right do not make a manifest true: a program with a fault, or an attacker, writes these too. So everything is
-checked that can be checked without the tensors: types, ranges, names, and that the parts of each tensor make up all of it.
+Valid checksums do not make a manifest valid: a faulty program, or an attacker, computes them too. So everything is checked
+that can be checked without the tensors: types, ranges, names, and that the slices of each tensor cover it exactly once.
 """
 
 from __future__ import annotations
@@ -14,33 +14,37 @@ import math
 import re
 import reprlib
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import attrs
 
 from fnrecipe.checkpoint.tensors import Header, Ranges, Saved
+from fnrecipe.data.stream import Cursor
 from fnrecipe.errors import CheckpointError
 
 FORMAT = 3
 MAX_BYTES, MAX_DEPTH = 1 << 28, 64
 _SHARD = re.compile(r"state_[0-9]{4,}\.safetensors")
 
+JSON: TypeAlias = Any
+"""Parsed JSON that has not been checked yet."""
+
 
 @attrs.frozen(eq=False)
 class Manifest:
-    """The step, the stream's cursor, fingerprints of the data's files, names of the shards, and what lies where in them."""
+    """Step, stream cursor, fingerprints of the data's files, names of the shard files, and the slices of tensors in them."""
 
     step: int
-    cursor: Any
+    cursor: Cursor
     files: dict[str, str]
     shards: list[str]
     tensors: dict[str, Saved]
 
     def headers(self) -> dict[str, Header]:
-        """The header that each shard has."""
+        """The header that each shard file must have."""
         found: dict[str, Header] = {name: {} for name in self.shards}
         for path, saved in self.tensors.items():
-            for name, ranges in saved.parts.items():
+            for name, ranges in saved.slices.items():
                 found[name][path] = saved.dtype, [stop - start for start, stop in ranges]
         return found
 
@@ -49,7 +53,7 @@ def text(manifest: Manifest) -> str:
     """The JSON of a manifest.
 
     Raises:
-        ValueError: if `read` would refuse it: a cursor that is too deep, say.
+        ValueError: if `read` would refuse it, for a cursor that is nested too deep, say.
     """
     tensors = {path: attrs.astuple(saved) for path, saved in manifest.tensors.items()}
     document = {"format": FORMAT, **attrs.asdict(manifest, recurse=False), "tensors": tensors}
@@ -59,7 +63,7 @@ def text(manifest: Manifest) -> str:
 
 
 def read(data: bytes) -> Manifest:
-    """The manifest of its JSON.
+    """Parses and checks the JSON of a manifest.
 
     Raises:
         ValueError: saying what is wrong.
@@ -84,7 +88,7 @@ def read(data: bytes) -> Manifest:
     return Manifest(step, cursor, files, shards, {path: _saved(path, entry, known) for path, entry in tensors.items()})
 
 
-def _saved(path: str, entry: Any, shards: Collection[str]) -> Saved:
+def _saved(path: str, entry: JSON, shards: Collection[str]) -> Saved:
     where = f"tensors: {path}"
     _expect(isinstance(entry, list) and len(entry) == 3, where, "[dtype, shape, parts]", entry)
     dtype, shape, parts = entry
@@ -96,27 +100,26 @@ def _saved(path: str, entry: Any, shards: Collection[str]) -> Saved:
     return Saved(dtype, shape, parts)
 
 
-def _tiles(shape: Sequence[int], parts: Sequence[Ranges]) -> bool:
-    """Whether the parts hold each element of the whole exactly once, as the cells of a grid: all that cuts can lead to.
-
-    In a grid it is enough to look at each dimension alone, and to count; parts of any form would have to be compared in pairs.
-    """
-    cells = {tuple((start, stop) for start, stop in ranges) for ranges in parts}
+def _tiles(shape: Sequence[int], slices: Sequence[Ranges]) -> bool:
+    """Whether the slices are the cells of a grid over `shape`, each once, and so hold each element exactly once."""
+    # Sharding along dimensions leads to grids only. In a grid it is enough that the intervals of each dimension are adjacent,
+    # from 0 to its size, and that all combinations are there; slices of any form would have to be compared in pairs.
+    cells = {tuple((start, stop) for start, stop in ranges) for ranges in slices}
     axes = [sorted({cell[dim] for cell in cells}) for dim in range(len(shape))]
     ends = [([start for start, _ in axis], [stop for _, stop in axis]) for axis in axes]
     cut = all([*starts, size] == [0, *stops] for (starts, stops), size in zip(ends, shape, strict=True))
-    return cut and len(cells) == len(parts) == math.prod(map(len, axes))
+    return cut and len(cells) == len(slices) == math.prod(map(len, axes))
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _is_counts(value: Any) -> bool:
+def _is_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(map(_is_count, value))
 
 
-def _is_ranges(value: Any, dims: int) -> bool:
+def _is_ranges(value: object, dims: int) -> bool:
     return (
         isinstance(value, list)
         and len(value) == dims
@@ -124,17 +127,17 @@ def _is_ranges(value: Any, dims: int) -> bool:
     )
 
 
-def _expect(holds: bool, where: str, expected: str, found: Any) -> None:
+def _expect(holds: bool, where: str, expected: str, found: object) -> None:
     if not holds:
         raise ValueError(f"{where}: expected {expected}, found {_short(found)}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _parsed(data: bytes) -> Any:
-    """JSON as its standard has it: no NaN, no key twice, no value nested so deep that a reader would fail on it."""
+def _parsed(data: bytes) -> JSON:
+    """Parses JSON by its standard: no NaN, no duplicate key, no value nested so deep that other readers fail on it."""
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
@@ -146,11 +149,11 @@ def _parsed(data: bytes) -> Any:
     return value
 
 
-def _children(value: Any) -> Collection[Any]:
+def _children(value: object) -> Collection[object]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     _expect(len(found) == len(pairs), "keys", "each once", [key for key, _ in pairs])
     return found
@@ -161,8 +164,8 @@ def _finite(number: str) -> float:
     return float(number)
 
 
-def _lines(value: Any, indent: str = "") -> str:
-    """JSON with a line for each entry of a mapping, and none for those of a list."""
+def _lines(value: object, indent: str = "") -> str:
+    """JSON with each entry of a mapping on a line of its own, and lists on one line."""
     if not isinstance(value, dict):
         return json.dumps(value)
     entries = [f"{indent} {json.dumps(key)}: {_lines(entry, indent + ' ')}" for key, entry in value.items()]

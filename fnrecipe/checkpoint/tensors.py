@@ -1,6 +1,6 @@
-"""Trees of tensors in safetensors files: each rank writes the parts that it holds, and reads the parts that it wants.
+"""Trees of tensors in safetensors files: each rank writes its shards, and reads the slices that its own shards need.
 
-What lies where is told in the coordinates of the whole tensors, so that a reader may be cut otherwise than the writers were.
+Slices are recorded in coordinates of the unsharded tensors, so that a state may be restored under another sharding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import safetensors.torch
@@ -30,79 +30,95 @@ Ranges: TypeAlias = Sequence[Sequence[int]]
 Header: TypeAlias = dict[str, tuple[str, list[int]]]
 """Dtype and shape of each tensor in a file."""
 
+Entry: TypeAlias = tuple[str, Sequence[int], dict[str, Ranges]]
+"""The fields of a `Saved`, as JSON."""
+
+
+class _Slice(Protocol):
+    def get_shape(self) -> list[int]: ...
+    def __getitem__(self, slices: tuple[slice, ...], /) -> Tensor: ...
+
+
+class _File(Protocol):
+    """What `safe_open` opens, which the library leaves untyped."""
+
+    def get_slice(self, name: str, /) -> _Slice: ...
+    def get_tensor(self, name: str, /) -> Tensor: ...
+
 
 @attrs.frozen
 class Saved:
-    """A tensor on disk: its dtype, the shape of the whole, and for each file that has a part of it where that lies."""
+    """A tensor on disk: its dtype, its unsharded shape, and the slice of it in each file that holds one."""
 
     dtype: str
     shape: Sequence[int]
-    parts: dict[str, Ranges]
+    slices: dict[str, Ranges]
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
 
 
 def write(path: Path, state: Tree, mesh: Mesh) -> dict[str, Saved]:
-    """Writes this rank's parts of `state`, but what a rank before it writes; what it wrote, by dotted path.
+    """Writes this rank's shards of `state`, without those that a lower rank holds too; returns what it wrote, by dotted path.
 
-    A rank for which nothing is left writes no file.
+    A rank with no shard to write writes no file.
     """
-    mine = {name: leaf for name, leaf in tree.paths(state, is_shard).items() if is_primary(leaf, mesh)}
-    tensors = {name: tree.leaves(leaf)[0].detach().cpu().contiguous() for name, leaf in mine.items()}
+    primary = {name: leaf for name, leaf in tree.paths(state, is_shard).items() if is_primary(leaf, mesh)}
+    tensors = {name: tree.leaves(leaf)[0].detach().cpu().contiguous() for name, leaf in primary.items()}
     if tensors:
-        with path.open("xb") as file:  # the library gives what it writes to its owner alone, whatever the umask says
+        with path.open("xb") as file:  # the library makes files that only their owner may read, whatever the umask says
             mode = os.fstat(file.fileno()).st_mode
         safetensors.torch.save_file(tensors, path)
         path.chmod(stat.S_IMODE(mode))
     return {
         name: Saved(_dtype(leaf), list(shape), {path.name: ranges})
-        for name, leaf in mine.items()
+        for name, leaf in primary.items()
         for shape, ranges in [global_slice(leaf)]
     }
 
 
 def merged(written: Iterable[Mapping[str, Saved]]) -> dict[str, Saved]:
-    """What all ranks wrote."""
+    """The tensors of all ranks, each with the slices of all files."""
     found: dict[str, Saved] = {}
     for rank in written:
         for name, saved in rank.items():
-            parts = {**found[name].parts, **saved.parts} if name in found else saved.parts
-            found[name] = attrs.evolve(saved, parts=parts)
+            slices = {**found[name].slices, **saved.slices} if name in found else saved.slices
+            found[name] = attrs.evolve(saved, slices=slices)
     return found
 
 
 def read(folder: Path, saved: Mapping[str, Saved], like: Tree) -> Tree:
-    """The tensors in the structure of `like`, each rank's parts, on its devices; reads no more than these."""
+    """The tensors in the structure of `like`: this rank's shards, on its devices; reads no more than these."""
     with ExitStack() as stack:
 
         @cache
-        def opened(name: str) -> Any:
-            return stack.enter_context(safe_open(folder / name, framework="pt"))
+        def opened(name: str) -> _File:
+            file: _File = stack.enter_context(safe_open(folder / name, framework="pt"))
+            return file
 
-        def part(name: str, leaf: Any) -> Tensor:
-            local, ranges = tree.leaves(leaf)[0], global_slice(leaf)[1]
-            found = torch.empty(local.shape, dtype=local.dtype)
-            for file, there in saved[name].parts.items():
-                common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(ranges, there, strict=True)]
-                if all(start < stop for start, stop in common) or not found.numel():
-                    found[_slices(common, ranges)] = _values(opened(file), name, _slices(common, there))
-            return found.to(local.device)
+        def shard(name: str, leaf: Tree) -> Tensor:
+            local, wanted = tree.leaves(leaf)[0], global_slice(leaf)[1]
+            values = torch.empty(local.shape, dtype=local.dtype)
+            for file, stored in saved[name].slices.items():
+                common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(wanted, stored, strict=True)]
+                if all(start < stop for start, stop in common) or not values.numel():
+                    values[_slices(common, wanted)] = _values(opened(file), name, _slices(common, stored))
+            return values.to(local.device)
 
-        return tree.like(like, [part(name, leaf) for name, leaf in tree.paths(like, is_shard).items()])
+        return tree.like(like, [shard(name, leaf) for name, leaf in tree.paths(like, is_shard).items()])
 
 
 def header(path: Path) -> Header:
-    """What is in a file, by its own header. The library refuses one that does not describe all bytes of the file, each once.
+    """The header of a file. The library refuses a file whose header does not describe each of its bytes exactly once.
 
     Raises:
-        OSError, safetensors.SafetensorError, RuntimeError: if there is no such file, or it is none of these.
+        OSError, safetensors.SafetensorError, RuntimeError: if there is no such file, or it is not a safetensors file.
     """
 
-    def facts(file: Any, name: str) -> tuple[str, list[int]]:
+    def facts(file: _File, name: str) -> tuple[str, list[int]]:
         shape = file.get_slice(name).get_shape()
-        nothing = _values(file, name, (slice(0, 0),) * len(shape))  # in torch's dtype
-        return str(nothing.dtype).removeprefix("torch."), shape
+        empty = _values(file, name, (slice(0, 0),) * len(shape))  # has torch's name for the dtype
+        return str(empty.dtype).removeprefix("torch."), shape
 
     with safe_open(path, framework="pt") as file:
         names = file.keys()
@@ -110,7 +126,7 @@ def header(path: Path) -> Header:
 
 
 def mismatches(saved: Mapping[str, Saved], like: Tree) -> list[str]:
-    """Each tensor that only one of them has, or that differs in dtype or shape; one line each, sorted."""
+    """A line for each tensor that only one of them has, or that differs in dtype or shape; sorted."""
     wanted = {name: Saved(_dtype(leaf), list(global_slice(leaf)[0]), {}) for name, leaf in tree.paths(like, is_shard).items()}
     problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
     problems += [f"{one_line(name)}: not in the state of this config" for name in saved.keys() - wanted.keys()]
@@ -121,14 +137,13 @@ def mismatches(saved: Mapping[str, Saved], like: Tree) -> list[str]:
 
 
 def _slices(inner: Ranges, outer: Ranges) -> tuple[slice, ...]:
-    """`inner`, counted from where `outer` starts."""
+    """`inner` relative to the start of `outer`."""
     return tuple(slice(start - offset, stop - offset) for (start, stop), (offset, _) in zip(inner, outer, strict=True))
 
 
-def _values(file: Any, name: str, slices: tuple[slice, ...]) -> Tensor:
-    values: Tensor = file.get_slice(name)[slices] if slices else file.get_tensor(name)
-    return values
+def _values(file: _File, name: str, slices: tuple[slice, ...]) -> Tensor:
+    return file.get_slice(name)[slices] if slices else file.get_tensor(name)
 
 
-def _dtype(leaf: Any) -> str:
+def _dtype(leaf: Tree) -> str:
     return str(tree.leaves(leaf)[0].dtype).removeprefix("torch.")

@@ -1,24 +1,29 @@
-"""What the operations of a traced graph write into, and what their results share with their arguments."""
+"""Alias analysis of a traced graph: which operations write into their arguments, and which values share memory."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Container, Iterator
-from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
+from torch.fx.node import Argument
 from torch.multiprocessing.reductions import StorageWeakRef
+
+# Everything here follows from the operators' schemas: `(a)` marks a result as a view of an argument, `(a!)` marks an argument
+# as written. An operator outside of torch's dispatcher (`getitem`, on the list that a `split` returns) counts as a view. The
+# analysis must never call two values distinct that share memory; the other way round it may err, and only costs a copy.
 
 
 def storage(tensor: Tensor) -> StorageWeakRef:
-    """What tensors that share memory have in common."""
+    """The identity of a tensor's storage: equal for tensors that share memory."""
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-def mutated_base(node: Any) -> Node:
-    """The value that `node` has written into and given back, if that is its first argument, or else `node`."""
+def mutated_base(node: Argument) -> Node:
+    """The value that a chain of in-place operations ending in `node` writes into; `node` itself if it is none of these."""
+    assert isinstance(node, Node)
     arguments = node.target._schema.arguments if isinstance(node.target, OpOverload) else []
     writes = any(argument.alias_info and argument.alias_info.is_write for argument in arguments[:1])
     return mutated_base(node.args[0]) if writes else node
@@ -30,36 +35,38 @@ def mutates(node: Node) -> bool:
 
 
 def base_allocation(node: Node) -> tuple[Node, set[Node]]:
-    """The operation that made the memory that the value of `node` lies in, and those of its pieces that do not overlap it."""
-    apart = set[Node]()
+    """The operation that allocated the memory of `node`'s value, and the pieces of it that do not overlap that value."""
+    # Walk up through views to the allocation. The pieces of a `split` are disjoint: a read of a sibling is no read of this
+    # value. Gradients that come out of one bucket of a collective are such pieces, and each of them may be written in place.
+    disjoint = set[Node]()
     while _is_view(node):
         (parent, *_) = node.all_input_nodes
         if node.target is operator.getitem:
-            apart |= {piece for piece in parent.users if piece.target is operator.getitem and piece.args[1] != node.args[1]}
+            disjoint |= {other for other in parent.users if other.target is operator.getitem and other.args[1] != node.args[1]}
         node = parent
-    return node, apart
+    return node, disjoint
 
 
-def is_new(node: Node, apart: Container[Node] = ()) -> bool:
-    """Whether the operation makes memory that no result of the graph looks into, but for what looks through `apart`."""
-    return node.op == "call_function" and not _is_result(node, apart)
+def is_new(node: Node, disjoint: Container[Node] = ()) -> bool:
+    """Whether the operation allocates memory that no output of the graph aliases, other than through `disjoint` pieces."""
+    return node.op == "call_function" and not _is_output(node, disjoint)
 
 
-def alias_users(node: Node, apart: Container[Node] = ()) -> Iterator[Node]:
-    """The operations that look at the value of `node`, also those that do so through a view of it, but not through `apart`."""
+def alias_users(node: Node, disjoint: Container[Node] = ()) -> Iterator[Node]:
+    """The operations that read or write the memory of `node`, directly or through a view, but not through `disjoint` pieces."""
     for user in node.users:
-        if user.op == "call_function" and user not in apart:
+        if user.op == "call_function" and user not in disjoint:
             yield user
             if _is_view(user):
-                yield from alias_users(user, apart)
+                yield from alias_users(user, disjoint)
 
 
-def _is_result(node: Node, apart: Container[Node]) -> bool:
-    users = (user for user in node.users if user not in apart)
-    return any(user.op == "output" or (_is_view(user) and _is_result(user, apart)) for user in users)
+def _is_output(node: Node, disjoint: Container[Node]) -> bool:
+    users = (user for user in node.users if user not in disjoint)
+    return any(user.op == "output" or (_is_view(user) and _is_output(user, disjoint)) for user in users)
 
 
 def _is_view(node: Node) -> bool:
-    """Whether what the operation gives shares memory with its arguments."""
+    """Whether the operation's result shares memory with its arguments."""
     returns = node.target._schema.returns if isinstance(node.target, OpOverload) else []
     return node.target is operator.getitem or any(result.alias_info is not None for result in returns)

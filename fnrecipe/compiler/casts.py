@@ -1,10 +1,9 @@
-"""Casts to a wider dtype and back, which change nothing, and need not be done."""
+"""A pass that drops casts to a wider dtype and back, which are exact."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fnrecipe.compiler.alias import alias_users, base_allocation, is_new, mutates
@@ -13,9 +12,10 @@ cast = torch.ops.aten._to_copy.default
 
 
 def drop_round_trips(module: GraphModule) -> None:
-    """Reads a value itself where a traced graph reads what is left of it after it was widened and narrowed again.
+    """Replaces `narrow(wide(value))` by `value` wherever a traced graph reads it.
 
-    So a function may treat parameters in half precision as if they were wide, and no wide copy of them is ever made.
+    So a function may treat parameters in half precision as float32 (their gradients then are float32), and no float32 copy
+    of them is ever allocated.
     """
     for node in module.graph.find_nodes(op="call_function", target=cast):
         (wide,) = node.all_input_nodes
@@ -25,10 +25,13 @@ def drop_round_trips(module: GraphModule) -> None:
 
 
 def _is_round_trip(source: Node, wide: Node, narrow: Node) -> bool:
+    # Widening is exact if the wider dtype is what both promote to: bfloat16 -> float32 -> bfloat16 is, bfloat16 -> float16 ->
+    # bfloat16 is not. The narrow copy was memory of its own: where it is written into, or is an output of the graph, its
+    # readers must not be given the source instead. (The cast to the wider dtype, if nobody else reads it, is dead code now.)
     before, between, after = (node.meta["val"] for node in (source, wide, narrow))
     same = _layout(before) == _layout(after) and torch.promote_types(before.dtype, between.dtype) == between.dtype
     return same and is_new(*base_allocation(narrow)) and not any(map(mutates, alias_users(narrow)))
 
 
-def _layout(value: Any) -> Any:
+def _layout(value: Tensor) -> tuple[torch.dtype, torch.device, tuple[int, ...]]:
     return value.dtype, value.device, value.stride()

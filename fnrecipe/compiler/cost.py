@@ -1,7 +1,7 @@
-"""What computations cost: FLOPs and bytes of a traced graph, FLOPs of a model by convention, and peaks of devices.
+"""What a traced graph costs: FLOPs and bytes of its operations.
 
 A multiply-add is two FLOPs. Only products count (matrices, attention, convolution), by the formulas of torch's own counter;
-what is element by element is bound by memory and counts bytes.
+elementwise operations are bound by memory and count bytes only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import attrs
 import torch
@@ -23,10 +22,11 @@ from torch.utils.flop_counter import flop_registry
 from fnrecipe import tree
 from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.ops import mm
+from fnrecipe.tree import Tree
 
 aten = torch.ops.aten
 
-_COUNTED_AS = {
+_COUNTED_AS: dict[object, object] = {
     mm: aten.mm,
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
@@ -36,12 +36,12 @@ _MORE_VIEWS = {aten._unsafe_view.default, operator.getitem}
 
 @attrs.frozen
 class Cost:
-    """What one operation, or several, cost.
+    """The cost of an operation, or of several.
 
     calls  how often it runs
     flops  multiplications and additions of products
-    bytes  of the tensors that it reads and writes, as if no cache held any of them; a view costs none, and a lookup is
-           counted as if it read its whole table
+    bytes  of the tensors that it reads and writes, as if no cache held any of them; a view costs none, and a lookup counts
+           its whole table
     """
 
     calls: int
@@ -56,20 +56,20 @@ NOTHING = Cost(0, 0, 0)
 
 
 def node_cost(node: Node) -> Cost:
-    """The cost of a node of a traced graph, by the fake tensors in `meta["val"]`; views and what is no call cost nothing."""
+    """The cost of a node of a traced graph, by the fake tensors in `meta["val"]`; views, inputs and outputs cost nothing."""
     if node.op != "call_function" or _is_view(node):
         return NOTHING
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda argument: argument.meta.get("val"))
     result = node.meta.get("val")
-    packet: Any = node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target
+    packet: object = node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target
     formula = flop_registry.get(_COUNTED_AS.get(packet, packet))
     flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
-    wrote = result if result is not None else _written(node, args)
-    return Cost(1, flops, _bytes((args, kwargs)) + _bytes(wrote))
+    written = result if result is not None else _written(node, args)
+    return Cost(1, flops, _bytes((args, kwargs)) + _bytes(written))
 
 
 def operation_costs(graph: GraphModule) -> dict[str, Cost]:
-    """The cost of each kind of operation in a traced graph and its regions, what has most FLOPs, then bytes, first."""
+    """The cost of each kind of operation in a traced graph and its regions, by FLOPs, then bytes, in descending order."""
     costs = sorted(((_name(node), node_cost(node)) for node in all_nodes(graph)), key=lambda entry: entry[0])
     sums = {name: total(cost for _, cost in group) for name, group in groupby(costs, key=lambda entry: entry[0])}
     called = [(name, cost) for name, cost in sums.items() if cost.calls]
@@ -85,30 +85,30 @@ def _name(node: Node) -> str:
 
 
 def _is_view(node: Node) -> bool:
-    """Whether the results only look into the arguments."""
+    """Whether all results are views of the arguments."""
     if node.target in _MORE_VIEWS or not isinstance(node.target, OpOverload):
         return node.target in _MORE_VIEWS
     returns = node.target._schema.returns
     return bool(returns) and all(result.alias_info and not result.alias_info.is_write for result in returns)
 
 
-def _written(node: Node, args: Sequence[Any]) -> list[Any]:
-    """What an operation without results writes into."""
+def _written(node: Node, args: Sequence[Tree]) -> list[Tree]:
+    """The arguments that an operation without results writes into."""
     if not isinstance(node.target, OpOverload):
         return []
     declared = zip(node.target._schema.arguments, args, strict=False)
     return [value for argument, value in declared if argument.alias_info and argument.alias_info.is_write]
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Tree) -> int:
     return sum(_size(tensor) for tensor in _tensors(value))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Tree) -> Iterator[Tensor]:
     return (leaf for leaf in tree.leaves(value) if isinstance(leaf, Tensor))
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes that are in memory: what is expanded is there once."""
+    """Bytes in memory; elements of an expanded dimension are stored once."""
     stored = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size]
     return math.prod(stored) * tensor.element_size()

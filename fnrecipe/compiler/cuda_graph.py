@@ -1,49 +1,49 @@
-"""CUDA graphs: what a traced graph gives the device to do, recorded once and launched as a whole from then on.
+"""CUDA graphs: the kernels that a traced graph launches, captured once and launched as a whole from then on.
 
 Thousands of launches from Python become one. The state must lie at addresses that do not change, which donation sees to.
 
-The logic is tested with a recorder on the CPU; `on_device` has not run on a GPU yet.
+The logic is tested on the CPU with a capture that does the work again; `on_device` has not run on a GPU yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fnrecipe.compiler.trace import Backend
+from fnrecipe.compiler.trace import Backend, Run
 
 Capture: TypeAlias = Callable[[Callable[[], Sequence[Tensor]]], tuple[Callable[[], None], Sequence[Tensor]]]
-"""Records what a function would do, without doing it: gives what does it, and the results, which are filled when that runs."""
+"""Captures the kernels of a function without running them: returns what replays them, and the results that a replay fills."""
 
 
 def on_device(function: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], None], Sequence[Tensor]]:
     """The `Capture` of the current CUDA device."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # for another thread may be pinning memory
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may be pinning memory
         results = function()
     return graph.replay, results
 
 
 def cuda_graph(backend: Backend, capture: Capture = on_device) -> Backend:
-    """`backend`, whose run of a graph is captured at the second call and replayed there and at all later ones.
+    """`backend`, whose run of a graph is captured at the second call, and replayed then and at every later call.
 
-    The first call runs as ever: what it compiles, tunes and loads could not be captured. Donated inputs are used where they
-    are; the others are copied into inputs that stay. Results are copied out, for the next replay writes over them.
+    The first call runs uncaptured: compiling, tuning and loading could not be captured. Donated inputs are used in place; the
+    others are copied into static inputs. Results are copied out, because the next replay overwrites them.
 
     Raises:
         ValueError: at a call, if a donated input is not where it was when the graph was captured.
     """
 
-    def captured(graph: GraphModule) -> Callable[..., Any]:
+    def captured(graph: GraphModule) -> Run:
         run, donated = backend(graph), graph.meta["donated"]
-        replays: list[Callable[..., Any]] = []
+        replays: list[Run] = []
         first = iter([run])
 
-        def call(*inputs: Any) -> Any:
+        def call(*inputs: Tensor) -> Sequence[Tensor]:
             if (once := next(first, None)) is not None:
                 return once(*inputs)
             if not replays:
@@ -55,17 +55,17 @@ def cuda_graph(backend: Backend, capture: Capture = on_device) -> Backend:
     return captured
 
 
-def _recorded(run: Callable[..., Any], inputs: Sequence[Any], donated: int, capture: Capture) -> Callable[..., Any]:
+def _recorded(run: Run, inputs: Sequence[Tensor], donated: int, capture: Capture) -> Run:
     state, addresses = inputs[:donated], _addresses(inputs[:donated])
-    static = [given.clone() if isinstance(given, Tensor) else given for given in inputs[donated:]]
+    static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in inputs[donated:]]
     replay, results = capture(lambda: run(*state, *static))
 
-    def call(*inputs: Any) -> Any:
+    def call(*inputs: Tensor) -> Sequence[Tensor]:
         if _addresses(inputs[:donated]) != addresses:
             raise ValueError("cuda_graph: expected the donated inputs where they were captured, found them at other addresses")
-        for place, given in zip(static, inputs[donated:], strict=True):
-            if isinstance(place, Tensor):
-                place.copy_(given, non_blocking=True)
+        for buffer, leaf in zip(static, inputs[donated:], strict=True):
+            if isinstance(buffer, Tensor):
+                buffer.copy_(leaf, non_blocking=True)
         replay()
         return [*inputs[:donated], *(result.clone() for result in results[donated:])]
 

@@ -1,11 +1,11 @@
-"""Inductor as what runs a traced graph: the only place that gives anything to torch's compiler."""
+"""Inductor as the backend of a traced graph: the only place that gives anything to torch's compiler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
@@ -14,24 +14,25 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
 from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
+from fnrecipe.compiler.trace import Run
 
 
-def inductor(graph: GraphModule) -> Callable[..., Any]:
-    """The graph as compiled kernels, made at its first call; torch keeps them on disk, for the next process.
+def inductor(graph: GraphModule) -> Run:
+    """The graph as compiled kernels, made at the first call; torch keeps them on disk for the next process.
 
-    The graph itself is changed for it, into one that gives the same within rounding.
+    Changes `graph` itself, into one that gives the same within rounding.
 
-    Kernels fuse operations and round otherwise than one operation after the other, and what is fused depends on all of the
-    graph: results are equal within rounding, not bit for bit, and so are those of other numbers of ranks.
+    Fused kernels round otherwise than one operation after the other, and what is fused depends on the whole graph: results
+    are equal within rounding, not bit for bit, and so are those at other numbers of ranks.
 
     Raises:
         TypeError: for a Python function: under `torch.func.grad`, `torch.compile` has dropped its custom backward.
     """
     if not isinstance(graph, GraphModule):
         raise TypeError(f"inductor: expected a traced graph, found {type(graph).__name__}")
-    compiled: list[Callable[..., Any]] = []
+    compiled: list[Run] = []
 
-    def call(*args: Any) -> Any:
+    def call(*args: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
             if not compiled:
                 compiled.append(_compiled(graph, args))
@@ -40,15 +41,17 @@ def inductor(graph: GraphModule) -> Callable[..., Any]:
     return call
 
 
-def _compiled(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
-    from torch import _inductor  # a second to import, for nothing where nothing is compiled
+def _compiled(graph: GraphModule, args: Sequence[Tensor]) -> Run:
+    from torch import _inductor  # takes a second to import
 
-    for part in graph.modules():
-        if isinstance(part, GraphModule):
-            use_onednn_matmul(part, COPIED_BY_A_KERNEL)
-            materialize_scalars(part)
-            keep_send_buffers_alive(part)
-    shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without these torch would not look into its cache
+    for module in graph.modules():
+        if isinstance(module, GraphModule):
+            use_onednn_matmul(module, COPIED_BY_A_KERNEL)
+            materialize_scalars(module)
+            keep_send_buffers_alive(module)
+    # Inductor without Dynamo, which refuses `invoke_subgraph` and FlexAttention's own operations. Under no fake mode with a
+    # `ShapeEnv` it would not look into its cache on disk; sizes must not be symbols, or its C++ for FlexAttention is invalid.
+    shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     with tracing(TracingContext(shapes)):
-        run: Callable[..., Any] = _inductor.compile(graph, list(args))
+        run: Run = _inductor.compile(graph, list(args))
     return run

@@ -1,4 +1,4 @@
-"""How the train step runs: the levels of `trainer.jit`, and what belongs to each."""
+"""The modes of `trainer.jit`, and the backend of each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fnrecipe.compiler import Backend, inductor, interpreter
 JitMode: TypeAlias = Literal["off", "trace", "inductor"]
 
 BACKENDS: dict[JitMode, Backend] = {"trace": interpreter, "inductor": inductor}
-"""What runs the graph at each level that has one."""
+"""What runs the graph, for each mode that traces one."""
 
 
 def jit_mode(jit: Literal["auto"] | JitMode, device: torch.device) -> JitMode:
-    """What `trainer.jit` stands for on a device: `auto` compiles where kernels are launched one by one, on a GPU."""
+    """The mode that `trainer.jit` stands for on a device: `auto` compiles on a GPU, where each launch of a kernel costs."""
     if jit != "auto":
         return jit
     return "inductor" if device.type == "cuda" else "trace"

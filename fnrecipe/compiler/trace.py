@@ -1,9 +1,9 @@
-"""The flat graph of aten operations that a function of trees of tensors is."""
+"""Tracing: a function of trees of tensors as a flat graph of aten operations, after all passes that keep its values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -17,47 +17,54 @@ from fnrecipe.compiler.in_place import write_in_place
 from fnrecipe.compiler.matmul import use_onednn_matmul
 from fnrecipe.compiler.overlap import overlap
 from fnrecipe.compiler.pure import Refusal
+from fnrecipe.tree import Tree
 
-Backend: TypeAlias = Callable[[GraphModule], Callable[..., Any]]
-"""What runs a graph: a function of the flat inputs that gives the flat outputs and writes into the same inputs."""
+Run: TypeAlias = Callable[..., Sequence[Tensor]]
+"""A graph as a function of its flat inputs: it returns the flat outputs, and writes into donated inputs."""
+
+Backend: TypeAlias = Callable[[GraphModule], Run]
+"""What runs a graph."""
 
 
-def interpreter(graph: GraphModule) -> Callable[..., Any]:
+def interpreter(graph: GraphModule) -> Run:
     """The graph as it is: one operation after the other."""
     return graph
 
 
-def trace(function: Callable[..., Any], args: tuple[Any, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
+def trace(function: Callable[..., Tree], args: tuple[Tree, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
     """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
+
+    The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is the number
+    of its first inputs that are donated.
 
     Raises:
         UsageError: if the function draws from a global generator, or looks at a number of a tensor.
-
-    The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is how many
-    of its first inputs are donated.
     """
     inputs, spec = pytree.tree_flatten(args)
-    given = len(tree.leaves(args[:donate]))
+    num_donated = len(tree.leaves(args[:donate]))
     results: list[pytree.TreeSpec] = []
 
-    def flat(*leaves: Any) -> list[Any]:
+    def flat(*leaves: Tensor) -> list[Tensor]:
         with Refusal(look=False):
             outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
         results.append(result)
-        return _donated(leaves[:given], outputs)
+        return _donated(leaves[:num_donated], outputs)
 
+    # The order of the passes matters. Dead code goes first: a recomputed layer's last product, which nobody reads, would be
+    # waited for by the passes behind it. (Common subexpressions must never be merged: that would undo every recomputation and
+    # every second gather.) `overlap` moves nodes; `write_in_place` relies on their final order.
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     drop_round_trips(graph)
     graph.graph.eliminate_dead_code()
     overlap(graph)
     write_in_place(graph)
     use_onednn_matmul(graph)
-    graph.meta["donated"] = given
+    graph.meta["donated"] = num_donated
     return graph, results[0]
 
 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs, the first of them written into the buffers; what still looks into a buffer is copied out before."""
+    """The outputs, the first of them written into `buffers`; an output that aliases a buffer is copied before that."""
     storages = {storage(buffer) for buffer in buffers}
     places = [*buffers, *[None] * (len(outputs) - len(buffers))]
     outputs = [

@@ -1,4 +1,4 @@
-"""Data: sources, stages and what they are made of. No torch here; `docs/streams.md` shows how to compose them."""
+"""Data: files, documents, tokens, and the sources and stages of streams. `docs/streams.md` shows how to compose them."""
 
 from fnrecipe.data.batch import Batch as Batch
 from fnrecipe.data.batch import collate as collate
@@ -10,12 +10,14 @@ from fnrecipe.data.blocks import share as share
 from fnrecipe.data.blocks import unevenness as unevenness
 from fnrecipe.data.cache import cached as cached
 from fnrecipe.data.corpus import Corpus as Corpus
-from fnrecipe.data.corpus import Reading as Reading
 from fnrecipe.data.corpus import fingerprints as fingerprints
 from fnrecipe.data.corpus import open_corpus as open_corpus
 from fnrecipe.data.corpus import tell_left_out as tell_left_out
 from fnrecipe.data.document import Document as Document
 from fnrecipe.data.document import held_out as held_out
+from fnrecipe.data.formats import FORMATS as FORMATS
+from fnrecipe.data.formats import Format as Format
+from fnrecipe.data.formats import Reading as Reading
 from fnrecipe.data.huggingface import huggingface_tokenizer as huggingface_tokenizer
 from fnrecipe.data.lanes import LaneAssignment as LaneAssignment
 from fnrecipe.data.lanes import batch_lanes as batch_lanes

@@ -1,4 +1,4 @@
-"""Blocks: the units of data that are put in order and dealt to readers, and the source that reads them one after another."""
+"""Blocks: ranges of files that are shuffled and dealt to readers, and the source that reads them one after another."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ENOUGH_BLOCKS = 64
 
 @attrs.frozen
 class Block:
-    """The records of a file that start in [start, stop), in its format's unit; of these every `stripes`-th from `stripe`.
+    """The records of a file that start in [start, stop), in its format's unit; of these every `stripes`-th from `stripe` on.
 
-    Stripes share out what cannot be entered in the middle: whoever reads one decodes all of them.
+    Stripes divide a file that cannot be entered in the middle: a reader of one decodes the others, too.
     """
 
     path: str
@@ -32,12 +32,12 @@ class Block:
 
 @attrs.frozen(eq=False)
 class Blocks(Sequence[Block]):
-    """Many blocks in little memory.
+    """A sequence of blocks as a table: 48 bytes a block.
 
     paths   of the files
-    table   int64 [blocks, 5]: number of the path, start, stop, stripe, stripes
-    sizes   int64 [blocks]: bytes on disk, or another measure of the work that is in each
-    single  whether each block is one document, so that stripes of it are nothing
+    table   int64 [blocks, 5]: index of the path, start, stop, stripe, stripes
+    sizes   int64 [blocks]: bytes on disk, or another measure of the work in each block
+    single  whether each block is one document, which cannot be divided into stripes
     """
 
     paths: Sequence[str]
@@ -53,7 +53,7 @@ class Blocks(Sequence[Block]):
         return Block(self.paths[path], *numbers)
 
     def take(self, order: NDArray[np.int64] | slice) -> Blocks:
-        """Those blocks, in that order."""
+        """The blocks at these indices, in this order."""
         return attrs.evolve(self, table=self.table[order], sizes=self.sizes[order])
 
 
@@ -66,7 +66,7 @@ def blocks_of(blocks: Iterable[Block], sizes: Sequence[int], *, single: bool = F
 
 
 def cut(paths: Sequence[str], sizes: Sequence[int], limit: int = MAX_BLOCK_BYTES) -> Blocks:
-    """Files of `sizes` units as blocks of `limit` units: of fewer, a power of two down to 1024, to have 64 blocks or more."""
+    """Files of `sizes` units as blocks of `limit` units; of a smaller power of two, down to 1024, if that makes 64 blocks."""
     share = max(sum(sizes) // ENOUGH_BLOCKS, _MIN_BLOCK_BYTES)
     step = min(limit, 1 << (share.bit_length() - 1))
     tables = []
@@ -79,7 +79,7 @@ def cut(paths: Sequence[str], sizes: Sequence[int], limit: int = MAX_BLOCK_BYTES
 
 
 def points(paths: Sequence[str], starts: Sequence[NDArray[np.int64]]) -> Blocks:
-    """A block for each record, by the places at which the records of each file start."""
+    """A block for each record, from the offsets at which the records of each file start."""
     number = np.repeat(np.arange(len(paths)), [len(s) for s in starts])
     start = np.concatenate([np.empty(0, np.int64), *starts])
     table = np.stack([number, start, start + 1, np.zeros_like(start), np.ones_like(start)], 1)
@@ -87,11 +87,13 @@ def points(paths: Sequence[str], starts: Sequence[NDArray[np.int64]]) -> Blocks:
 
 
 def share(blocks: Blocks, number: int, size: int, key: Sequence[int] | None) -> Blocks:
-    """Part `number` of `size` parts of the blocks, which depend on `key`; None: in the order of the blocks.
+    """Part `number` of `size` parts of the blocks, dealt by `key`; None: in the order of the blocks.
 
-    The parts together are all documents once. Their sizes differ by no more than the largest block. Of blocks that are
-    few, each part takes one stripe of each block: it decodes all of them, and uses one document in `size`.
+    The parts together hold each document once. Their sizes differ by no more than the largest block.
     """
+    # A few large blocks (compressed files, say) cannot be dealt evenly. Then each part is one stripe of every block: its
+    # reader decodes all of them and uses one document in `size`. The first stripe is turned from block to block, or the part
+    # with the first document of each block would always be the same.
     if size == 1:
         return blocks
     if _striped(blocks, size):
@@ -106,7 +108,7 @@ def share(blocks: Blocks, number: int, size: int, key: Sequence[int] | None) -> 
 
 
 def unevenness(blocks: Blocks, size: int) -> float:
-    """How much larger the largest of `size` parts is than their mean, as a share of the mean."""
+    """By how much the largest of `size` parts exceeds their mean, as a fraction of the mean."""
     if not blocks.sizes.any() or _striped(blocks, size):
         return 0.0
     order, part = _dealt(blocks, size, ())
@@ -119,12 +121,10 @@ def _striped(blocks: Blocks, size: int) -> bool:
 
 
 def _dealt(blocks: Blocks, size: int, key: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The numbers of the blocks, largest first, and the part that each goes to: 0, 1, 2, 2, 1, 0, 0, 1, 2, … for three.
-
-    Why the parts are even: of two parts i < j, the one gets more in one turn and the other in the next. What it gets more is
-    the distance from its block's size down to the other's. The distances of different turns do not overlap, since sizes
-    fall; so all of them together, whatever their signs, are at most the largest size.
-    """
+    """The indices of the blocks, largest first, and the part that each goes to: 0, 1, 2, 2, 1, 0, 0, 1, 2, … for three."""
+    # Why the parts are even: take two of them. In each turn one gets the larger block, by the distance between two sizes in
+    # the descending list. The distances of different turns are disjoint intervals of that list, so their sum, whatever the
+    # signs, is at most the largest size. Blocks of equal size are in an order that depends on `key`.
     order = permutation(len(blocks), *key)
     order = order[np.argsort(-blocks.sizes[order], kind="stable")]
     turn, place = np.divmod(np.arange(len(blocks)), size)
@@ -132,12 +132,14 @@ def _dealt(blocks: Blocks, size: int, key: Sequence[int]) -> tuple[NDArray[np.in
 
 
 def read_blocks(cursor: Cursor = None, *, blocks: Sequence[Block], read: Callable[[Block], Iterator[T]]) -> Stream[T]:
-    """The items of `read(block)` for one block after another. Cursor: [number of the block, items given of it].
+    """The items of `read(block)` for one block after another. Cursor: [index of the block, items yielded from it].
 
-    Going on inside a block reads it again from its start: a mebibyte, say, wherever it lies.
+    Resuming inside a block reads the block again from its start.
     """
-    first, given = cursor or (0, 0)
+    # The cursor counts items, not bytes: so every format reads a block as a plain generator, a token cache does not change
+    # cursors, and any cursor can be resumed on changed data. The price is at most a block, a mebibyte, read twice.
+    first, skipped = cursor or (0, 0)
     for number in range(first, len(blocks)):
-        for count, item in enumerate(islice(read(blocks[number]), given, None), given + 1):
+        for count, item in enumerate(islice(read(blocks[number]), skipped, None), skipped + 1):
             yield item, (number, count)
-        given = 0
+        skipped = 0

@@ -1,7 +1,7 @@
-"""A cache of token ids on disk: what was tokenised once is read, whatever file, block, run or machine it came from.
+"""A cache of token ids on disk, by content: texts that were tokenised once are found under any file, block, run or machine.
 
-The key of a block is a digest of its texts and of the tokenizer, so that an entry can be superfluous, but never wrong. Each
-entry is a file of its own, renamed into place: any number of processes may share a folder, and it may be deleted at any time.
+Each entry is a file of its own, renamed into place: any number of processes may share a folder, and it may be deleted at any
+time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -30,11 +29,13 @@ _log = logging.getLogger(__name__)
 
 
 def cached(block: Block, *, read: Callable[[Block], Iterator[Read]], tokenizer: Tokenizer, folder: Path) -> Iterator[Read]:
-    """What `read(block)` gives, its texts with their ids; a block that has bad records is read as it is, each time.
+    """The documents of `read(block)` with their ids; a block with bad records bypasses the cache.
 
     Raises:
         UsageError: if the folder cannot be written to.
     """
+    # The key is a digest of the texts and of the tokenizer, not of path, size and time: an entry may be superfluous, but never
+    # out of date. Reading and parsing a block to look it up costs 1 % of tokenising it.
     found = list(read(block))
     documents = [item for item in found if isinstance(item, Document)]
     texts = [document.text for document in documents if document.text is not None]
@@ -60,7 +61,7 @@ def _path(folder: Path, texts: Sequence[str], tokenizer: Tokenizer) -> Path:
 
 
 def _load(path: Path, size: int) -> list[Ids] | None:
-    """The ids of `size` texts; None if there is no whole entry."""
+    """The ids of `size` texts; None if there is no entry, or a damaged one."""
     try:
         entry = safetensors.numpy.load(path.read_bytes())
         flat, lengths, checksum = entry["ids"], entry["lengths"], entry["checksum"]
@@ -81,19 +82,19 @@ def _save(path: Path, ids: Sequence[Ids]) -> None:
     lengths = np.array([len(i) for i in ids], np.int64)
     checksum = np.array([_checksum(path, small, lengths)], np.uint32)
     content = safetensors.numpy.save({"ids": small, "lengths": lengths, "checksum": checksum})
-    beside = path.with_name(f"{path.stem}.{uuid4().hex}.tmp")
+    tmp = path.with_name(f"{path.stem}.{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.write_bytes(content)
-            os.replace(beside, path)
+            tmp.write_bytes(content)
+            os.replace(tmp, path)
         finally:
-            beside.unlink(missing_ok=True)
+            tmp.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"dataset.cache: cannot write to {path.parent}: {error.strerror}") from None
 
 
-def _checksum(path: Path, ids: NDArray[Any], lengths: NDArray[Any]) -> int:
-    """Of all that an entry holds and of its name: an entry that lies in another's place is damage too."""
+def _checksum(path: Path, ids: NDArray[np.generic], lengths: NDArray[np.generic]) -> int:
+    """Of the entry's content and its name: an entry under another one's name is damaged, too."""
     head = f"{path.stem} {ids.dtype.str} {lengths.dtype.str}".encode()
     return zlib.crc32(lengths.tobytes(), zlib.crc32(ids.tobytes(), zlib.crc32(head)))

@@ -1,4 +1,4 @@
-"""Compressed files: their content as a file, in bounded memory, and what counts as damage."""
+"""Decompression of files in bounded memory, and the errors that mean that a file is damaged."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import sys
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import IO, Any
+from types import ModuleType
+from typing import IO, Any, TypeAlias
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+Decompressor: TypeAlias = bz2.BZ2Decompressor | lzma.LZMADecompressor
+
 _CHUNK = 1 << 16
 _XZ_MEMORY = 1 << 28
 
 
 class BrokenStreamError(Exception):
-    """Compressed bytes are cut off or wrong."""
+    """Compressed bytes are truncated or corrupt."""
 
 
 def content(raw: IO[bytes], name: str) -> AbstractContextManager[IO[bytes]]:
-    """What is compressed in `raw`, by the suffix of its lower-case `name`; `raw` itself without one."""
+    """The decompressed content of `raw`, by the suffix of its lower-case `name`; `raw` itself without such a suffix."""
     if name.endswith(".gz"):
         return gzip.open(raw)  # type: ignore[return-value]
     if name.endswith(".zst"):
@@ -35,19 +38,19 @@ def content(raw: IO[bytes], name: str) -> AbstractContextManager[IO[bytes]]:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an error says that compressed bytes are cut off or wrong."""
+    """Whether an error means that compressed bytes are truncated or corrupt."""
     return isinstance(error, EOFError | gzip.BadGzipFile | zlib.error | BrokenStreamError | _zstd().ZstdError)
 
 
 class _Streams(io.RawIOBase):
-    """The content of bzip2 or xz streams, one after the other, between which there may be zeros.
+    """The content of concatenated bzip2 or xz streams, with zeros allowed between them.
 
-    The standard library's readers pass over garbage behind a stream in silence, and let an xz header claim any memory.
+    The standard library's readers silently skip garbage behind a stream, and let an xz header claim any amount of memory.
     """
 
-    def __init__(self, raw: IO[bytes], new: Callable[[], Any]) -> None:
+    def __init__(self, raw: IO[bytes], new: Callable[[], Decompressor]) -> None:
         self._raw, self._new, self._rest = raw, new, b""
-        self._stream: Any = None
+        self._stream: Decompressor | None = None
 
     def readable(self) -> bool:
         return True
@@ -68,21 +71,20 @@ class _Streams(io.RawIOBase):
                 if not self._rest:
                     continue
                 self._stream = self._new()
-            part = self._decompressed(len(buffer))
+            part = self._decompressed(self._stream, len(buffer))
         buffer[: len(part)] = part
         return len(part)
 
-    def _decompressed(self, size: int) -> bytes:
+    def _decompressed(self, stream: Decompressor, size: int) -> bytes:
         data, self._rest = self._rest, b""
         try:
-            part: bytes = self._stream.decompress(data, size)
-        except (OSError, lzma.LZMAError) as error:  # bz2 raises an OSError, though nothing was read
+            return stream.decompress(data, size)
+        except (OSError, lzma.LZMAError) as error:  # bz2 raises an OSError for corrupt bytes
             raise BrokenStreamError(error) from None
-        return part
 
 
-def _zstd() -> Any:
-    """The standard library's zstd, which Python has had since 3.14."""
+def _zstd() -> ModuleType:
+    """The standard library's zstd, which exists since Python 3.14, or its backport."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:

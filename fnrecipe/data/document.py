@@ -1,4 +1,4 @@
-"""Documents: what the readers of all formats give."""
+"""Documents, as the readers of all formats yield them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Document:
 
 
 Read: TypeAlias = Document | DataError
-"""A bad record is read as an error that is a value: `stream.tolerate` raises it or counts it."""
+"""A document, or a bad record as an error value, which `stream.tolerate` raises or counts."""
 
 
 def held_out(document: Document, fraction: float) -> bool:
-    """Whether a document belongs to the validation split: by its content, so that copies fall on the same side."""
+    """Whether a document belongs to the validation split: by a hash of its content, so that copies are in the same split."""
     content = document.ids if document.text is None else document.text.encode()
     return content is not None and zlib.crc32(content) < fraction * 2**32  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What bytes are that were taken for text in UTF-8."""
+"""Guesses what bytes are that turned out not to be UTF-8."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAMPLE = 64
 
 
 def signature(data: bytes) -> str:
-    """What data is that is no UTF-8, by its first bytes, with the way out; empty if they say nothing."""
+    """The format of data by its first bytes, with what to do about it; empty if they match none."""
     return next((name for start, name in _SIGNATURES.items() if data.startswith(start)), "")
 
 

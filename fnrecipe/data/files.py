@@ -1,4 +1,4 @@
-"""Files of data, local or remote, plain or compressed: how each is opened, and how each is recognised."""
+"""Files of data, local or remote, plain or compressed: opening and fingerprints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class File:
 
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed.
+    """Opens a file; yields its bytes, decompressed.
 
     Raises:
         DataError: if it cannot be read.
@@ -39,14 +39,14 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def lower_name(path: str) -> str:
-    """The path as suffixes are looked for in it: in lower case, and without what follows `?` in an address of the web."""
+    """The path to look for suffixes in: in lower case, and without the query of a web address."""
     return (path.partition("?")[0] if path.startswith(("http://", "https://")) else path).lower()
 
 
 def fingerprint(file: File) -> str:
-    """What tells a file from another one of its name: its size and a digest of its first, middle and last 64 KiB.
+    """A fingerprint of a file's content: its size, and a digest of its first, middle and last 64 KiB.
 
-    For an address, of what its file system knows of the file: a checksum or a time, without reading it.
+    For an address, instead of the digest, what its file system reports without reading the file: a checksum or a time.
     """
     with reported(file.path):
         if remote.is_address(file.path):
@@ -60,10 +60,10 @@ def fingerprint(file: File) -> str:
 
 
 def check_regular(path: str, mode: int) -> None:
-    """Refuses what is neither a file nor a folder by its mode: reading a pipe waits for a writer, and takes what is read away.
+    """Refuses what is neither a file nor a folder by its mode: a pipe blocks without a writer, and can be read only once.
 
     Raises:
-        DataError: naming what it is.
+        DataError: naming its kind.
     """
     kind = _KINDS.get(stat.S_IFMT(mode))
     if kind:
@@ -72,7 +72,7 @@ def check_regular(path: str, mode: int) -> None:
 
 @contextmanager
 def reported(path: str) -> Iterator[None]:
-    """Turns what the operating system, or a decompressor, says of a file into one line that names it."""
+    """Turns errors of the operating system or a decompressor into a `DataError` of one line that names the file."""
     try:
         yield
     except Exception as error:
@@ -84,7 +84,7 @@ def reported(path: str) -> Iterator[None]:
 
 
 def _open(path: str) -> IO[bytes]:
-    """The file as it is stored. A pipe that took a file's place after the search is refused, and not waited for."""
+    """The file as it is stored. A pipe that replaced a file after the search is refused without blocking."""
     if remote.is_address(path):
         return remote.open_file(path, ahead=lower_name(path).endswith(compressed.SUFFIXES))
     file = open(remote.local_path(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""Tokenizers of the library `tokenizers`: that of a `tokenizer.json`, and a new one."""
+"""Tokenizers by the library `tokenizers`: loaded from a `tokenizer.json`, or trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -18,6 +18,9 @@ from fnrecipe.data.tokenizer import END_OF_TEXT, Tokenizer
 from fnrecipe.data.tokenizer_file import Content, added_tokens, closed, ends, hidden_name, read, silent_tokens, vocabulary
 from fnrecipe.errors import DataError, UsageError, did_you_mean, one_line
 
+if TYPE_CHECKING:
+    import tokenizers
+
 _BOS = ("<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "<s>", "<bos>", "[BOS]", "[CLS]")
 _EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|eos|>", "[EOS]", "[SEP]")
 
@@ -25,9 +28,9 @@ _EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|eos|>"
 def huggingface_tokenizer(path: str, eos_token: str | None = None, bos_token: str | None = None) -> Tokenizer:
     """The tokenizer of a Hugging Face `tokenizer.json`, or of the one in a directory.
 
-    Without `eos_token`, documents end with what the file's own post-processor puts behind a text, or else with a token of a
-    common name. Without `bos_token`, they begin with what it puts before a text, or else with an added token of a common
-    name, or else with the token that ends them.
+    Without `eos_token`, documents end with the token that the file's own post-processor puts behind a text, else with a token
+    of a common name. Without `bos_token`, they begin with the token that it puts before a text, else with an added token of a
+    common name, else with the token that ends them.
 
     Raises:
         UsageError: if the file is missing or not a tokenizer, or a token is not in its vocabulary.
@@ -57,8 +60,10 @@ def huggingface_tokenizer(path: str, eos_token: str | None = None, bos_token: st
     return Tokenizer(len(sizes), bos, eos, encode, decode, sizes, counter, fingerprint, (bos_name, eos_name))
 
 
-def train_bpe(texts: Iterator[str], vocab_size: int, special_tokens: Sequence[str], *, show_progress: bool) -> Any:
-    """A byte-level BPE of `tokenizers` for `texts`, with GPT-2's pattern: `save(path)` writes its `tokenizer.json`."""
+def train_bpe(
+    texts: Iterator[str], vocab_size: int, special_tokens: Sequence[str], *, show_progress: bool
+) -> tokenizers.Tokenizer:
+    """Trains a byte-level BPE on `texts`, with GPT-2's pattern; `save(path)` of the result writes a `tokenizer.json`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -77,7 +82,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, special_tokens: Sequence[st
 def _names_of_ends(
     content: Content, vocab: Mapping[str, int], path: str, bos_token: str | None, eos_token: str | None
 ) -> tuple[str, str]:
-    """The tokens that begin and end documents: as asked for, as the post-processor has them, or by their names."""
+    """The names of BOS and EOS: as asked for, else those of the post-processor, else common ones."""
     before, behind = ends(content.get("post_processor"))
     added = {token["content"] for token in added_tokens(content)}
     bos_likely = [*before, *(name for name in _BOS if name in added)]
@@ -97,10 +102,10 @@ def _missing(key: str, expected: str, name: str, vocab: Iterable[str], path: str
     return UsageError(one_line(f"tokenizer.{key}: expected {expected} in {path}, found none; {hint}".removesuffix("; ")))
 
 
-def _load(content: Content, silent: Collection[str], vocab: dict[str, int], path: str) -> tuple[Any, str]:
+def _load(content: Content, silent: Collection[str], vocab: dict[str, int], path: str) -> tuple[tokenizers.Tokenizer, str]:
     """The library's tokenizer of `content` without its `silent` tokens, and its fingerprint.
 
-    One encoding is tried: some parts of a tokenizer are looked at only then.
+    It encodes a text once, because the library checks some parts only then.
     """
     import tokenizers
 
@@ -109,7 +114,7 @@ def _load(content: Content, silent: Collection[str], vocab: dict[str, int], path
         with _mute():
             inner = tokenizers.Tokenizer.from_buffer(data)
             inner.encode_special_tokens = True
-            with suppress(Exception):  # an unknown token, say, which is for the text to show
+            with suppress(Exception):  # an unknown token, say, which depends on the text
                 inner.encode("a text")
     except BaseException as error:
         if _is_ours(error):
@@ -122,10 +127,11 @@ def _load(content: Content, silent: Collection[str], vocab: dict[str, int], path
     return inner, hashlib.sha256(data).hexdigest()[:16]
 
 
-def _encode(inner: Any, texts: list[str], path: str) -> list[Any]:
-    """The library's encodings of `texts`; if it cannot, one by one, to name the text that it cannot encode."""
+def _encode(inner: tokenizers.Tokenizer, texts: list[str], path: str) -> list[tokenizers.Encoding]:
+    """The library's encodings of `texts`; if that fails, one by one, to name the text that cannot be encoded."""
     try:
-        found: list[Any] = inner.encode_batch_fast(texts, add_special_tokens=False)
+        # No offsets, in 0.75 of the time of `encode_batch`, with the same ids.
+        found = inner.encode_batch_fast(texts, add_special_tokens=False)
     except BaseException as error:
         if _is_ours(error):
             raise
@@ -142,13 +148,13 @@ def _end_in_text(texts: Sequence[str], ids: Sequence[Ids], names: Mapping[int, s
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether an error is none of the library's: those are bare Exceptions, and panics, whose class cannot be imported."""
+    """Whether an error is not the library's, which raises bare Exceptions, and panics, whose class cannot be imported."""
     return not isinstance(error, Exception) and type(error).__name__ != "PanicException"
 
 
 @contextmanager
 def _mute() -> Iterator[None]:
-    """Nothing reaches standard error for as long as the context lasts: a panic is printed there before it can be caught."""
+    """Redirects standard error to nowhere: the library prints a panic there before it can be caught."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no standard error

@@ -1,4 +1,4 @@
-"""Several sources in exact shares, without randomness."""
+"""A deterministic mix of several sources in given shares."""
 
 from __future__ import annotations
 
@@ -21,13 +21,21 @@ def mix(
     epochs: int | None = None,
     finished: Finished = "drop",
 ) -> Stream[T]:
-    """Items of several sources, always from the one that is furthest behind its share; `source(epoch)` gives each of them.
+    """Items of several sources, always from the one that lags most behind its share; each is `source(epoch)` in turn.
 
-    Shares are counted in `size(item)` (tokens, say) by the weights at the total so far, `weights(total)`: no source is ever
-    ahead of its share by more than one item. A source that has been read `epochs` times is finished. It drops out, and the
-    others share what it had; or it is repeated until all are finished; or all stop with it. A source without any item is
-    left out. Cursor: [[epoch, cursor in it] of each source, how far each is behind, the total]; epoch -1: left out.
+    Shares are of the total `size(item)` (tokens, say), by `weights(total)` at the total so far: no source is ever ahead of its
+    share by more than one item. A source that has been read `epochs` times is finished: it drops out and the others get its
+    share, or it repeats until all are finished, or the stream stops. A source without any item is left out. Cursor: [[epoch,
+    cursor in it] of each source, the lag of each, the total]; epoch -1: left out.
     """
+    # `behind[i]` is what source i is owed: each item adds `size · share` to every source and takes `size` from the one that
+    # gave it, so the sum stays 0. The chosen source is owed something, or nothing: it gets ahead by one item at most. Each
+    # step uses the weights of that moment. Taking the least `used / weight` instead would make up for the past when weights
+    # change, because it compares totals.
+    #
+    # A source without a share at the moment (finished, or of weight 0) has no claim: what it is owed goes to the others, or it
+    # would come in a burst when its weight returns. What it is ahead by stays its debt. Python's floats survive JSON exactly,
+    # so a resumed mix makes the same choices.
     before = cursor or ([(0, None)] * len(sources), [0.0] * len(sources), 0)
     positions, behind, total = list(map(tuple, before[0])), list(before[1]), before[2]
 
@@ -64,7 +72,7 @@ def mix(
 
 
 def weights_between(points: Sequence[Sequence[tuple[int, float]]], scale: int = 1) -> Weights:
-    """For each source the weight on straight lines between its points (total, weight), flat beyond them; at `scale` · total."""
+    """Weights by linear interpolation between each source's points (total, weight), flat beyond them, at `scale` · total."""
 
     def weights(total: int) -> list[float]:
         return [_between(line, total * scale) for line in points]
@@ -80,5 +88,5 @@ def _between(line: Sequence[tuple[int, float]], x: int) -> float:
 
 
 def _shares(weights: Sequence[float], live: Sequence[int]) -> dict[int, float]:
-    whole = sum(weights[i] for i in live)
-    return {i: weights[i] / whole for i in live if weights[i] > 0}
+    total = sum(weights[i] for i in live)
+    return {i: weights[i] / total for i in live if weights[i] > 0}

@@ -1,8 +1,8 @@
-"""Rows of one length from documents of any: cut only what is too long, put the pieces together by best fit.
+"""Packing: rows of one length from documents of any length, by best fit over windows of documents.
 
-A piece has at most length + 1 ids, and overlaps the next piece of its document by one: every prediction of a document
-stands in exactly one row, and no prediction crosses from one document to another. On documents of real length
-distributions (median about a quarter of a row), windows of 512 documents leave less than 0.5 % padding.
+Only documents longer than a row are cut. A piece has at most length + 1 ids and overlaps the next piece of its document by
+one: every prediction of a document is in exactly one row, and none crosses from one document to another. On documents of real
+length distributions (median about a quarter of a row), windows of 512 documents leave less than 0.5 % padding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row: TypeAlias = Sequence[Tokens]
 
 
 def split(document: Tokens, length: int) -> list[Tokens]:
-    """Pieces of at most `length` predictions; the document's bytes are dealt out in proportion, and add up exactly."""
+    """Pieces of at most `length` predictions; the document's bytes are divided in proportion, and add up exactly."""
     n = len(document.ids) - 1
     starts = range(0, n, length)
     share = [document.num_bytes * min(start, n) // max(n, 1) for start in (*starts, n)]
@@ -36,9 +36,11 @@ def split(document: Tokens, length: int) -> list[Tokens]:
 def best_fit(sizes: Sequence[int], length: int, filled: int = 0) -> list[list[int]]:
     """Indices of `sizes` in rows whose sums are at most `length`: best-fit decreasing, ties in order.
 
-    The first row has so much in it already, if `filled` is not 0. The free spaces of the open rows are the bits of one
-    integer, so the tightest fit is a shift and a lowest bit.
+    If `filled` is not 0, the first row already holds that much.
     """
+    # Best-fit decreasing: largest first, each into the open row that it leaves the least space in. Bit f of `free_bits` says
+    # whether a row with f free positions is open; so the tightest fit is the lowest bit at or above `size`, without a search.
+    # The sort is stable and rows are reused last in, first out: the result depends on `sizes` alone.
     rows: list[list[int]] = [[]] if filled else []
     open_rows: dict[int, list[int]] = defaultdict(list, {length - filled: [0]} if filled else {})
     free_bits = 1 << (length - filled) if filled else 0
@@ -62,27 +64,29 @@ def best_fit(sizes: Sequence[int], length: int, filled: int = 0) -> list[list[in
 
 
 def growing(limit: int, times: int = 1, first: int = 32) -> Callable[[int], int]:
-    """Windows that double from `first` to `limit` documents, `times` as many: rows come soon, and fit well later."""
+    """Window sizes that double from `first` to `limit` documents, times `times`: early rows come soon, later ones fit well."""
     return lambda index: times * min(limit, first << min(index, 30))
 
 
 def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[int] | None) -> list[Row]:
     """The rows of one window of documents, in an order that depends on `key` and the window's `index`; None: as packed.
 
-    No row of a source's next epoch comes before a row of its last one, so that no document is used again before every other
-    one was used: the epochs of a window are packed one after the other. Only their emptiest row is kept for the end, and
-    filled up by the next one; so even epochs of a few tokens, of which a row holds many, leave no more padding.
+    No row of a source's next epoch comes before a row of its previous one: no document is used again before all others were.
     """
+    # A window may hold the end of one epoch of a source and the start of the next, so its epochs are packed and shuffled one
+    # after the other. To end a row at each epoch's end would leave an epoch of a few tokens mostly padding (two documents of
+    # 20 tokens in a row of 1024: 96 %). So the emptiest row of each epoch stays open, comes last, and is filled up by the
+    # next epoch: 9.5 % padding in that case, and nothing measurable in others.
     done: list[Row] = []
-    rows: list[Row] = []  # of the epoch in hand
+    rows: list[Row] = []  # of the current epoch
     for number, epoch in enumerate(_epochs(documents)):
-        begun = [rows.pop(min(range(len(rows)), key=lambda i: _size(rows[i])))] if rows else []
+        opened = [rows.pop(min(range(len(rows)), key=lambda i: _size(rows[i])))] if rows else []
         done += rows
         pieces = [piece for document in epoch for piece in split(document, length)]
-        packed = best_fit([len(piece.ids) - 1 for piece in pieces], length, sum(map(_size, begun)))
+        packed = best_fit([len(piece.ids) - 1 for piece in pieces], length, sum(map(_size, opened)))
         found = [[pieces[i] for i in row] for row in packed]
-        first: list[Row] = [[*row, *more] for row, more in zip(begun, found, strict=False)]
-        others: list[Row] = [*found[len(begun) :]]
+        first: list[Row] = [[*row, *more] for row, more in zip(opened, found, strict=False)]
+        others: list[Row] = [*found[len(opened) :]]
         rows = others if key is None else shuffled(others, *key, index, number)
         if rows:
             done += first
@@ -92,7 +96,7 @@ def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[
 
 
 def _epochs(documents: Sequence[Tokens]) -> Iterator[list[Tokens]]:
-    """The documents in turn, parted where a source begins a new epoch."""
+    """The documents in order, divided where a source begins a new epoch."""
     epoch: list[Tokens] = []
     seen: dict[int, int] = {}
     for document in documents:
@@ -110,9 +114,9 @@ def _size(row: Row) -> int:
 def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Stream[Row]:
     """fairseq2's rule: documents end to end, cut where a row is full; the last token of each predicts the next one's first.
 
-    A row is length + 1 tokens. A document that a row's end cuts goes on in the next row from the last token placed, so that
-    it is a target there and an input here. Every piece counts its own positions. fairseq2 drops the last row if it is not
-    full; here it is padded. Cursor: [upstream cursor before the document in hand, its tokens already used up].
+    A row is length + 1 tokens. A document that is cut continues in the next row with the last token of this one, which is a
+    target here and an input there. Positions begin at 0 in every piece. fairseq2 drops the last row if it is not full; here
+    it is padded. Cursor: [upstream cursor before the current document, how many of its tokens are in rows already].
     """
     before, used = cursor or (None, 0)
     parts: list[Tokens] = []
@@ -121,8 +125,8 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Str
         size = len(document.ids)
         while used < size:
             fill = min(size - used, room)
-            counted = used + (not parts and used > 0)  # the token that a row repeats has been counted in the row before
-            ends = max(counted - 1, 0), used + fill - 1  # predictions: a document's first token is none
+            counted = used + (not parts and used > 0)  # a repeated token counted in the row before
+            ends = max(counted - 1, 0), used + fill - 1  # predictions; of a document's first token there is none
             share = [document.num_bytes * end // max(size - 1, 1) for end in ends]
             parts.append(attrs.evolve(document, ids=document.ids[used : used + fill], num_bytes=share[1] - share[0]))
             used, room = used + fill, room - fill
@@ -136,7 +140,7 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Str
 
 
 def _joined(parts: Sequence[Tokens]) -> Row:
-    """Parts of a flat row as pieces: each with the token that follows it, the last one without its last."""
+    """Parts of a flat row as pieces, each with the token that follows it in the row as its last target."""
     follow = [*(part.ids[:1] for part in parts[1:]), np.empty(0, np.int32)][: len(parts)]
     pieces = [attrs.evolve(p, ids=np.concatenate([p.ids, f])) for p, f in zip(parts, follow, strict=True)]
     return [piece for piece in pieces if len(piece.ids) > 1]  # a document's first token at the end is a target only

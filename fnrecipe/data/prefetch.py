@@ -1,37 +1,43 @@
-"""Read ahead in a thread."""
+"""Prefetch: a stage that reads ahead in a thread."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Generator
-from typing import Any
+from typing import TypeAlias
 
 from fnrecipe.data.stream import Cursor, Source, Stream, T
 from fnrecipe.errors import FnrecipeError
 
+Entry: TypeAlias = tuple[tuple[T, Cursor] | None, BaseException | None]
+"""An item with its cursor, or None at the end of the stream; or the error that took its place."""
+
 _NAME = "prefetch"
 
 _LOOK = 1.0
-"""Seconds after which the consumer of an item looks whether the thread that makes it is still there."""
+"""Seconds after which a waiting consumer checks that the thread is still alive."""
 
 _PATIENCE = 0.5
-"""Seconds for which the end of a stream waits for the thread, which may be stuck in a read."""
+"""Seconds for which closing a stream waits for the thread, which may be stuck in a read."""
 
 
 def prefetch(source: Source[T], cursor: Cursor = None, *, size: int) -> Stream[T]:
     """The same stream, up to `size` items ahead of its consumer; 0 reads ahead nothing.
 
-    An error of the source is raised at the item that it took the place of. Closing the stream ends the thread, after the item
-    that it is at.
+    An error of the source is raised where its item would have been. Closing the stream ends the thread, after its current
+    item.
 
     Raises:
-        FnrecipeError: if the thread cannot be started, or ends before the stream does.
+        FnrecipeError: if the thread cannot be started, or dies before the stream ends.
     """
+    # Read-ahead needs no state of its own: each item carries its cursor, so the position of the consumer is that of the last
+    # item that it used, whatever is in the queue. Neither side may block on the other for good: the thread gives up a full
+    # queue once the stream is closed, the consumer an empty one once the thread is dead (out of memory, say, without a word).
     if size == 0:
         yield from source(cursor)
         return
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(size)
+    ready: queue.Queue[Entry[T]] = queue.Queue(size)
     closed = threading.Event()
     thread = threading.Thread(target=_read, args=(source, cursor, ready, closed), name=_NAME, daemon=True)
     try:
@@ -52,13 +58,13 @@ def prefetch(source: Source[T], cursor: Cursor = None, *, size: int) -> Stream[T
 
 
 def left_behind() -> bool:
-    """Whether a thread is stuck in the read of an item of a stream that is closed."""
+    """Whether the thread of a closed stream is still alive, stuck in a read."""
     return any(thread.name == _NAME for thread in threading.enumerate())
 
 
-def _take(ready: queue.Queue[Any], thread: threading.Thread) -> Any:
+def _take(ready: queue.Queue[Entry[T]], thread: threading.Thread) -> Entry[T]:
     while True:
-        alive = thread.is_alive()  # asked first: what a dead thread has left behind is there by now
+        alive = thread.is_alive()  # asked first: whatever a dead thread has put is in the queue by now
         try:
             return ready.get(timeout=_LOOK if alive else 0)
         except queue.Empty:
@@ -68,22 +74,22 @@ def _take(ready: queue.Queue[Any], thread: threading.Thread) -> Any:
                 ) from None
 
 
-def _read(source: Source[Any], cursor: Cursor, ready: queue.Queue[Any], closed: threading.Event) -> None:
-    stream: Stream[Any] = iter(())
+def _read(source: Source[T], cursor: Cursor, ready: queue.Queue[Entry[T]], closed: threading.Event) -> None:
+    stream: Stream[T] = iter(())
     try:
         stream = source(cursor)
         for entry in stream:
             if not _put(ready, (entry, None), closed):
                 return
         _put(ready, (None, None), closed)
-    except BaseException as error:  # whatever it is, it belongs to the consumer
+    except BaseException as error:  # of whatever class: it is the consumer's
         _put(ready, (None, error), closed)
     finally:
         if isinstance(stream, Generator):
             stream.close()
 
 
-def _put(ready: queue.Queue[Any], entry: Any, closed: threading.Event) -> bool:
+def _put(ready: queue.Queue[Entry[T]], entry: Entry[T], closed: threading.Event) -> bool:
     while not closed.is_set():
         try:
             ready.put(entry, timeout=0.05)

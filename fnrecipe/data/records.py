@@ -1,4 +1,4 @@
-"""Records: the pieces of a file between separators, found from any byte of it on."""
+"""Records: the pieces of a file between separators, found from any byte offset on."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _BOM = b"\xef\xbb\xbf"
 
 @attrs.frozen
 class Record:
-    """The bytes of a record with its separator, and the offset in the (decompressed) file at which they start."""
+    """The bytes of a record with its separator, and their offset in the (decompressed) file."""
 
     path: str
     offset: int
     data: bytes
 
     def bad(self, what: str) -> DataError:
-        """The error that names this record: file, line, byte offset and an excerpt."""
+        """An error about this record: file, line, byte offset, `what`, and an excerpt."""
         excerpt = one_line(self.data[:80].decode(errors="backslashreplace").rstrip())
         return DataError(f"{self.path}:{_line(self)} (byte {self.offset}): {what}\n  {excerpt}")
 
     def text(self) -> str | DataError:
-        """The record as text; the error is a value, for whoever reads the stream to raise or to count."""
+        """The record decoded from UTF-8, or an error value, which the stream's reader raises or counts."""
         try:
             text = self.data.decode()
         except UnicodeDecodeError as error:
@@ -54,11 +54,11 @@ class Record:
 
 
 def read_records(block: Block, separator: bytes, limit: int = MAX_RECORD_BYTES) -> Iterator[Record | DataError]:
-    """The records of a block without those of white space alone, and without byte order marks in front of them.
+    """The records of a block, without byte order marks, and without records of white space alone.
 
-    A record starts at the file's start and after each separator, whose line feeds may have a carriage return before them.
-    One of more than `limit` bytes is an error, and is not kept in memory. Compressed bytes that are cut off or wrong end the
-    block with an error as its last item.
+    A record starts at the file's start and after each separator; a line feed in a separator also matches after a carriage
+    return. A record of more than `limit` bytes is an error, and is not kept in memory. Truncated or corrupt compressed bytes
+    end the block with an error as its last item.
 
     Raises:
         DataError: if the file cannot be read, or ends before the block does.
@@ -79,7 +79,7 @@ def read_records(block: Block, separator: bytes, limit: int = MAX_RECORD_BYTES) 
 
 
 def read_whole(path: str, limit: int = MAX_RECORD_BYTES) -> Iterator[Record | DataError]:
-    """The file as one record, or an error if it is longer than `limit`; nothing if it is empty."""
+    """The file as one record, or an error if it is longer than `limit`; no record if it is empty."""
     with opened(path) as file:
         try:
             data = file.read(limit + 1)
@@ -103,7 +103,7 @@ def record_starts(path: str, size: int, separator: bytes) -> NDArray[np.int64]:
 
 
 def separator_end(text: str, separator: str) -> int:
-    """Where the separator at the end of a record's text begins; the text's length if there is none."""
+    """The index of the separator at the end of a record's text; the text's length if there is none."""
     if "\n" not in separator or "\r" not in text[-2 * len(separator) :]:
         return len(text.removesuffix(separator))
     form = re.escape(separator).replace("\\\n", "\r?\n")
@@ -112,14 +112,18 @@ def separator_end(text: str, separator: str) -> int:
 
 
 def _split(file: IO[bytes], block: Block, separator: bytes, limit: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, record) of the records that start in the block; of one longer than `limit`, more than that from its start on."""
+    """(offset, record) of the records that start in the block; of one longer than `limit`, at least `limit` + 1 bytes."""
+    # A record belongs to the block that it starts in: the reader skips to the first separator that ends at or behind the
+    # block's start, and reads past the block's stop to the end of its last record. So blocks may be cut at any byte, and each
+    # record is read exactly once. The buffer holds the current record only; `keep` bytes before `start` stay in it, because
+    # a separator may end behind `start` and begin before it.
     next_end, width = _ends(separator)
     keep = width - 1
     read = _careful(file)
-    base = max(block.start - width, 0)  # offset of the buffer's first byte: before the block stands the separator, if any
+    base = max(block.start - width, 0)  # offset of the buffer's first byte; a separator may end where the block starts
     if base:
         file.seek(base)
-    # `inside`: whether a record is known to begin at `start`; else one does where the next separator behind `start` ends.
+    # `inside`: whether a record begins at `start`; else the next one begins where the next separator behind `start` ends.
     inside = block.start == 0
     buffer, start = b"", 0 if inside else block.start - base - 1
     while base + start < block.stop:
@@ -153,7 +157,7 @@ def _split(file: IO[bytes], block: Block, separator: bytes, limit: int) -> Itera
 
 
 def _starts(file: IO[bytes], separator: bytes) -> Iterator[int]:
-    """0, and the place behind each separator."""
+    """0, and the offset behind each separator."""
     next_end, width = _ends(separator)
     base, buffer = 0, b""
     yield 0
@@ -166,9 +170,9 @@ def _starts(file: IO[bytes], separator: bytes) -> Iterator[int]:
 
 
 def _ends(separator: bytes) -> tuple[Callable[[bytes, int], int], int]:
-    """A function to the end of the first separator that ends behind a place, or 0; and the bytes of the longest separator.
+    """(buffer, start) -> end of the first separator that ends behind `start`, or 0; and the longest separator's length.
 
-    A carriage return before a separator's first byte needs no search: it belongs to the record.
+    A carriage return before a separator's first byte is left to the record.
     """
     size = len(separator)
     if size == 1:
@@ -193,22 +197,22 @@ def _ends(separator: bytes) -> tuple[Callable[[bytes, int], int], int]:
 
 
 def _careful(file: IO[bytes]) -> Callable[[int], bytes]:
-    """`file.read` that gives the bytes before damage first, and raises it when it is called again."""
+    """`file.read`, which returns the bytes before corrupt ones first, and raises the error at the next call."""
     part_of: Callable[[int], bytes] = getattr(file, "read1", file.read)
-    met: list[Exception] = []
+    raised: list[Exception] = []
 
     def read(size: int) -> bytes:
         parts: list[bytes] = []
         try:
-            while not met and size > 0 and (part := part_of(size)):
+            while not raised and size > 0 and (part := part_of(size)):
                 parts.append(part)
                 size -= len(part)
         except Exception as error:
             if not is_damage(error):
                 raise
-            met.append(error)
-        if met and not parts:
-            raise met[0]
+            raised.append(error)
+        if raised and not parts:
+            raise raised[0]
         return b"".join(parts)
 
     return read
@@ -223,7 +227,7 @@ def _damaged(path: str, end: int, error: Exception) -> DataError:
 
 
 def _line(record: Record) -> int:
-    """The number of the line that a record starts in, counted from the file's start."""
+    """The number of the line in which a record starts, found by reading the file up to it."""
     number, left = 1, record.offset
     with opened(record.path) as file:
         while left and (chunk := file.read(min(_CHUNK, left))):

@@ -1,4 +1,4 @@
-"""Addresses: files of remote file systems by fsspec, of which only those are taken that read plain bytes at a place."""
+"""Addresses: files of remote file systems, by fsspec, restricted to protocols that serve plain bytes at any offset."""
 
 from __future__ import annotations
 
@@ -6,53 +6,71 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import has_magic
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypedDict
 
 from fnrecipe.errors import DataError, FnrecipeError, UsageError, did_you_mean, one_line
 
 _LOCAL = ("file", "local")
-# Others chain file systems, make files up, run programs or look into archives; what they read has no size or place of its own.
+# Others chain file systems, generate files, run programs or open archives; what they read has no size or offsets of its own.
 _PROTOCOLS = (
     *("http", "https", "sftp", "ssh", "smb", "webdav", "hdfs", "webhdfs", "memory"),
     *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "tos", "hf", "lakefs", "root"),
 )
 
 
+class _Info(TypedDict):
+    type: str
+    size: int | None
+
+
+class _FileSystem(Protocol):
+    """The methods of fsspec's file systems that are used here; fsspec is untyped."""
+
+    def info(self, path: str) -> _Info: ...
+    def find(self, path: str, *, detail: bool) -> dict[str, _Info]: ...
+    def glob(self, path: str, *, detail: bool) -> dict[str, _Info]: ...
+    def open(self, path: str, mode: str, *, cache_type: str) -> IO[bytes]: ...
+    def ukey(self, path: str) -> str: ...
+    def unstrip_protocol(self, name: str) -> str: ...
+
+
 def is_address(path: str) -> bool:
-    """Whether a path is read by fsspec; `file://` is the local file system, by whose own rules its files are found."""
+    """Whether fsspec reads a path; `file://` is the local file system, which is read without it."""
     return "://" in path and path.partition("://")[0].lower() not in _LOCAL
 
 
 def local_path(path: str) -> str:
-    """The path that an address of the local file system stands for."""
+    """The path of an address of the local file system; any other path unchanged."""
     return path.partition("://")[2] if "://" in path and not is_address(path) else path
 
 
 def find(pattern: str) -> tuple[dict[str, int], str]:
-    """The size of each file that an address names, by its own address; and the address in the same spelling.
+    """The size of each file that an address matches, by the file's address; and the address itself in that spelling.
 
     Raises:
-        UsageError: if the address is of a kind that is not read.
-        DataError: if the file system cannot be reached, or does not know how long a file is.
+        UsageError: if the protocol is not supported.
+        DataError: if the file system cannot be reached, or does not report a file's size.
     """
     system, inner = _filesystem(pattern)
     with _reported(pattern):
         found = _infos(system, inner, wild=is_wild(pattern))
         sized = {name: info if info.get("size") is not None else system.info(name) for name, info in found.items()}
-    unknown = [name for name, info in sized.items() if info.get("size") is None]
+    sizes = {name: info.get("size") for name, info in sized.items()}
+    unknown = [name for name, size in sizes.items() if size is None]
     if unknown:
         where = system.unstrip_protocol(unknown[0])
         raise DataError(f"{where}: expected a file whose size is known, found none told by the server; copy it first")
-    return {system.unstrip_protocol(name): int(info["size"]) for name, info in sized.items()}, system.unstrip_protocol(inner)
+    known = {system.unstrip_protocol(name): int(size) for name, size in sizes.items() if size is not None}
+    return known, system.unstrip_protocol(inner)
 
 
 def is_wild(address: str) -> bool:
-    """Whether an address is a glob; `?` begins a query on the web."""
+    """Whether an address is a glob; in a web address, `?` begins the query."""
     return has_magic(address.partition("?")[0] if address.startswith("http") else address)
 
 
 def open_file(address: str, *, ahead: bool) -> IO[bytes]:
-    """The bytes at an address; read ahead, where they are read from one end to the other."""
+    """Opens an address; with `ahead` it reads ahead, for files that are read sequentially."""
     system, inner = _filesystem(address)
     with _reported(address):
         file = system.open(inner, "rb", cache_type="readahead" if ahead else "none")
@@ -60,14 +78,14 @@ def open_file(address: str, *, ahead: bool) -> IO[bytes]:
 
 
 def fingerprint(address: str) -> str:
-    """What its file system knows of the content at an address: a checksum or a time."""
+    """What the file system reports of the content at an address: a checksum or a time."""
     system, inner = _filesystem(address)
     with _reported(address):
         return str(system.ukey(inner)[:16])
 
 
 class _Reported(io.RawIOBase):
-    """A remote file whose every failure is an error of the data: each file system has exceptions of its own."""
+    """A remote file that raises `DataError` only: each file system has exceptions of its own."""
 
     def __init__(self, file: IO[bytes], address: str) -> None:
         self._file, self._address = file, address
@@ -96,20 +114,19 @@ class _Reported(io.RawIOBase):
         super().close()
 
 
-def _infos(system: Any, inner: str, *, wild: bool) -> dict[str, Any]:
+def _infos(system: _FileSystem, inner: str, *, wild: bool) -> dict[str, _Info]:
     if wild:
         return {name: info for name, info in system.glob(inner, detail=True).items() if info["type"] == "file"}
     try:
         info = system.info(inner)
     except FileNotFoundError as error:
-        if error.__cause__ is not None:  # the web's: what the server said
+        if error.__cause__ is not None:  # on the web, the server's answer
             raise error.__cause__ from None
         return {}
-    found: dict[str, Any] = system.find(inner, detail=True) if info["type"] == "directory" else {inner: info}
-    return found
+    return system.find(inner, detail=True) if info["type"] == "directory" else {inner: info}
 
 
-def _filesystem(address: str) -> tuple[Any, str]:
+def _filesystem(address: str) -> tuple[_FileSystem, str]:
     protocol = address.partition("://")[0].lower()
     if "::" in address:
         raise UsageError(f"{address}: expected the address of one file system, found several chained by ::")
@@ -122,14 +139,14 @@ def _filesystem(address: str) -> tuple[Any, str]:
         system, inner = fsspec.core.url_to_fs(address)
     except OSError as error:
         raise DataError(f"{address}: cannot read the data: {one_line(error.strerror or str(error))}") from None
-    except Exception as error:  # an ImportError, but also what the file system's own set-up raises
+    except Exception as error:  # an ImportError, or whatever the file system's set-up raises
         raise UsageError(f"{address}: cannot read this kind of address: {one_line(str(error))}") from None
     return system, inner
 
 
 @contextmanager
 def _reported(address: str) -> Iterator[None]:
-    """Only around calls of the file system: whatever comes out of them is its failure, and none of ours."""
+    """Turns every exception into a `DataError`; only around calls of the file system, so that none of our defects is hidden."""
     try:
         yield
     except FnrecipeError:

@@ -1,6 +1,6 @@
-"""The search for a source's files: what a path, a directory, a glob or an address names, and what of it is not read.
+"""The search for a source's files below a path, a directory, a glob or an address, and a report of what is left out.
 
-Each real file is found once, whatever links lead to it; what cannot be looked at is an error, and never passed over.
+Each file is found once, however many links lead to it; what cannot be read is an error, never skipped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen
 class Found:
-    """The files of a source, sorted by path; and a line on what its path holds beside them, empty if that is nothing."""
+    """The files of a source, sorted by path; and a line about what was left out, empty if nothing was."""
 
     files: Sequence[File]
     left_out: str = ""
@@ -39,7 +39,7 @@ class Found:
 
 @attrs.frozen
 class _Entry:
-    """A name in the local file system: what stands behind it, and whether it is a link."""
+    """A name in the local file system: the status of what it refers to, and whether it is a link."""
 
     path: str
     status: os.stat_result
@@ -55,14 +55,14 @@ class _Entry:
 
 
 def find_files(pattern: str, suffixes: Sequence[str]) -> Found:
-    """The files that a path names: the file itself, those below a directory with one of `suffixes`, or a glob's matches.
+    """The files at a path: the file itself, those below a directory with one of `suffixes`, or the matches of a glob.
 
-    Hidden files and folders are not searched. In a directory that holds `*.chunk.*` files, as fairseq2 lays its data out, only
-    these are taken. With `://` in it, the path is an address that fsspec understands. A search that takes long says so.
+    Hidden files and folders are not searched. In a directory with `*.chunk.*` files, which is fairseq2's layout, only these are
+    taken. A path with `://` is an address for fsspec. A search that takes long logs a warning.
 
     Raises:
-        UsageError: if there is none.
-        DataError: at a link to nothing, a folder that cannot be read, a pipe, a device or a socket.
+        UsageError: if there is no file.
+        DataError: at a dangling link, a folder that cannot be read, a pipe, a device or a socket.
     """
     left: Counter[str] = Counter()
     with _told_if_slow(pattern):
@@ -108,7 +108,7 @@ def _remote(pattern: str, suffixes: Sequence[str], left: Counter[str]) -> dict[s
 
 
 def _data(paths: Sequence[str], suffixes: Sequence[str], left: Counter[str]) -> list[str]:
-    """The files of a directory that hold its data; the others are counted by kind."""
+    """The paths of a directory's data files; the others are counted by kind in `left`."""
     found = [path for path in paths if lower_name(path).endswith(tuple(suffixes))]
     left.update(map(_kind, set(paths) - set(found)))
     chunks = [path for path in found if ".chunk." in os.path.basename(path)]
@@ -118,7 +118,7 @@ def _data(paths: Sequence[str], suffixes: Sequence[str], left: Counter[str]) -> 
 
 
 def _below(top: str, left: Counter[str]) -> Iterator[_Entry]:
-    """Every file below a directory but the hidden ones; special files are refused."""
+    """Every file below a directory that is not hidden; special files are refused."""
     for _, entries, hidden in _walk(top):
         left["hidden"] += hidden
         for entry in entries:
@@ -128,10 +128,9 @@ def _below(top: str, left: Counter[str]) -> Iterator[_Entry]:
 
 
 def _walk(top: str) -> Iterator[tuple[str, list[_Entry], int]]:
-    """Each real folder from `top` on, once: its path, what it holds by name, and how many hidden names beside these.
-
-    Links are followed when all else is done, so that a folder has its own path, not a link's, wherever it lies below `top`.
-    """
+    """Each folder from `top` on, once: its path, its entries by name, and how many hidden names it has besides."""
+    # Folders are known by device and inode, so links may form cycles. Links are followed after everything else: a folder below
+    # `top` is found under its own path, not under that of a link to it.
     entered: set[tuple[int, int]] = set()
     plain, links = deque([_entry(top)]), deque[_Entry]()
     while plain or links:
@@ -148,13 +147,13 @@ def _walk(top: str) -> Iterator[tuple[str, list[_Entry], int]]:
 
 
 def _parts(pattern: str) -> tuple[str, list[str]]:
-    """The folder that a glob starts in, empty for the current one, and its parts; only folders have a `/` at the end."""
+    """The folder that a glob starts in, empty for the current one, and its parts; a `/` at the end matches folders only."""
     parts = [part for part in pattern.split("/") if part]
     return "/" if pattern.startswith("/") else "", [*parts, "."] if pattern.endswith("/") else parts
 
 
 def _glob(folder: str, parts: Sequence[str]) -> Iterator[_Entry]:
-    """What matches a glob, as Python's `glob` finds it; that one passes over what it cannot read, and loops with links."""
+    """The matches of a glob, by the rules of Python's `glob`, which skips what it cannot read and loops on cyclic links."""
     if not parts:
         return
     first, rest = parts[0], parts[1:]
@@ -190,7 +189,7 @@ def _entry(path: str) -> _Entry:
 
 
 def _check_name(path: str) -> None:
-    """Refuses names that no message, log or checkpoint could hold on one line: they come back when something is wrong."""
+    """Refuses names with control characters or half surrogates, which messages, logs and checkpoints could not hold."""
     if _UNSAYABLE.search(path):
         raise DataError(f"{one_line(path)}: expected a name in UTF-8 without control characters; rename it")
 
@@ -199,7 +198,7 @@ def _is_there(path: str) -> bool:
     with reported(path):
         try:
             os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a zero byte
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL byte
             return False
     return True
 

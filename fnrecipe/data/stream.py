@@ -1,6 +1,6 @@
-"""Streams that can be put down and picked up: generators whose every item carries the cursor of what follows it.
+"""Resumable streams: generators of `(item, cursor)`, where the cursor resumes the stream behind the item.
 
-A **source** is a pure function from a cursor to an iterator: `source(None)` starts, `source(c)` goes on after the item that
+A **source** is a pure function from a cursor to an iterator: `source(None)` starts, `source(c)` resumes after the item that
 came with `c`. A **stage** is a generator function `(source, cursor=None) -> (item, cursor), …`; `pipe` binds stages to
 sources. Cursors are small JSON values. The law that every source keeps: if `source(None)` gives `(x1, c1) … (xn, cn)`,
 then `source(ck)` gives `(xk+1, ck+1) … (xn, cn)`, for every k and through JSON.
@@ -31,6 +31,8 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 Cursor: TypeAlias = Any
+"""A small JSON value, or None at the start. Only the stage that made it knows its structure."""
+
 Stream: TypeAlias = Iterator[tuple[T, Cursor]]
 Source: TypeAlias = Callable[[Cursor], Stream[T]]
 
@@ -54,20 +56,20 @@ def filter_items(source: Source[T], cursor: Cursor = None, *, where: Callable[[T
 
 
 def sift(source: Source[T], cursor: Cursor = None, *, reason: Callable[[T], str], name: str, needed: bool = True) -> Stream[T]:
-    """The items that no `reason` (empty text) leaves out; a warning with the reasons if there is none from start to end.
+    """The items for which `reason(item)` to leave them out is empty; if none is left from start to end, a warning says why.
 
-    Not `needed`: no warning if there was no item at all, of which a stage before has warned.
+    If not `needed`, there is no warning about a stream without any item, about which a stage before has warned.
     """
     reasons: Counter[str] = Counter()
-    given = cursor is not None
+    is_empty = cursor is None
     for item, cursor in source(cursor):
         why = reason(item)
         if why:
             reasons[why] += 1
         else:
-            given = True
+            is_empty = False
             yield item, cursor
-    if not given and (reasons or needed):
+    if is_empty and (reasons or needed):
         listed = ", ".join(f"{count:,} {why}" for why, count in reasons.items())
         text = f"{name}: expected documents to use, found none{f' but {listed}' if listed else ''}"
         _log.warning("%s", text, extra={"once": text})
@@ -76,7 +78,7 @@ def sift(source: Source[T], cursor: Cursor = None, *, reason: Callable[[T], str]
 def map_chunks(
     source: Source[T], cursor: Cursor = None, *, size: int, function: Callable[[Sequence[T]], Sequence[U]]
 ) -> Stream[U]:
-    """`function`, which maps a list to a list of the same length, applied to `size` items at a time."""
+    """`function`, from a list to a list of the same length, applied to `size` items at a time."""
     stream = source(cursor)
     while chunk := list(islice(stream, size)):
         items, cursors = zip(*chunk, strict=True)
@@ -90,24 +92,24 @@ def map_windows(
     window: int | Callable[[int], int],
     function: Callable[[Sequence[T], int], Sequence[U]],
 ) -> Stream[U]:
-    """All outputs of `function(items, index)` for one window of items after another: packing, shuffling, splitting.
+    """The outputs of `function(items, index)` for one window of items after another: packing, shuffling, splitting.
 
-    `function` must be pure; `window` may be one of the window's index. Cursor: [upstream cursor before the window, the
-    window's index, outputs given from it]. Resuming inside a window reads that window again.
+    `function` must be pure; `window` is a size, or a function of the window's index. Cursor: [upstream cursor before the
+    window, the window's index, outputs yielded from it]. Resuming inside a window reads that window again.
     """
-    before, index, given = cursor or (None, 0, 0)
+    before, index, skipped = cursor or (None, 0, 0)
     stream = source(before)
     while chunk := list(islice(stream, window if isinstance(window, int) else window(index))):
         after = chunk[-1][1]
         outputs = function([item for item, _ in chunk], index)
-        for position in range(given, len(outputs)):
+        for position in range(skipped, len(outputs)):
             last = position + 1 == len(outputs)
             yield outputs[position], ((after, index + 1, 0) if last else (before, index, position + 1))
-        before, index, given = after, index + 1, 0
+        before, index, skipped = after, index + 1, 0
 
 
 def repeat(source: Callable[[int], Source[T]], cursor: Cursor = None, *, epochs: int | None = None) -> Stream[T]:
-    """`source(0)`, `source(1)`, …: `epochs` of them, or without end; ends early after an epoch without any item.
+    """`source(0)`, `source(1)`, …: `epochs` of them, or endlessly; ends early after an epoch without any item.
 
     Cursor: [epoch, cursor in it].
     """
@@ -123,7 +125,7 @@ def repeat(source: Callable[[int], Source[T]], cursor: Cursor = None, *, epochs:
 
 
 def tolerate(source: Source[T | DataError], cursor: Cursor = None, *, limit: int = 0) -> Stream[T]:
-    """The items without the bad records: `limit` of them are counted and reported as warnings, the next one is raised.
+    """The items without bad records: the first `limit` of these are logged as warnings, the next one is raised.
 
     Cursor: [upstream cursor, bad records so far].
     """

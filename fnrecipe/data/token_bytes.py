@@ -1,7 +1,7 @@
-"""How many bytes of text tokens stand for: by a table, and by where they come from where the table cannot say it.
+"""How many bytes of text tokens stand for: by a table of tokens, or by offsets where the table is not enough.
 
-A byte of a text is stood for if its character went into a token other than the unknown one. What a normalizer changes counts
-as it stands in the text; what it, a pre-tokenizer or the model drops does not count, and neither does the unknown.
+A byte of text counts if its character went into a token other than the unknown one. A character that a normalizer changes
+counts with its bytes in the text; one that the normalizer, a pre-tokenizer or the model drops does not count.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 from fnrecipe.data.document import Ids
 from fnrecipe.data.tokenizer_file import BYTE, Content, added_tokens
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 _SPACE, _LONGEST = "▁", 4
 
 
 def bytes_by_token(content: Content, vocab: Mapping[str, int], silent: Collection[str]) -> NDArray[np.int64]:
     """The bytes that each token stands for by its name, int64 [largest id + 1]: 0 for `silent` tokens and the unknown one.
 
-    In a byte-level vocabulary a character stands for a byte, else for its own; `<0x0A>` for one; `▁` for a space where the
-    tokenizer writes spaces so. What marks the inside or the end of a word stands for nothing.
+    In a byte-level vocabulary a character stands for one byte, else for its UTF-8; `<0x0A>` for one byte; `▁` for a space if
+    the tokenizer writes spaces so. The marks for the inside or the end of a word stand for nothing.
     """
     model, parts = content["model"], _parts(content, "normalizer", "pre_tokenizer", "decoder")
     byte_level, marked, by_bytes = b'"ByteLevel"' in parts, _SPACE.encode() in parts, bool(model.get("byte_fallback"))
@@ -47,13 +50,11 @@ def bytes_by_token(content: Content, vocab: Mapping[str, int], silent: Collectio
     return sizes
 
 
-def byte_counter(inner: Any, content: Content, sizes: NDArray[np.int64]) -> Callable[[str, Ids], int]:
-    """(text, its ids) -> the bytes of the text that its ids stand for.
-
-    Where tokens are made of the text as it stands, they add up by the table. Otherwise the table proves only that nothing is
-    lost, by the size of the whole text (and of a space that the tokenizer puts before it): what does not add up is encoded once
-    more, by the slower call that tells where in the text each token comes from.
-    """
+def byte_counter(inner: Tokenizer, content: Content, sizes: NDArray[np.int64]) -> Callable[[str, Ids], int]:
+    """(text, its ids) -> the bytes of the text that its ids stand for."""
+    # Where the tokenizer changes nothing, the table is exact. Otherwise it can only prove that nothing is lost, by a sum equal
+    # to the size of the text (and of a space that the tokenizer puts before it). Any other text is encoded once more, by the
+    # slower call that computes offsets.
     parts = _parts(content, "normalizer", "pre_tokenizer")
     before = _put_before(inner)
     literal = content.get("normalizer") is None and not before and _SPACE.encode() not in parts
@@ -71,7 +72,7 @@ def byte_counter(inner: Any, content: Content, sizes: NDArray[np.int64]) -> Call
 
 
 def _mark(model: Content, key: str) -> str:
-    """What stands before or behind the tokens of a model inside a word, or at its end."""
+    """The prefix or suffix by which a model marks tokens inside a word, or at its end."""
     found = model.get(key)
     return found if isinstance(found, str) else ""
 
@@ -86,17 +87,19 @@ def _unknown(content: Content, vocab: Mapping[str, int]) -> list[int]:
     return [] if number is None else [number]
 
 
-def _put_before(inner: Any) -> int:
-    """How many characters a tokenizer puts before a text that does not begin with white space: a space, or nothing."""
-    with suppress(Exception):  # of a tokenizer that cannot encode this text
+def _put_before(inner: Tokenizer) -> int:
+    """How many characters the tokenizer puts before a text that does not begin with white space: one space, or none."""
+    with suppress(Exception):  # a tokenizer may be unable to encode this text
         text = inner.normalizer.normalize_str("x") if inner.normalizer else "x"
         pieces = inner.pre_tokenizer.pre_tokenize_str(text) if inner.pre_tokenizer else [(text, (0, 1))]
         return sum(len(piece) for piece, _ in pieces) - 1
     return 0
 
 
-def _stood_for(text: str, inner: Any, sizes: NDArray[np.int64]) -> int:
-    """The bytes of the characters of `text` that went into a token that stands for some, and into none that stands for none."""
+def _stood_for(text: str, inner: Tokenizer, sizes: NDArray[np.int64]) -> int:
+    """The bytes of the characters of `text` that went into known tokens only, those of a size above 0."""
+    # `edges` marks where the spans of unknown (row 0) and known (row 1) tokens begin and end; its running sum is the number of
+    # spans over each character.
     encoding = inner.encode(text, add_special_tokens=False)
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
@@ -114,7 +117,7 @@ def _stood_for(text: str, inner: Any, sizes: NDArray[np.int64]) -> int:
 
 
 def _is_merged(text: str, place: int, found: NDArray[np.bool_], normalizer: Any) -> bool:
-    """Whether a normalizer puts a character that no token comes from into the ones before it, as NFC does with an accent."""
+    """Whether a normalizer merges a character without a token into the ones before it, as NFC does with an accent."""
     if not place or not found[place - 1]:
         return False
     before = text[max(place - _LONGEST, 0) : place]

@@ -1,4 +1,4 @@
-"""Text to token ids and back. A tokenizer is a value of a few functions; no special token is ever read out of text."""
+"""Tokenizers as values of a few functions, from text to ids and back; text never encodes to a special token."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 class Tokenizer:
     """`encode` maps texts to id arrays without any special token.
 
-    bos, eos      the tokens that begin and end a document; the same one where a vocabulary has only one for both
+    bos, eos      the tokens that begin and end a document; the same token if a vocabulary has only one for both
     num_bytes     int64 [vocab_size]: the bytes of text that each token stands for
     count_bytes   (text, its ids) -> the bytes of the text that the ids stand for: without dropped and unknown characters
-    fingerprint   differs where `encode` may
-    names         what `bos` and `eos` are called
+    fingerprint   different for tokenizers whose `encode` may differ
+    names         the names of `bos` and `eos`
     """
 
     vocab_size: int
@@ -46,9 +46,9 @@ class Tokens:
     """A document or a piece of one.
 
     ids        int32 [n]
-    num_bytes  of the text that its n - 1 predictions stand for
-    source     number of the source that it comes from
-    epoch      how often that source had been read through before
+    num_bytes  bytes of the text that its n - 1 predictions stand for
+    source     index of its source
+    epoch      how many times that source had been read before
     lost       bytes of a document's text that no token stands for
     """
 
@@ -88,7 +88,7 @@ def tokenize(
     source: int = 0,
     epoch: int = 0,
 ) -> list[Tokens]:
-    """Each document's ids between the tokens that begin and end it: from the first, its first token can be predicted."""
+    """Each document's ids between BOS, from which its first token is predicted, and EOS."""
     bos, eos = (np.array([token], np.int32) for token in (tokenizer.bos, tokenizer.eos))
     before, after = [bos] * add_bos, [eos] * add_eos
     encoded = iter(tokenizer.encode([document.text or "" for document in documents if document.ids is None]))
@@ -100,8 +100,8 @@ def tokenize(
         else:
             kept, size = tokenizer.count_bytes(document.text, ids), len(document.text.encode())
         unpredicted = 0 if add_bos else int(tokenizer.num_bytes[ids[:1]].sum())
-        whole = np.concatenate([*before, ids, *after])
-        found.append(Tokens(whole, max(kept - unpredicted, 0), source, epoch, size - kept))
+        full = np.concatenate([*before, ids, *after])
+        found.append(Tokens(full, max(kept - unpredicted, 0), source, epoch, size - kept))
     return found
 
 
@@ -116,7 +116,7 @@ def tokenized(
     add_bos: bool = True,
     add_eos: bool = True,
 ) -> Stream[Tokens]:
-    """The documents of the source called `name` as tokens; the first that lose some of their text are told in a warning."""
+    """The documents of the source called `name` as tokens; warns about the first chunk that loses some of its text."""
     encode = partial(tokenize, tokenizer=tokenizer, add_bos=add_bos, add_eos=add_eos, source=number, epoch=epoch)
     told = False
 
@@ -133,6 +133,6 @@ def tokenized(
 
 
 def loss(name: str, lost: int, size: int) -> str:
-    """What to tell of a source of which `lost` of `size` bytes are in no token."""
+    """The warning about a source of which `lost` of `size` bytes are in no token."""
     share = f"{100 * lost / size:.2g} % of the text ({lost:,} of {size:,} bytes)"
     return f"{name}: the tokenizer loses {share}: characters that it drops or does not know; bits per byte do not count them"

@@ -1,7 +1,7 @@
-"""A Hugging Face `tokenizer.json` as plain JSON: read within bounds, and closed to text, before the library is given it.
+"""A Hugging Face `tokenizer.json` as plain JSON: read within bounds and made safe before the library gets it.
 
-The library trusts its files. Here a file is refused that would block, fill the memory or go too deep; and the tokens that
-stand for no text get names that no text holds, so that the library's model cannot read them out of one.
+The library trusts its files. Here a file is refused that would block, exhaust memory or nest too deep; and special tokens get
+names that no text contains, so that the library's model cannot find them in one.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import orjson
 from fnrecipe.errors import UsageError
 
 Content: TypeAlias = dict[str, Any]
+"""The JSON of a tokenizer.json, of which only the outermost object has been checked."""
+
 _MOST_BYTES, _MOST_LEVELS, _MOST_HOLES = 1 << 28, 64, 1 << 20
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def read(path: str) -> Content:
-    """The content of a tokenizer.json.
+    """Reads a tokenizer.json.
 
     Raises:
-        UsageError: if it is not a regular file, or not JSON of a size and a depth that a tokenizer may have.
+        UsageError: if it is not a regular file, or not JSON within the limits of size and depth.
     """
     data = _bytes(path)
     if len(data) > _MOST_BYTES:
@@ -45,8 +47,7 @@ def vocabulary(content: Content, path: str) -> dict[str, int]:
     """Every token and its id.
 
     Raises:
-        UsageError: if there is none, or ids are no integers from 0 on, or so far beyond the number of tokens that a table of
-            them would be empty.
+        UsageError: if there is none, or an id is not an integer from 0 to a little more than the number of tokens.
     """
     try:
         vocab = content["model"]["vocab"]
@@ -63,12 +64,12 @@ def vocabulary(content: Content, path: str) -> dict[str, int]:
     return found
 
 
-def added_tokens(content: Content) -> Sequence[dict[str, Any]]:
+def added_tokens(content: Content) -> Sequence[Content]:
     return content.get("added_tokens") or ()
 
 
-def ends(processor: Any) -> tuple[list[str], list[str]]:
-    """The special tokens that a post-processor puts before a text, and those behind it."""
+def ends(processor: object) -> tuple[list[str], list[str]]:
+    """The special tokens that a post-processor puts before a text, and those that it puts behind it."""
     before: list[str] = []
     behind: list[str] = []
     match processor:
@@ -90,9 +91,9 @@ def ends(processor: Any) -> tuple[list[str], list[str]]:
 
 
 def silent_tokens(content: Content, names: Collection[str]) -> set[str]:
-    """The tokens that no text may become: those of `names`, and all special ones.
+    """The tokens that no text may encode to: those of `names`, and all special ones.
 
-    Bytes and single characters are excepted, whatever they are marked as: the model needs them to spell text.
+    Bytes and single characters are excepted even if they are marked as special: the model needs them to spell text.
     """
     special = {token["content"] for token in added_tokens(content) if token.get("special")}
     return {name for name in special.union(names) if len(name) > 1 and not BYTE.fullmatch(name)}
@@ -103,7 +104,7 @@ def hidden_name(name: str) -> str:
 
 
 def closed(content: Content, silent: Collection[str], vocab: dict[str, int]) -> Content:
-    """`content` with names that no text holds for the `silent` tokens, and nothing that adds, cuts or pads."""
+    """`content` with names that no text contains for `silent` tokens, and without post-processor, truncation and padding."""
     names = {name: hidden_name(name) for name in silent}
     model = dict(content["model"])
     if isinstance(model["vocab"], list):
@@ -121,15 +122,15 @@ def closed(content: Content, silent: Collection[str], vocab: dict[str, int]) -> 
     return {**content, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None, "model": model}
 
 
-def _makes(merge: Any, model: Content, names: Collection[str]) -> bool:
-    """Whether a merge of a BPE takes or makes one of the tokens `names`."""
+def _makes(merge: str | Sequence[str], model: Content, names: Collection[str]) -> bool:
+    """Whether a merge of a BPE has one of the tokens `names` as an input or as its result."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     prefix = model.get("continuing_subword_prefix") or ""
     return left in names or right in names or left + right[len(prefix) :] in names
 
 
 def _bytes(path: str) -> bytes:
-    """The bytes of a regular file, but no more than one above the most; opening it never waits, as for a pipe's writer."""
+    """The bytes of a regular file, at most one more than the limit; never blocks, as opening a pipe would."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -143,8 +144,8 @@ def _bytes(path: str) -> bytes:
         raise UsageError(f"tokenizer.path: cannot read {path!r}: {error}") from None
 
 
-def _is_deeper(content: Any, levels: int) -> bool:
-    containers = [content]
+def _is_deeper(content: object, levels: int) -> bool:
+    containers = [content] if isinstance(content, dict | list) else []
     for _ in range(levels):
         inner = [item.values() if isinstance(item, dict) else item for item in containers]
         containers = [child for items in inner for child in items if isinstance(child, dict | list)]

@@ -1,4 +1,4 @@
-"""Text from a model: a fold of a pure step over a window of tokens."""
+"""Sampling from a model: each token by one call of a pure function of a window of tokens."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def generate(
     temperature: float = 0.7,
     eos: int | None = None,
 ) -> list[int]:
-    """Up to `length` tokens sampled after `prompt`, each seeing at most the `window` tokens before it; stops before `eos`.
+    """Up to `length` tokens sampled after `prompt`, each from at most the `window` tokens before it; stops before `eos`.
 
-    Only the first `vocab_size` logits are sampled from: an embedding may have more rows than the tokenizer has tokens.
+    Only the first `vocab_size` logits count: an embedding may have more rows than the tokenizer has tokens.
     """
+    # Windows are padded on the right to one length, so that the function is traced once; causal attention does not see padding.
     next_token = jit(lambda *args: _sample(apply, *args, vocab_size=vocab_size, temperature=temperature))
     tokens = list(prompt)
     for _ in range(length):
@@ -45,7 +46,7 @@ def generate(
 def _sample(
     apply: Apply, params: Tree, tokens: Tensor, last: Tensor, key: Tensor, *, vocab_size: int, temperature: float
 ) -> Tensor:
-    """A token after position `last` of `tokens` [1, T], by the Gumbel trick; int64 []."""
+    """A token sampled after position `last` of `tokens` [1, T], by the Gumbel-max trick; int64 []."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     logits = nn.all_logits(apply(params, tokens, torch.zeros_like(tokens), positions))[0]
     chosen = logits.index_select(0, last.reshape(1))[0, :vocab_size].float() / temperature

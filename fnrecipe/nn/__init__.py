@@ -1,10 +1,10 @@
-"""The functions that models are made of.
+"""Layers of models as pure functions of activations and weights.
 
 Shapes: B rows, T positions, D model width, H heads, G key-value heads, E head width, F feed-forward width, V vocabulary.
 
-Weights may be parts along the tensor axis of a mesh (`fnrecipe.parallel.tensor_parallel`). Then x is a slice of the positions
-between layers, `entered` before a product with weights cut along their first dimension, and a slice again behind a product
-with weights cut along their second; H, G, F and V are those of the part.
+Weights may be shards along the tensor axis of a mesh (`fnrecipe.parallel.tensor_parallel`). Then activations between layers
+are sharded by position: `entered` gathers all positions before a product with weights that are sharded along their first
+dimension, and a product with weights that are sharded along their second scatters them; H, G, F and V are those of the shard.
 """
 
 from fnrecipe.nn.attention import AttentionMask as AttentionMask

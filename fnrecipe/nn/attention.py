@@ -1,13 +1,14 @@
 """Causal attention in packed rows. The mask is made once for all layers, in the form that the device's kernel takes.
 
-`attention_mask` chooses by device and by scope, `attention` does what it is given. B rows, T positions, H heads, G key-value
-heads, E head width.
+`attention_mask` chooses a kernel by device and by scope; `attention` runs the kernel of the mask that it gets. B rows, T
+positions, H heads, G key-value heads, E head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import attrs
 import torch
@@ -15,21 +16,23 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
+from torch._functorch.autograd_function import VmapInfo
 from torch.func import vjp
 
 from fnrecipe import tree
 from fnrecipe.nn.block_mask import BlockMask, block_mask, flex_backward, flex_forward
+from fnrecipe.ops import Context
 
 aten = torch.ops.aten
 
 AttentionScope: TypeAlias = Literal["document", "row"]
-"""What a position sees: the earlier positions of its document, or of its whole row."""
+"""What a position attends to: the earlier positions of its document, or of its row."""
 
 
 @tree.node
 @attrs.frozen(eq=False)
 class CausalMask:
-    """All earlier positions. Padding comes last, where no position that counts sees it."""
+    """All earlier positions. Padding comes last, so no position with a target attends to it."""
 
 
 @tree.node
@@ -45,7 +48,7 @@ AttentionMask: TypeAlias = CausalMask | BiasMask | BlockMask
 
 
 def attention_mask(segments: Tensor, scope: AttentionScope, dtype: torch.dtype) -> AttentionMask:
-    """Who sees whom in rows of segments, int64 [B, T], for attention in `dtype`: a mask on the CPU, blocks elsewhere."""
+    """The mask of rows of segments, int64 [B, T], for attention in `dtype`: dense on the CPU, lists of blocks elsewhere."""
     if scope == "row":
         return CausalMask()
     if segments.device.type != "cpu":
@@ -57,15 +60,16 @@ def attention_mask(segments: Tensor, scope: AttentionScope, dtype: torch.dtype) 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
     """Softmax attention with grouped key-value heads, [B, H, T, E]; query [B, H, T, E], key and value [B, G, T, E].
 
-    Its first derivative is a kernel's and its second one that of the formula, but for whole rows on a GPU, of which torch has
-    the first alone.
+    The first derivative is a kernel's, the second that of the formula; with `CausalMask` on a GPU torch has no second one.
     """
     half, on_cpu = query.dtype.itemsize < 4, query.device.type == "cpu"
     if isinstance(mask, CausalMask) and not on_cpu:
-        # Without heads repeated, torch's kernel for wide dtypes would be one that makes T x T scores.
+        # For float32 and float64 torch has no fused kernel with grouped heads, and would allocate T x T scores.
         key, value = (x if half else _repeated(x, query.shape[1]) for x in (key, value))
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=half)
-    if on_cpu and half:  # its kernel would sum the gradients of a group in half precision
+    if on_cpu and half:
+        # Given grouped heads, the CPU's kernel sums the gradients of a group in the dtype of its inputs: in bfloat16, with 8
+        # queries a key, that is twice the error (0.0097 instead of 0.0049).
         key, value = (_repeated(x, query.shape[1]) for x in (key, value))
     leaves, spec = pytree.tree_flatten(mask)
     mixed: Tensor = _Attention.apply(spec, query, key, value, *leaves)[0]  # type: ignore[no-untyped-call]
@@ -73,14 +77,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) ->
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The same by its definition, softmax(query keyᵀ / √E) value, where mask, bool [B or 1, 1, T, T], holds."""
+    """Attention by its definition, softmax(query keyᵀ / √E) value, over the pairs in mask, bool [B or 1, 1, T, T]."""
     key, value = (_repeated(x, query.shape[1]) for x in (key, value))
     scores = query @ key.mT * query.shape[-1] ** -0.5
     return torch.where(mask, scores, -torch.inf).softmax(-1) @ value
 
 
 def _repeated(x: Tensor, heads: int) -> Tensor:
-    """The key-value heads of x [B, G, T, E], each as often as there are query heads for it: [B, heads, T, E]."""
+    """The key-value heads of x [B, G, T, E], each repeated for the query heads of its group: [B, heads, T, E]."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
@@ -94,83 +98,116 @@ def _dense_mask(mask: AttentionMask, length: int, device: torch.device) -> Tenso
 
 
 def _forward(mask: AttentionMask, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention, and logsumexp of its scores as the kernel wants it back."""
+    """Attention, and the logsumexp of its scores in the form that the backward kernel takes."""
     if isinstance(mask, BlockMask):
         return flex_forward(mask, query, key, value)
-    # Given both, the kernel leaves out what lies above the diagonal; `scaled_dot_product_attention` refuses to hand it both.
-    found: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(
+    # Given a mask and `is_causal`, the kernel skips what lies above the diagonal: the same bits for half of the work.
+    # `scaled_dot_product_attention` refuses to pass both on. Batched products with explicit scores are no faster on short rows.
+    output: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, True, attn_mask=_bias(mask)
     )
-    return found
+    return output
 
 
 def _backward(mask: AttentionMask, gradient: Tensor, mixed: Tensor, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     if isinstance(mask, BlockMask):
         return flex_backward(mask, gradient, mixed, logsumexp, *inputs)
-    found: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+    gradients: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
         gradient, *inputs, mixed, logsumexp, 0.0, True, attn_mask=_bias(mask)
     )
-    return found
+    return gradients
 
 
 def _bias(mask: CausalMask | BiasMask) -> Tensor | None:
     return mask.bias if isinstance(mask, BiasMask) else None
 
 
+# Two Functions of our own, because the kernels have no rules under `torch.func`: neither FlexAttention's two operations nor a
+# second derivative of the CPU's flash attention. What runs in a `forward` is below all transforms, where `make_fx` records the
+# kernels. `_Attention` differentiates to `_Gradient`, which is a kernel; `_Gradient` differentiates to the formula, T x T. A
+# mask is a tree, so the Functions get its leaves and its structure. `vmap` is more rows.
+
+Inputs: TypeAlias = tuple[pytree.TreeSpec, *tuple[Tensor, ...]]
+"""The structure of a mask, then tensors, of which the last are the mask's leaves."""
+
+Batched: TypeAlias = tuple[tuple[Tensor, ...], tuple[int, ...]]
+"""Results of `vmap`, and the dimension of each along which it maps."""
+
+
+class _Context(Context, Protocol):
+    spec: pytree.TreeSpec
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(spec: Any, query: Any, key: Any, value: Any, *leaves: Any) -> Any:
+    def forward(spec: pytree.TreeSpec, query: Tensor, key: Tensor, value: Tensor, *leaves: Tensor) -> tuple[Tensor, Tensor]:
         return _forward(pytree.tree_unflatten(leaves, spec), query, key, value)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: _Context, inputs: Inputs, output: tuple[Tensor, Tensor]) -> None:
         ctx.spec = inputs[0]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output, *inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Any, _: Any) -> Any:
-        if gradient is None:  # of a second derivative, all of which `_Gradient` has given
+    def backward(ctx: _Context, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:  # in a second derivative, all of which comes from `_Gradient`
             return (None,) * (4 + ctx.spec.num_leaves)
-        found = _Gradient.apply(ctx.spec, gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return None, *found, *[None] * ctx.spec.num_leaves
+        gradients = _Gradient.apply(ctx.spec, gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return None, *gradients, *[None] * ctx.spec.num_leaves
 
     @staticmethod
-    def vmap(info: Any, dims: Any, spec: Any, *tensors: Any) -> Any:
+    def vmap(info: VmapInfo, dims: Sequence[int | None], spec: pytree.TreeSpec, *tensors: Tensor) -> Batched:
         return _as_rows(_Attention, info.batch_size, dims[1:], spec, tensors)
 
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
-    def forward(spec: Any, gradient: Any, mixed: Any, logsumexp: Any, query: Any, key: Any, value: Any, *leaves: Any) -> Any:
+    def forward(
+        spec: pytree.TreeSpec,
+        gradient: Tensor,
+        mixed: Tensor,
+        logsumexp: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *leaves: Tensor,
+    ) -> tuple[Tensor, ...]:
         return _backward(pytree.tree_unflatten(leaves, spec), gradient, mixed, logsumexp, query, key, value)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        spec, gradient, _, _, *others = inputs
-        ctx.spec = spec
+    def setup_context(ctx: _Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
+        ctx.spec = inputs[0]
+        gradient, _, _, *others = inputs[1:]
         ctx.save_for_backward(gradient, *others)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
+    def backward(ctx: _Context, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         # An argument without a gradient may still be wrapped by a functorch level that has exited.
         gradient, query, key, value, *leaves = [unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]
         mask = _dense_mask(pytree.tree_unflatten(leaves, ctx.spec), query.shape[2], query.device)
 
-        def pulled(gradient: Tensor, *inputs: Tensor) -> Any:
-            return vjp(partial(formula, mask=mask), *inputs)[1](gradient)
+        def pullback(gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            gradients: tuple[Tensor, ...] = vjp(partial(formula, mask=mask), *inputs)[1](gradient)
+            return gradients
 
-        of_gradient, *of_inputs = vjp(pulled, gradient, query, key, value)[1](slopes)
+        of_gradient, *of_inputs = vjp(pullback, gradient, query, key, value)[1](slopes)
         return None, of_gradient, None, None, *of_inputs, *[None] * len(leaves)
 
     @staticmethod
-    def vmap(info: Any, dims: Any, spec: Any, *tensors: Any) -> Any:
+    def vmap(info: VmapInfo, dims: Sequence[int | None], spec: pytree.TreeSpec, *tensors: Tensor) -> Batched:
         return _as_rows(_Gradient, info.batch_size, dims[1:], spec, tensors)
 
 
-def _as_rows(function: Any, size: int, dims: Any, spec: Any, tensors: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """`function` where `vmap` adds an axis: more rows for the kernel, which has no rule of its own."""
+def _as_rows(
+    function: type[torch.autograd.Function],
+    size: int,
+    dims: Sequence[int | None],
+    spec: pytree.TreeSpec,
+    tensors: Sequence[Tensor],
+) -> Batched:
+    """`function` under `vmap` over an axis of `size`: that axis becomes more rows."""
     stacked = [x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims, strict=True)]
-    results = function.apply(spec, *(x.flatten(0, 1) for x in stacked))
+    results = function.apply(spec, *(x.flatten(0, 1) for x in stacked))  # type: ignore[no-untyped-call]
     return tuple(x.unflatten(0, (size, -1)) for x in results), (0,) * len(results)

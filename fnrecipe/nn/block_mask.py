@@ -1,13 +1,11 @@
-"""FlexAttention within documents, for GPUs: blocks of positions of which no pair sees each other are never computed.
+"""FlexAttention within documents, for GPUs: pairs of blocks in which no query attends to a key are never computed.
 
-(Dong et al. 2024, arXiv:2412.05496.) torch's own function wants `torch.compile` around Python, which must not be given what
-`torch.func` differentiates. So here are the two operations below it, for `make_fx` to put into the graph and for Inductor to
-make kernels of. Run as they are, they compute whole T x T scores: right on every device, and slow.
+(Dong et al. 2024, arXiv:2412.05496.) torch's own function needs `torch.compile` around Python, which must not be given what
+`torch.func` differentiates. So this module calls the two operations below it, which `make_fx` puts into the graph and Inductor
+compiles. Run eagerly, they compute all T x T scores: right on every device, and slow.
 
-Annotations are evaluated here: as strings they would be in traced graphs, for which torch would not look into its cache.
+Annotations are evaluated here: as strings they would get into traced graphs, which torch then does not find in its cache.
 """
-
-from typing import Any
 
 import attrs
 import torch
@@ -17,10 +15,10 @@ from torch import Tensor
 from fnrecipe import tree
 
 BLOCK = 128
-"""Positions in a block: torch's own choice."""
+"""Positions in a block: torch's default."""
 
 _PADDING = 2**31
-"""The number of what is padding: it comes last, and so is greatest."""
+"""The segment number of padding: greater than all others, because padding comes last."""
 
 _OPTIONS = {
     "BACKEND": "TRITON",
@@ -31,17 +29,17 @@ _OPTIONS = {
     "OUTPUT_LOGSUMEXP": True,
     "OUTPUT_MAX": False,
 }
-"""What torch's own function passes on, where logsumexp is kept for the gradient."""
+"""What torch's own function passes on when logsumexp is kept for the gradient."""
 
 
 @tree.node
 @attrs.frozen(eq=False)
 class BlockMask:
-    """Which blocks see which, of B rows of N blocks.
+    """Which blocks attend to which, in B rows of N blocks.
 
-    segments  int64 [B, T]; -1 where the row is padding
-    keys      (counts int32 [B, 1, N], numbers int32 [B, 1, N, N]) twice: for each block of queries the blocks of keys that it
-              sees in part, then those that it sees as a whole; the first `counts` of the numbers are meant
+    segments  int64 [B, T]; -1 for padding
+    keys      (counts int32 [B, 1, N], numbers int32 [B, 1, N, N]) twice: for each block of queries the partial blocks of keys,
+              with some pairs masked, then the full ones, with none; only the first `counts` of the numbers are valid
     queries   the same for each block of keys
     """
 
@@ -51,23 +49,23 @@ class BlockMask:
 
 
 def block_mask(segments: Tensor, size: int = BLOCK) -> BlockMask:
-    """From the least and the greatest segment of each block; nothing is as large as T x T.
-
-    Whatever the order of segments in a row, no pair that sees each other is left out.
-    """
+    """The mask of rows of segments, from the least and the greatest segment of each block; nothing is as large as T x T."""
+    # Two blocks are compared as ranges of segment numbers. If the ranges do not overlap, no pair shares a segment; if both are
+    # the same single segment, all pairs do; in between, the kernel looks at each pair. With segments in any order a range may
+    # hold numbers that do not occur, so a block may be listed as partial needlessly, but none is left out.
     numbers = torch.where(segments < 0, _PADDING, segments)
     blocked = F.pad(numbers, (0, -segments.shape[1] % size), value=_PADDING).view(len(segments), 1, -1, size)
     least, greatest = blocked.amin(-1), blocked.amax(-1)
     first, last = least[..., :, None], greatest[..., :, None]
     number = torch.arange(least.shape[-1], device=segments.device)
     overlap = (first <= last.mT) & (first.mT <= last) & (number[:, None] >= number)
-    whole = (first == last.mT) & (last == first.mT) & (number[:, None] > number)
-    part = overlap & ~whole
-    return BlockMask(segments, (*_listed(part), *_listed(whole)), (*_listed(part.mT), *_listed(whole.mT)))
+    full = (first == last.mT) & (last == first.mT) & (number[:, None] > number)
+    partial = overlap & ~full
+    return BlockMask(segments, (*_listed(partial), *_listed(full)), (*_listed(partial.mT), *_listed(full.mT)))
 
 
 def flex_forward(mask: BlockMask, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention [B, H, T, E], and its logsumexp to the base 2, float32 [B, H, T]; query as it, key and value [B, G, T, E]."""
+    """Attention [B, H, T, E] and its logsumexp to base 2, float32 [B, H, T]; query [B, H, T, E], key and value [B, G, T, E]."""
     mixed, logsumexp, _ = torch.ops.higher_order.flex_attention(query, key, value, _same, *_options(mask, query))
     return mixed, logsumexp
 
@@ -75,18 +73,18 @@ def flex_forward(mask: BlockMask, query: Tensor, key: Tensor, value: Tensor) -> 
 def flex_backward(
     mask: BlockMask, gradient: Tensor, mixed: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients for query, key and value from that for `mixed`."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.higher_order.flex_attention_backward(
+    """The gradients of query, key and value from `gradient`, that of the attention `mixed`."""
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.higher_order.flex_attention_backward(
         query, key, value, mixed, logsumexp, gradient, None, _same, _gradient_of_same, *_options(mask, query)
     )[:3]
-    return found
+    return gradients
 
 
-def _options(mask: BlockMask, query: Tensor) -> tuple[Any, ...]:
-    """The arguments that both operations end with: lists of blocks, scale, options, and what the mask looks into."""
+def _options(mask: BlockMask, query: Tensor) -> tuple[object, ...]:
+    """The last arguments of both operations: block mask, scale, kernel options, captures of score and mask functions."""
     length = query.shape[2]
-    given = (length, length, *mask.keys, *mask.queries, *[None] * 4, BLOCK, BLOCK, _sees)
-    return given, query.shape[-1] ** -0.5, _OPTIONS, (), (mask.segments,)
+    blocks = (length, length, *mask.keys, *mask.queries, *[None] * 4, BLOCK, BLOCK, _sees)
+    return blocks, query.shape[-1] ** -0.5, _OPTIONS, (), (mask.segments,)
 
 
 def _sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor, segments: Tensor) -> Tensor:
@@ -104,5 +102,5 @@ def _gradient_of_same(
 
 
 def _listed(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of the last axis hold, int32 [...], and their numbers, before those of the others, int32 [..., N]."""
+    """How many of `pairs` [..., N] hold, int32 [...], and the indices of these, then of the others, int32 [..., N]."""
     return pairs.sum(-1, dtype=torch.int32), pairs.int().argsort(dim=-1, descending=True, stable=True).int()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnrecipe.ops import Context
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+
 
 def swiglu(gates: Tensor, values: Tensor) -> Tensor:
-    """silu(gates) * values (Shazeer 2020, arXiv:2002.05202), of which only gates and values are kept for the gradient."""
+    """silu(gates) * values (Shazeer 2020, arXiv:2002.05202); only gates and values are saved for the backward pass."""
     product: Tensor = _SwiGLU.apply(gates, values)  # type: ignore[no-untyped-call]
     return product
 
@@ -18,37 +22,41 @@ def swiglu(gates: Tensor, values: Tensor) -> Tensor:
 class _SwiGLU(torch.autograd.Function):
     generate_vmap_rule = True
 
+    # `torch.func.grad` always asks for a graph of the gradient, so autograd takes the differentiable formula of silu's
+    # backward: seven elementwise operations, and as many saved tensors, instead of one kernel.
+
     @staticmethod
-    def forward(gates: Any, values: Any) -> Any:
+    def forward(gates: Tensor, values: Tensor) -> Tensor:
         return F.silu(gates) * values
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: Context, inputs: Pair, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Any) -> Any:
+    def backward(ctx: Context, gradient: Tensor) -> Pair:
         gates, values = ctx.saved_tensors
         return _SiLUGradient.apply(gradient * values, gates), gradient * F.silu(gates)  # type: ignore[no-untyped-call]
 
 
 class _SiLUGradient(torch.autograd.Function):
-    """torch's kernel, which has no derivative, with that of its formula."""
+    """torch's `silu_backward` kernel, for which torch has no derivative, with the derivative of its formula."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Any, x: Any) -> Any:
-        return torch.ops.aten.silu_backward(gradient, x)
+    def forward(gradient: Tensor, x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.aten.silu_backward(gradient, x)
+        return product
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: Context, inputs: Pair, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, slope: Any) -> Any:
+    def backward(ctx: Context, slope: Tensor) -> Pair:
         gradient, x = ctx.saved_tensors
-        share = torch.sigmoid(x)
-        first = share * (1 + x * (1 - share))
-        second = share * (1 - share) * (2 + x * (1 - 2 * share))
+        sigmoid = torch.sigmoid(x)
+        first = sigmoid * (1 + x * (1 - sigmoid))
+        second = sigmoid * (1 - sigmoid) * (2 + x * (1 - 2 * sigmoid))
         return slope * first, slope * gradient * second

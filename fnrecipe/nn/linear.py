@@ -17,19 +17,19 @@ Logits: TypeAlias = Tensor | Shard | DeferredLogits
 
 
 def embedding(tokens: Tensor, weight: Weight) -> Tensor:
-    """The rows of weight [V, D] that tokens [B, T] name: [B, T, D]."""
+    """The rows of weight [V, D] at tokens [B, T]: [B, T, D]."""
     if isinstance(weight, Shard):
         return tensor_parallel.embedding(tokens, weight)
     return F.embedding(tokens, weight)
 
 
 def entered(x: Tensor, weight: Weight) -> Tensor:
-    """All positions of x, for products with weights that are cut like `weight`."""
+    """All positions of x, for products with weights that are sharded like `weight`."""
     return tensor_parallel.all_positions(x, weight.axis) if isinstance(weight, Shard) else x
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    """x [..., D] times weight [F, D], transposed, in the dtype of x: [..., F]."""
+    """x [..., D] times the transpose of weight [F, D], cast to the dtype of x: [..., F]."""
     if not isinstance(weight, Shard):
         return F.linear(x, weight.to(x.dtype))
     product = F.linear(x, weight.local.to(x.dtype))
@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
 
 def logits(x: Tensor, weight: Weight, chunk: int | None = None) -> Logits:
-    """x [B, T, D] times the head [V, D]: [B, T, V], cut like the head; a product that is not made yet if `chunk` is given."""
+    """x [B, T, D] times the head [V, D]: [B, T, V], sharded like the head; deferred if `chunk` is given."""
     if chunk is not None and not isinstance(weight, Shard):
         return DeferredLogits(x, weight, chunk)
     product = linear(entered(x, weight), weight)
@@ -45,14 +45,14 @@ def logits(x: Tensor, weight: Weight, chunk: int | None = None) -> Logits:
 
 
 def all_logits(logits: Logits) -> Tensor:
-    """Whole logits [B, T, V]."""
+    """Unsharded logits [B, T, V]."""
     if isinstance(logits, DeferredLogits):
         return linear(logits.x, logits.weight)
     return tensor_parallel.all_logits(logits) if isinstance(logits, Shard) else logits
 
 
 def cross_entropy(logits: Logits, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the nats of targets [B, T] where mask [B, T] holds, float32 [], and the nats of all, float32 [B, T]."""
+    """The sum of the nats of targets [B, T] where mask [B, T] holds, float32 [], and all nats, float32 [B, T], detached."""
     if isinstance(logits, DeferredLogits):
         return linear_cross_entropy.cross_entropy(logits, targets, mask)
     if isinstance(logits, Shard):

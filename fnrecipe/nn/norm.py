@@ -1,13 +1,12 @@
-"""Norms."""
+"""Normalisation layers."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnrecipe.nn.linear import Weight
+from fnrecipe.ops import Context
 from fnrecipe.parallel import tensor_parallel
 from fnrecipe.parallel.mesh import Shard
 
@@ -15,7 +14,7 @@ from fnrecipe.parallel.mesh import Shard
 def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467); x [..., D], weight [D].
 
-    Computed in float32 at least, and rounded to the dtype of x. For its gradient it keeps x and a number a row.
+    Computed in float32 at least, and rounded to the dtype of x. Saves x and one scalar a row for the backward pass.
     """
     scale = tensor_parallel.shared(weight) if isinstance(weight, Shard) else weight
     normed: Tensor = _RMSNorm.apply(x, scale, eps)[0]  # type: ignore[no-untyped-call]
@@ -25,22 +24,26 @@ def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     generate_vmap_rule = True
 
+    # By autograd, several float32 tensors of the shape of x would be saved. The reciprocal root is an output, so that a second
+    # derivative reaches it: then `of_root` is its gradient.
+
     @staticmethod
-    def forward(x: Any, weight: Any, eps: float) -> Any:
+    def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         wide = _wide(x)
         root = torch.rsqrt((wide * wide).sum(-1, keepdim=True) / x.shape[-1] + eps)
         return (wide * root * weight).to(x.dtype), root
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:2], output[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Any, of_root: Any) -> Any:
-        """`of_root` is there where this gradient is differentiated in turn."""
+    def backward(ctx: Context, gradient: Tensor | None, of_root: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, root = ctx.saved_tensors
-        normed, of_x, of_weight = _wide(x) * root, None, None
+        normed = _wide(x) * root
+        of_x: Tensor | None = None
+        of_weight: Tensor | None = None
         if gradient is not None:
             slope = _wide(gradient) * weight
             along = (slope * normed).sum(-1, keepdim=True) / x.shape[-1]

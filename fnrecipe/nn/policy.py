@@ -1,4 +1,4 @@
-"""How a model is computed: what is kept, and in which dtype. It changes memory, speed and rounding, not what is computed."""
+"""The policy by which a model is computed: dtype and rematerialisation. It changes memory, speed and rounding, nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Remat: TypeAlias = Literal["off", "selective", "layerwise"]
 @attrs.frozen
 class Policy:
     """
-    dtype            of activations, that of the parameters if None; norms and the loss are taken in float32 at least
-    remat            what is computed again for the gradient: nothing; what lies between matrix products and attention; layers
-    every_nth_layer  which layers are computed again by `layerwise`
-    logits_at_once   positions whose logits may be there at once; None: all
+    dtype            of activations; None: that of the parameters. Norms and the loss are computed in float32 at least
+    remat            what is recomputed in the backward pass: nothing; all but matrix products and attention; layers
+    every_nth_layer  which layers are recomputed under `layerwise`
+    logits_at_once   positions whose logits may be allocated at once; None: all
     """
 
     dtype: torch.dtype | None = None

@@ -1,4 +1,4 @@
-"""What ranks hold of tensors that are cut over them, and how they add these up and gather them."""
+"""The mesh of ranks, shards of tensors over it, and collectives along its axes."""
 
 from fnrecipe.parallel.mesh import Axis as Axis
 from fnrecipe.parallel.mesh import Mesh as Mesh

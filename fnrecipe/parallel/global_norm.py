@@ -1,10 +1,9 @@
-"""The Euclidean norm of a tree: the same bits however its tensors are cut over ranks."""
+"""The Euclidean norm of a tree: the same bits however its tensors are sharded."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,37 +17,42 @@ from fnrecipe.tree import Tree
 def global_norm(values: Tree) -> Tensor:
     """Euclidean norm over all leaves, of all ranks, 0-d, in the leaves' precision.
 
-    It is the norm of the norms of whole tensors and of the `Axis.blocks` blocks of those that are cut: blocks that every
-    number of ranks leaves whole.
+    It is the norm of the norms of unsharded tensors and of the `Axis.blocks` blocks of sharded ones.
     """
+    # The rounding of a norm depends on how many elements one kernel reduces, and in which order. So a kernel only ever reduces
+    # a block, whose bounds do not depend on the number of ranks: a shard is one or several blocks, never a piece of one. The
+    # norms of all blocks are then gathered in the order of the unsharded tensors, and every rank reduces the same vector. A
+    # sum of squares by all-reduce would be one collective less, and differ in the last bits. `_foreach_norm` is one operation
+    # of the graph for all blocks.
     groups: dict[tuple[Axis, ...], list[Tensor]] = defaultdict(list)
     for leaf in tree.leaves(values, is_shard):
-        tensor, axes = _opened(leaf)
+        tensor, axes = _unwrapped(leaf)
         groups[tuple(axes)] += _blocks(tensor, axes)
     norms = torch.stack(torch._foreach_norm(list(chain(*groups.values()))))
-    parts = torch.split(norms, [len(blocks) for blocks in groups.values()])
-    every = [_of_all_ranks(part, axes) for part, axes in zip(parts, groups, strict=True)]
-    total: Tensor = torch.linalg.vector_norm(torch.cat(every))
+    by_group = torch.split(norms, [len(blocks) for blocks in groups.values()])
+    of_ranks = [_gathered(local, axes) for local, axes in zip(by_group, groups, strict=True)]
+    total: Tensor = torch.linalg.vector_norm(torch.cat(of_ranks))
     return total
 
 
-def _opened(leaf: Any) -> tuple[Tensor, dict[Axis, int]]:
-    """The tensor of a part of a part …, and the axes over which it is cut, with the dimension."""
+def _unwrapped(leaf: Tree) -> tuple[Tensor, dict[Axis, int]]:
+    """The tensor within nested shards, and the dimension along which each axis shards it."""
     if not is_shard(leaf):
         return leaf, {}
-    tensor, axes = _opened(leaf.local)
+    tensor, axes = _unwrapped(leaf.local)
     return tensor, axes if leaf.dim is None else {leaf.axis: leaf.dim, **axes}
 
 
 def _blocks(tensor: Tensor, axes: dict[Axis, int]) -> list[Tensor]:
+    """This rank's blocks of a tensor, contiguous: a kernel's order of additions depends on strides, too."""
     blocks = [tensor]
     for axis, dim in axes.items():
-        blocks = [part.contiguous() for block in blocks for part in block.chunk(axis.blocks // axis.size, dim)]
+        blocks = [chunk.contiguous() for block in blocks for chunk in block.chunk(axis.blocks // axis.size, dim)]
     return blocks
 
 
-def _of_all_ranks(norms: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-    """The norms of this rank's blocks, tensor by tensor, as those of all ranks in the order of the whole tensors; flat."""
+def _gathered(norms: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    """The norms of all ranks' blocks, flat, in the order of the unsharded tensors."""
     for axis in reversed(axes):
         (rows,) = all_gather([norms.view(-1, axis.blocks // axis.size)], [1], axis)
         norms = rows.flatten()

@@ -1,15 +1,15 @@
-"""Parts: what one rank holds of tensors that are cut over ranks. A part is a node of a tree: updates see local tensors only.
+"""The mesh of a gang's ranks, and `Shard`, what one rank holds of a sharded tensor.
 
-The ranks of a gang are a mesh of three axes: replicas of the state, ranks among which a replica is cut (shard), and ranks
-among which single matrix products are divided (tensor). A tensor is cut over the tensor axis first, and what is left over
-the shard axis.
+The mesh has three axes: replicas of the state (replica), ranks that share one replica (shard), and ranks that share single
+matrix products (tensor). A tensor is sharded along the tensor axis first, and the result along the shard axis. A shard is a
+node of a tree with the local tensor as its child, so that updates and checkpoints need not know of it.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeGuard
 
 import attrs
 import torch
@@ -17,20 +17,22 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fnrecipe.tree import Tree
+
 Sharding: TypeAlias = Literal["replicate", "zero1", "zero2", "fsdp"]
 
 ALIGNMENT = 16
-"""Elements. Vector kernels may round the last few elements of a tensor differently; parts are whole vectors of any width."""
+"""Elements of which a shard holds a multiple: vectorised kernels may round the last few elements of a tensor differently."""
 
 
 @attrs.frozen
 class Axis:
     """One axis of the mesh, seen from one of its ranks.
 
-    size, index, group   ranks along it, this one's number, and the name of their process group
-    blocks               parts that a cut along it may end up in at any size: what depends on a cut depends on these alone
+    size, index, group   ranks along it, this rank's index, and the name of their process group
+    blocks               the most shards of a tensor at any size; reductions over a shard are taken block by block
     ordered              whether sums over it are taken in the order of the binary tree
-    gathered             the dtype that float32 parameters are rounded to before they are used, and travel in
+    gathered             the dtype to which float32 parameters are rounded before they are gathered and used
     """
 
     name: str
@@ -44,22 +46,22 @@ class Axis:
 
 @attrs.frozen(eq=False)
 class Shard:
-    """The slice number `axis.index` of `axis.size` of a tensor along `dim`, or all of it if `dim` is None.
+    """The slice `axis.index` of `axis.size` of a tensor along `dim`, or the full tensor if `dim` is None.
 
-    `local` is a tensor, or a part again: what another axis leaves of the slice.
+    `local` is a tensor, or a shard again: that of the slice along another axis.
     """
 
-    local: Any
+    local: Tree
     dim: int | None
     axis: Axis
 
 
 @attrs.frozen
 class Mesh:
-    """The mesh, seen from one rank: number (replica * shard.size + shard) * tensor.size + tensor.
+    """The mesh, seen from one of its ranks, (replica * shard.size + shard) * tensor.size + tensor.
 
-    sharding   what is whole when, for parameters that are cut over the shard axis (`fnrecipe.transforms.gradients`)
-    rules      patterns of parameter paths, and the dimension that is cut over the tensor axis; the first that fits holds
+    sharding   when parameters and gradients are unsharded along the shard axis (`fnrecipe.transforms.gradients`)
+    rules      patterns of parameter paths, and the dimension sharded along the tensor axis; the first that matches applies
     """
 
     replica: Axis = Axis("replica")
@@ -74,12 +76,12 @@ class Mesh:
 
     @property
     def cuts(self) -> bool:
-        """Whether no rank holds all parameters."""
+        """Whether parameters are sharded."""
         return self.shard.size * self.tensor.size > 1
 
     @property
     def in_turns(self) -> bool:
-        """Whether each microbatch is summed over the shard axis by itself: its ranks take turns with neighbouring ones."""
+        """Whether each microbatch is reduced over the shard axis, whose ranks then take neighbouring microbatches in turn."""
         return self.sharding in ("zero2", "fsdp")
 
     @property
@@ -98,7 +100,7 @@ class Mesh:
         return range(first, first + count * step, step)
 
     def cut(self, path: str, leaf: Tensor) -> Shard:
-        """This rank's part of the parameter at `path`."""
+        """This rank's shard of the parameter at `path`."""
         if self.tensor.size == 1:
             return _cut(leaf, shard_dim(leaf.shape, self.shard.blocks), self.shard)
         dim = next((dim for pattern, dim in self.rules.items() if fnmatch.fnmatchcase(path, pattern)), None)
@@ -106,8 +108,8 @@ class Mesh:
         return Shard(_cut(slice, shard_dim(slice.shape, self.shard.blocks), self.shard), dim, self.tensor)
 
 
-Placement: TypeAlias = Callable[[str, Tensor], Any]
-"""What becomes of a parameter, by its path, as soon as it is made: all of it, or a part."""
+Placement: TypeAlias = Callable[[str, Tensor], Tree]
+"""(path, full parameter) -> what this rank keeps of it: the parameter, or a shard. Called as soon as a parameter is made."""
 
 
 def replicated(path: str, leaf: Tensor) -> Tensor:
@@ -115,17 +117,17 @@ def replicated(path: str, leaf: Tensor) -> Tensor:
 
 
 def shard_dim(shape: torch.Size | tuple[int, ...], blocks: int) -> int | None:
-    """The first dimension that `blocks` divides, into parts of whole vectors; None if there is none."""
+    """The first dimension that `blocks` divides, if blocks are a multiple of `ALIGNMENT` elements; else None."""
     aligned = not torch.Size(shape).numel() % (blocks * ALIGNMENT)
     return next((dim for dim, size in enumerate(shape) if size % blocks == 0), None) if aligned else None
 
 
-def is_shard(value: Any) -> bool:
+def is_shard(value: object) -> TypeGuard[Shard]:
     return isinstance(value, Shard)
 
 
-def global_slice(leaf: Any) -> tuple[torch.Size, list[tuple[int, int]]]:
-    """The shape of the whole tensor that `leaf` is a part of, and the part's (start, stop) along each dimension."""
+def global_slice(leaf: Tree) -> tuple[torch.Size, list[tuple[int, int]]]:
+    """The shape of the unsharded tensor of `leaf`, and the (start, stop) of `leaf` in it along each dimension."""
     if not isinstance(leaf, Shard):
         return leaf.shape, [(0, size) for size in leaf.shape]
     shape, ranges = global_slice(leaf.local)
@@ -138,19 +140,19 @@ def global_slice(leaf: Any) -> tuple[torch.Size, list[tuple[int, int]]]:
 
 
 def outline(leaf: Shard | Tensor) -> Tensor:
-    """The whole tensor that `leaf` is a part of, without its numbers: shape and dtype, on the device meta."""
+    """The whole tensor that `leaf` is a shard of, without its numbers: shape and dtype, on the device meta."""
     (tensor,) = pytree.tree_leaves(leaf)
     with _disable_current_modes():  # it is no part of a trace
         return torch.empty(global_slice(leaf)[0], dtype=tensor.dtype, device="meta")
 
 
-def is_primary(leaf: Any, mesh: Mesh) -> bool:
-    """Whether this rank is the first of those that hold the same part of the same tensor."""
-    cut = set()
+def is_primary(leaf: Tree, mesh: Mesh) -> bool:
+    """Whether this rank is the first of those that hold the same shard of the same tensor."""
+    sharded = set()
     while is_shard(leaf):
-        cut |= {leaf.axis} if leaf.dim is not None else set()
+        sharded |= {leaf.axis} if leaf.dim is not None else set()
         leaf = leaf.local
-    return all(axis.index == 0 or axis in cut for axis in mesh.axes)
+    return all(axis.index == 0 or axis in sharded for axis in mesh.axes)
 
 
 def _slice(leaf: Tensor, dim: int | None, axis: Axis) -> Tensor:
@@ -165,8 +167,8 @@ def _cut(leaf: Tensor, dim: int | None, axis: Axis) -> Shard:
     return Shard(_slice(leaf, dim, axis).clone(memory_format=torch.contiguous_format), dim, axis)
 
 
-def _flatten(part: Shard) -> tuple[list[Any], tuple[int | None, Axis]]:
-    return [part.local], (part.dim, part.axis)
+def _flatten(shard: Shard) -> tuple[list[Tree], tuple[int | None, Axis]]:
+    return [shard.local], (shard.dim, shard.axis)
 
 
 pytree.register_pytree_node(
@@ -174,6 +176,6 @@ pytree.register_pytree_node(
     _flatten,
     lambda children, context: Shard(next(iter(children)), *context),
     serialized_type_name="fnrecipe.Shard",
-    # A part stands for its tensor: it adds nothing to the tensor's path.
-    flatten_with_keys_fn=lambda part: ([(pytree.GetAttrKey(""), part.local)], (part.dim, part.axis)),
+    # A shard stands for its tensor: it adds nothing to the tensor's path.
+    flatten_with_keys_fn=lambda shard: ([(pytree.GetAttrKey(""), shard.local)], (shard.dim, shard.axis)),
 )

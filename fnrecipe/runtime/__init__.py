@@ -1,1 +1,1 @@
-"""The processes of a run and the machine under them."""
+"""Processes, devices, signals, clocks and files: everything of a run that is not pure."""

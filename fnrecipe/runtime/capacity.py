@@ -1,4 +1,4 @@
-"""What the machine has: memory and processes, as far as it can be told without torch."""
+"""The capacity of the machine: memory and processes, found without importing torch where possible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
 
 def memory() -> int | None:
-    """Bytes of memory and swap that this process may use at most; None where the system does not tell."""
+    """The most bytes of memory and swap that this process may use; None where the system does not say."""
     facts = {name: value for name, _, value in (line.partition(":") for line in _read("/proc/meminfo").splitlines())}
     if "MemTotal" not in facts:
         return None
@@ -22,17 +22,17 @@ def memory() -> int | None:
 
 
 def processes() -> int | None:
-    """Processes and threads that may run at once; None where the system does not tell."""
+    """The most processes and threads that may run at once; None where the system does not say."""
     limits = _cgroup_limits("pids", "pids.max", "pids.max")
     limits += [int(_read(f"/proc/sys/kernel/{name}") or 0) for name in ("threads-max", "pid_max")]
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if os.geteuid() != 0 and soft != resource.RLIM_INFINITY:  # root is not held to it
+    if os.geteuid() != 0 and soft != resource.RLIM_INFINITY:  # the kernel does not apply it to root
         limits.append(soft)
     return min((limit for limit in limits if limit > 0), default=None)
 
 
 def device_memory() -> int | None:
-    """Bytes of memory of the largest GPU; None without one, which is known without torch where there is no driver."""
+    """Bytes of memory of the largest GPU; None without one. Imports torch only if there is a driver."""
     if not any(Path(path).exists() for path in _GPU_FILES):
         return None
     import torch
@@ -42,15 +42,15 @@ def device_memory() -> int | None:
 
 
 def _cgroup_limits(controller: str, name: str, old_name: str) -> list[int]:
-    """The limits of this process's control group and of all above it, of version 2 and 1."""
+    """The limits of this process's control group and of all its ancestors, in cgroups version 2 and 1."""
     found = []
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         root, file = (Path("/sys/fs/cgroup", controller), old_name) if controllers else (Path("/sys/fs/cgroup"), name)
-        place = root / path.lstrip("/")
-        found += [_read(folder / file).strip() for folder in (place, *place.parents) if folder.is_relative_to(root)]
+        group = root / path.lstrip("/")
+        found += [_read(folder / file).strip() for folder in (group, *group.parents) if folder.is_relative_to(root)]
     return [int(text) for text in found if text.isdigit()]
 
 

@@ -1,4 +1,4 @@
-"""Moments in the work of a device: a GPU comes to them behind the host, which only gives it work; a CPU at once."""
+"""Events in the work of a device: a GPU reaches them after the host, which only enqueues work; a CPU at once."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 
 @attrs.frozen
 class DeviceEvent:
-    """The end of all that a device was given before `record_event` was called.
+    """The point at which a device has completed all work enqueued before `record_event` was called.
 
-    seconds  of the host's clock at that call
-    event    None where the device is the host
+    seconds  the host's monotonic clock at that call
+    event    None if the device is the host
     """
 
     seconds: float
     event: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Waits until the device has come to it."""
+        """Blocks the host until the device has reached the event."""
         if self.event is not None:
             self.event.synchronize()
 
     def since(self, earlier: DeviceEvent) -> float:
-        """Seconds of the device from an earlier moment to this one, which it waits for."""
+        """Seconds on the device from an earlier event to this one, after waiting for this one."""
         if self.event is None or earlier.event is None:
             return self.seconds - earlier.seconds
         self.wait()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on disk and not in a cache; and nothing but files: no links, pipes or devices."""
+"""Files that are complete and on disk, or not there; only regular ones: no links, pipes or devices."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _KINDS = {
 
 
 def replace(path: Path, data: bytes) -> None:
-    """All of `data` in the file, or what was there before; never a part."""
-    beside = path.with_suffix(".tmp")
-    beside.unlink(missing_ok=True)
-    with beside.open("xb") as file:
+    """Replaces the file's content by `data`, atomically: a crash leaves the old content or the new."""
+    tmp = path.with_suffix(".tmp")
+    tmp.unlink(missing_ok=True)
+    with tmp.open("xb") as file:
         file.write(data)
-    sync(beside)
-    beside.replace(path)
+    sync(tmp)
+    tmp.replace(path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of the files in a directory, is on disk."""
+    """fsync of a file, or of a directory, whose list of files is then on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,10 +40,10 @@ def sync(path: Path) -> None:
 
 
 def check_kind(path: Path, expected: int = stat.S_IFREG) -> None:
-    """Whether `path` is of the kind `expected`, of those in `stat`.
+    """Checks that `path` is of the kind `expected`, one of those in `stat`.
 
     Raises:
-        OSError: saying what it is instead; if it is not there.
+        OSError: naming the kind that it is instead; if it is not there.
     """
     kind = stat.S_IFMT(path.lstat().st_mode)
     if kind != expected:
@@ -51,12 +51,12 @@ def check_kind(path: Path, expected: int = stat.S_IFREG) -> None:
 
 
 def opened(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file. A link is not followed, and a pipe, which would have to be waited for, not opened.
+    """A descriptor of a regular file. Links are not followed; pipes, of which opening may block, are not opened.
 
     Raises:
         OSError: if it cannot be opened or is no regular file.
     """
-    with suppress(FileNotFoundError):  # `flags` say whether it is made then
+    with suppress(FileNotFoundError):  # whether it is created then is up to `flags`
         check_kind(path)
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 

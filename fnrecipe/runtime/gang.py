@@ -1,7 +1,7 @@
-"""The gang: the processes of a run, as their launcher started them, and what their shells tell each other.
+"""The gang: the processes of a run, and the exchange of small values between their shells.
 
-They speak JSON over gloo: nothing is unpickled, and the device is not waited for. The step's own collectives go over the axes
-of a mesh (`fnrecipe.parallel.mesh`), in `fnrecipe.transforms.gradients`.
+The shells exchange JSON over gloo: nothing is unpickled, and no host synchronises with its device. The step's own collectives
+run along the axes of a mesh (`fnrecipe.parallel.mesh`).
 """
 
 from __future__ import annotations
@@ -11,35 +11,37 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import attrs
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fnrecipe.errors import LostError, UsageError
 from fnrecipe.runtime.launcher import export, launched, meeting
 
+T = TypeVar("T")
+
 
 @attrs.frozen(eq=False)
 class Gang:
-    """This process's place in the gang.
+    """This process as a member of the gang.
 
-    rank, size   its number, and how many there are
-    control      the gloo group of the shells
-    store        where ranks leave their last words
+    rank, size   its rank, and the number of processes
+    control      the gloo process group of the shells; None for a gang of one
+    store        where ranks leave their last words; None for a gang of one
     """
 
     rank: int = 0
     size: int = 1
-    control: Any = None
-    store: Any = None
+    control: ProcessGroup | None = None
+    store: Store | None = None
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes what is written once."""
+        """Whether this is the process that writes what only one process writes."""
         return self.rank == 0
 
     @property
@@ -49,10 +51,10 @@ class Gang:
 
 @contextmanager
 def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
-    """The gang that the environment names, for as long as the context lasts; a gang of one if it names none.
+    """Joins the gang that the environment describes, and leaves it with the context; a gang of one if it describes none.
 
     Raises:
-        LostError: if the others do not come within `minutes`.
+        LostError: if the others do not join within `minutes`.
     """
     size, rank = world_size(), launched().rank
     if size == 1:
@@ -72,36 +74,37 @@ def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
         dist.destroy_process_group()
 
 
-def _store(size: int, timeout: timedelta) -> Any:
-    """The store of all ranks: a file of those that `--nproc` started, or else a server at MASTER_ADDR."""
+def _store(size: int, timeout: timedelta) -> Store:
+    """The store that all ranks share: a file for those that `--nproc` started, else a server at MASTER_ADDR."""
     directory = meeting()
     if directory is not None:
-        return dist.FileStore(str(directory / "store"), size)  # type: ignore[attr-defined]
+        store: Store = dist.FileStore(str(directory / "store"), size)  # type: ignore[attr-defined]
+        return store
     store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # so that no address of an attempt before is found
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # so that no rank finds the address of an earlier attempt
     return PrefixStore(f"attempt {attempt}", store)
 
 
-def all_gather_objects(gang: Gang, value: Any) -> list[Any]:
-    """The JSON values of all ranks, in their order."""
+def all_gather_objects(gang: Gang, value: T) -> list[T]:
+    """All-gather of a JSON value: those of all ranks, by rank. Tuples arrive as lists."""
     if gang.alone:
         return [value]
     mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     sizes = [torch.zeros((), dtype=torch.int64) for _ in range(gang.size)]
     dist.all_gather(sizes, torch.tensor(len(mine)), group=gang.control)
     longest = max(int(size) for size in sizes)
-    parts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
-    dist.all_gather(parts, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=gang.control)
-    return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+    texts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(texts, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=gang.control)
+    return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)]
 
 
 def on_one_line(error: BaseException) -> str:
-    """The text of an error of torch, without its line ends."""
+    """The message of an error of torch, on one line."""
     return " ".join(str(error).split())
 
 
-def check_same(gang: Gang, facts: Mapping[str, Any]) -> None:
-    """Whether all ranks hold the same facts.
+def check_same(gang: Gang, facts: Mapping[str, object]) -> None:
+    """Checks that all ranks have the same facts.
 
     Raises:
         UsageError: naming the first rank that differs from rank 0, and in what.
@@ -115,7 +118,7 @@ def check_same(gang: Gang, facts: Mapping[str, Any]) -> None:
 
 
 def world_size() -> int:
-    """The number of processes, after those that Slurm has started are given torch's names for what they are."""
+    """The number of processes; sets torch's variables in a process that Slurm started."""
     here = launched()
     if here.port:
         export(here)

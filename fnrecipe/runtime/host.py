@@ -1,4 +1,4 @@
-"""The machine under a run: its device, threads and memory allocator, and what to note down about it."""
+"""The machine that a run uses: its device, threads, memory allocator and kernel cache, and facts for the run's record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,7 +43,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def prepare(num_threads: int | None, how: JitMode) -> None:
-    """What every process that trains sets before it does."""
+    """Process-wide settings of a process that trains: memory allocator, threads, kernel cache."""
     keep_freed_memory()
     set_threads(num_threads)
     if how == "inductor":
@@ -57,9 +56,9 @@ def set_threads(number: int | None) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep big blocks that are freed for the next step, rather than give them back and fault them in again.
+    """Tells glibc to keep freed large blocks for the next step; returns whether the allocator accepts the setting.
 
-    Whether the allocator took the setting. (It takes 10 to 25 % off the CPU time of a step.)
+    By default each large block is mapped, faulted in and unmapped again in every step: 10 to 25 % of its CPU time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -70,7 +69,7 @@ def keep_freed_memory() -> bool:
 
 
 def freeze_objects() -> None:
-    """Takes all objects that are there, a graph of thousands above all, out of the garbage collector's rounds (0.2 s each)."""
+    """Exempts all existing objects, such as a traced graph's thousands, from garbage collection (0.2 s for each full one)."""
     gc.collect()
     gc.freeze()
 
@@ -80,9 +79,9 @@ def unfreeze_objects() -> None:
 
 
 def keep_compiled_kernels() -> None:
-    """Has torch keep them in the user's cache, for the next start: its own choice is the folder of temporary files.
+    """Makes torch keep compiled kernels in the user's cache directory; its default is a directory for temporary files.
 
-    Without a cache that can be written to, for a user without a home say, they are in a new folder until this process ends.
+    If that cannot be written to (a user may have no home), they go to a new directory, which is removed at exit.
     """
     try:
         folder = _kernel_cache()
@@ -105,14 +104,14 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes so far: of tensors on a GPU, of the whole process on the CPU."""
+    """The peak so far in bytes: of allocated tensors on a GPU, of the process's resident memory on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What to tell the user if an error says that the host or the device has no memory left; empty if it is another error."""
+    """A message for the user if an error means that the host or the device is out of memory; empty for any other error."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not known and not re.search("can't allocate memory|[Oo]ut of memory|bad_alloc", str(error)):
         return ""
@@ -125,7 +124,7 @@ def out_of_memory(error: BaseException) -> str:
 
 
 def process_started() -> float:
-    """When this process was started, before its imports, on the monotonic clock; now, where the system does not tell."""
+    """The start of this process, before its imports, on the monotonic clock; now, where the system does not say."""
     try:
         ticks = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -139,8 +138,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """What somebody needs to know to run this again: versions, command line, revision and device; never the environment."""
+def facts(device: torch.device) -> dict[str, object]:
+    """Facts needed to repeat a run: versions, command line, git revision and device; never the environment."""
     return {
         "versions": versions(),
         "argv": sys.argv,

@@ -1,4 +1,4 @@
-"""What the launcher of this process says of it in the environment: torchrun, Slurm's srun, or `fnrecipe train --nproc`."""
+"""This process as its launcher describes it in the environment: torchrun, Slurm's srun, or `fnrecipe train --nproc`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import attrs
 from fnrecipe.errors import UsageError
 
 VARIABLE = "FNRECIPE_LAUNCHER"
-"""For ranks of `--nproc`: the process id of their launcher, a colon, and the directory in which they meet."""
+"""Set for the ranks of `--nproc`: the process id of their launcher, a colon, and their rendezvous directory."""
 
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
@@ -30,8 +30,8 @@ Get = Callable[[str], str | None]
 class Launched:
     """This process as its launcher started it: alone, or as one of several ranks.
 
-    rank, size, local_rank    its number, how many there are, its number on this machine
-    address, port             where the ranks meet, for torchrun and Slurm
+    rank, size, local_rank    its rank, the number of ranks, its rank on this machine
+    address, port             of the rendezvous, for torchrun and Slurm
     """
 
     rank: int = 0
@@ -42,45 +42,45 @@ class Launched:
 
 
 def launched(get: Get = os.environ.get) -> Launched:
-    """This process by the environment: torch's variables if one of them is set, or else those of a Slurm job step.
+    """Reads the environment: torch's variables if one of them is set, else those of a Slurm job step.
 
     A Slurm job without a step (`sbatch`, `salloc`), a step of one task and an interactive one (`srun --pty`) train alone.
 
     Raises:
-        UsageError: if variables are missing, are no numbers, or contradict each other.
+        UsageError: if variables are missing, not numbers, or contradict each other.
     """
     if get(VARIABLE) is not None and meeting(get) is None:
         raise UsageError(f"{VARIABLE}: expected the parent of this process, {os.getppid()}, found {get(VARIABLE)!r}")
     if any(get(name) is not None for name in _TORCH):
-        rank, size, local_rank = _place(_TORCH, get)
+        rank, size, local_rank = _ranks(_TORCH, get)
         if size == 1 or meeting(get) is not None:
             return Launched(rank, size, local_rank)
         return Launched(rank, size, local_rank, _address(get), _port(get))
     if get("SLURM_STEP_NUM_TASKS") in (None, "1") or get("SLURM_PTY_PORT") is not None:
         return Launched()
-    rank, size, local_rank = _place(_SLURM, get)
+    rank, size, local_rank = _ranks(_SLURM, get)
     address = first_host(get("SLURM_STEP_NODELIST") or "") if get("MASTER_ADDR") is None else _address(get)
     return Launched(rank, size, local_rank, address, _slurm_port(get) if get("MASTER_PORT") is None else _port(get))
 
 
 def meeting(get: Get = os.environ.get) -> Path | None:
-    """The directory in which the ranks of `--nproc` meet; None for a process that `--nproc` did not start."""
+    """The rendezvous directory of the ranks of `--nproc`; None for a process that `--nproc` did not start."""
     parent, _, directory = (get(VARIABLE) or "").partition(":")
     return Path(directory) if directory and parent == str(os.getppid()) else None
 
 
 def export(here: Launched) -> None:
-    """Gives a rank that Slurm started torch's names for what it is."""
+    """Sets torch's variables in a rank that Slurm started."""
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(here.rank), str(here.size)
     os.environ["LOCAL_RANK"] = str(here.local_rank)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = here.address, str(here.port)
 
 
 def follow() -> None:
-    """Makes a rank of `--nproc` or torchrun end when its launcher does, by SIGKILL, which also ends one that hangs."""
+    """Makes a rank of `--nproc` or torchrun die with its launcher, by SIGKILL, which a process that hangs cannot miss."""
     if meeting() is not None:
         parent = int(os.environ[VARIABLE].partition(":")[0])
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run notes signals; the launcher tells of what comes before
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run handles signals; an early one is reported by the launcher
     elif os.environ.get("TORCHELASTIC_RUN_ID") is not None:
         parent = os.getppid()
     else:
@@ -89,12 +89,12 @@ def follow() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         Thread(target=watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # it ended before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def watch(parent: int) -> None:
-    """Ends this process when `parent` has ended, where no kernel does that."""
+    """Polls until `parent` has ended, then kills this process; for kernels without `PR_SET_PDEATHSIG`."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -108,8 +108,8 @@ def first_host(hosts: str) -> str:
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0])
 
 
-def _place(names: Sequence[str], get: Get) -> tuple[int, int, int]:
-    """The numbers of this process, of all processes, and of this process on its machine, by the variables `names`."""
+def _ranks(names: Sequence[str], get: Get) -> tuple[int, int, int]:
+    """Rank, world size and local rank, from the variables `names`."""
     numbers = [_number(get(name)) for name in names]
     if None in numbers:
         raise UsageError(f"{', '.join(names)}: expected a number in each of them, {_found(names, get)}")
@@ -134,7 +134,7 @@ def _port(get: Get) -> int:
 
 
 def _slurm_port(get: Get) -> int:
-    """A port below those that systems give away, another one for each step of a job and for jobs in a row."""
+    """A port below the ephemeral range, different for the steps of a job and for consecutive jobs."""
     job, step = _number(get("SLURM_JOB_ID")), _number(get("SLURM_STEP_ID") or "0")
     if job is None or step is None:
         names = ["SLURM_JOB_ID", "SLURM_STEP_ID"]

@@ -1,4 +1,4 @@
-"""Peak FLOP/s of devices by their data sheets."""
+"""Peak FLOP/s of GPUs, from their data sheets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PEAKS = {
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bfloat16 FLOP/s on the data sheet of a GPU by its name from `torch.cuda.get_device_name`; None if unknown.
+    """Dense bfloat16 FLOP/s of a GPU, by its name from `torch.cuda.get_device_name`; None if unknown.
 
-    A slice of a GPU (MIG) is unknown.
+    The peak of a slice of a GPU (MIG) is unknown.
     """
     if re.search(r"\bMIG\b", device):
         return None

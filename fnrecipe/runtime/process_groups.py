@@ -1,4 +1,4 @@
-"""The mesh of a run: how many ranks its axes have by its config, and the process groups along them."""
+"""The mesh of a run: the sizes of its axes, from the config, and the process groups along them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def axis_sizes(config: GangSection, world_size: int) -> tuple[int, int, int]:
     """Ranks along the axes replica, shard and tensor.
 
     Raises:
-        UsageError: if the world size does not divide as the config says.
+        UsageError: if the world size is not divisible as the config says.
     """
     tensor = config.tensor_parallel_size
     if world_size % tensor:
@@ -34,10 +34,10 @@ def axis_sizes(config: GangSection, world_size: int) -> tuple[int, int, int]:
 
 
 def check_world_size(parts: Mapping[str, int], size: int) -> None:
-    """Whether a number of ranks divides all of `parts`, by their keys in the config.
+    """Checks that the number of ranks divides all of `parts`, numbers by their keys in the config.
 
     Raises:
-        UsageError: naming the sizes that do.
+        UsageError: naming the sizes that would.
     """
     wrong = [f"{name} = {number}" for name, number in parts.items() if number % size]
     if wrong:
@@ -47,7 +47,7 @@ def check_world_size(parts: Mapping[str, int], size: int) -> None:
 
 
 def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapping[str, int]) -> Mesh:
-    """The mesh, seen from this rank; makes the process groups, together with all other ranks.
+    """The mesh, seen from this rank; creates the process groups, which all ranks must do together.
 
     Raises:
         UsageError: for tensor parallelism without rules.
@@ -59,21 +59,21 @@ def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapp
         )
     ordered, gathered = config.reduction == "invariant", _DTYPES[config.parameter_dtype]
     names, shape = ("replica", "shard", "tensor"), axis_sizes(config, gang.size)
-    places = _coordinates(gang.rank, shape)
+    indices = _coordinates(gang.rank, shape)
     groups = [""] * 3
     if not gang.alone:
         made = init_device_mesh(device.type, shape, mesh_dim_names=names)
         groups = [made.get_group(name).group_name for name in names]
     replica, shard, tensor = (
         Axis(name, size, index, group, ordered=ordered)
-        for name, size, index, group in zip(names, shape, places, groups, strict=True)
+        for name, size, index, group in zip(names, shape, indices, groups, strict=True)
     )
     shard = attrs.evolve(shard, blocks=config.num_microbatches, gathered=gathered)
     return Mesh(replica, shard, attrs.evolve(tensor, blocks=tensor.size), config.sharding, rules)
 
 
 def lane_assignment(mesh: Mesh, num_microbatches: int) -> LaneAssignment:
-    """Where this rank's lanes are: ranks along the tensor axis have the same."""
+    """The lanes that this rank reads; ranks along the tensor axis read the same ones."""
     rank, size = mesh.replica.index * mesh.shard.size + mesh.shard.index, mesh.replica.size * mesh.shard.size
     return (
         LaneAssignment(rank, size, mesh.shard.size, num_microbatches // size) if mesh.in_turns else LaneAssignment(rank, size)

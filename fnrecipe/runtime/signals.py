@@ -1,4 +1,4 @@
-"""Signals as a value that the loop looks at between steps, and that ends its waiting."""
+"""Signals as a value that the loop reads between steps, and that can interrupt its waiting."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from fnrecipe.data.stream import Cursor, Source, Stream, T
 
 EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 0}
 _ECHO = 0.1
+"""Seconds."""
 
 
 class Stopped(BaseException):
-    """A signal came while nothing was under way that had to be finished first."""
+    """A signal arrived while there was nothing to finish first."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"{number.name}: ended before a step was made; nothing is lost")
@@ -25,21 +26,21 @@ class Stopped(BaseException):
 
 
 def heard() -> list[signal.Signals]:
-    """The signals that end a run; not a SIGHUP that is ignored, which is what nohup is for."""
+    """The signals that end a run; without SIGHUP where that is ignored, as under nohup."""
     return [n for n in EXIT_STATUS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 class Signals:
-    """While entered, notes the first of SIGINT, SIGTERM, SIGHUP and SIGUSR1 in `received`; the second has its usual effect.
+    """While entered, records the first of SIGINT, SIGTERM, SIGHUP and SIGUSR1 in `received`; a second has its default effect.
 
-    parting  what the second says on standard error
-    at_once  whether the first raises `Stopped`, too
-    once     whether the second has no effect: launchers send a rank what came to its whole group as well, and force its end
+    parting  the message that a second one writes to standard error
+    at_once  whether the first also raises `Stopped`
+    once     whether a second one is ignored: a launcher forwards what the rank got as a member of the process group, too,
+             and ends the rank by other means
 
-    A second one right behind the first is the same one: `timeout`, say, sends its signal to the process and to its group.
+    The same signal within `_ECHO` seconds counts once: `timeout`, say, signals both the process and its group.
 
-    A SIGHUP that was ignored before stays ignored: that is what nohup is for. Python lets only the main thread hear signals; in
-    another one, nothing is noted.
+    Python delivers signals to the main thread only; entered in another one, nothing is recorded.
     """
 
     def __init__(self, parting: Callable[[], str] = str, *, at_once: bool = False, once: bool = False) -> None:
@@ -60,7 +61,7 @@ class Signals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """While entered, a signal raises `Stopped`; one that was noted before does so at once."""
+        """While entered, a signal raises `Stopped`; one that was recorded before raises at once."""
         self.at_once = True
         try:
             if self.received is not None:
@@ -84,7 +85,7 @@ class Signals:
 
 
 def until_signal(source: Source[T], cursor: Cursor = None, *, signals: Signals) -> Stream[T]:
-    """The same items, until a signal comes while one is waited for, however long that takes."""
+    """The same items, until a signal arrives during the wait for one; it interrupts the wait at once."""
     stream = source(cursor)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Numbers on their way from the device to the host, which does not wait for them before it reads them."""
+"""Asynchronous copies of scalars from the device to the host, which waits only when it reads them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from fnrecipe.runtime.clock import DeviceEvent, record_event
 
 @attrs.frozen
 class PendingCopy:
-    """Columns [rows] in the host's memory, whose values are right once `ready` has come."""
+    """Columns [rows] in host memory, valid after `ready`."""
 
     columns: Mapping[str, Tensor]
     ready: DeviceEvent
 
     def rows(self) -> list[dict[str, float]]:
-        """The numbers, waited for; integers stay integers."""
+        """The values, after waiting for the copy; integers stay integers."""
         self.ready.wait()
         values = zip(*(column.tolist() for column in self.columns.values()), strict=True)
         return [dict(zip(self.columns, row, strict=True)) for row in values]
 
 
 def fetch(rows: Sequence[Mapping[str, Tensor]], device: torch.device) -> PendingCopy:
-    """Starts to copy the 0-d tensors of `rows`, all of which have the same names; from CUDA into pinned memory."""
+    """Starts a copy of the 0-d tensors of `rows`, which all have the same names; from CUDA into pinned memory."""
     names = rows[0] if rows else {}
     columns = {name: torch.stack([row[name] for row in rows]).to("cpu", non_blocking=True) for name in names}
     return PendingCopy(columns, record_event(device))
 
 
 def publication_delay(device: torch.device) -> int:
-    """How many publications metrics are read late: by then their copy is there, and nobody waits for it."""
+    """By how many publications metrics are read late: by then their copy is complete, and the host need not wait for it."""
     return 1 if device.type == "cuda" else 0

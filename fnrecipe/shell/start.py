@@ -43,9 +43,10 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
             run_dir.check_identity(out, found.files, session.facts)
         state = checkpoint.restore(found, state)
         if int(state.step) != found.step:
-            raise CheckpointError(f"{found.place}: expected the state of step {found.step}, found that of {int(state.step)}")
+            expected = f"expected the state of step {found.step}, found that of {int(state.step)}"
+            raise CheckpointError(f"{found.directory}: {expected}")
         display.line(f"going on after step {found.step:,}")
-    check_finite(session, state, f"{found.place}: the checkpoint" if found else "the first state")
+    check_finite(session, state, f"{found.directory}: the checkpoint" if found else "the first state")
     step, cursor = (found.step, found.cursor) if found else (0, None)
     if session.gang.leads:
         checkpoint.tidy(out / run_dir.CHECKPOINTS, step)
@@ -54,7 +55,8 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
 
 def write_facts(session: Session[C]) -> None:
     """Writes the config, and what somebody needs to know to run this again."""
-    facts = {"recipe": session.recipe.name, "seed": session.config.common.seed, **host.facts(session.device)}
+    recipe, seed = session.recipe, session.config.common.seed
+    facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": seed, **host.facts(session.device)}
     replace(session.out / run_dir.CONFIG, yaml.dump(unstructure(session.config)).encode())
     replace(session.out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from attrs import field, frozen
 
@@ -21,11 +22,16 @@ from fnrecipe.config import (
     TrainerSection,
 )
 from fnrecipe.config.needs import Need, llama_needs, stream_needs
-from fnrecipe.errors import Problem
+from fnrecipe.data import FORMATS, Format
+from fnrecipe.errors import Problem, did_you_mean
 
 
 @frozen
 class LMConfig:
+    """`FORMATS`: what sources may be in; a config class of one's own may have others."""
+
+    FORMATS: ClassVar[Mapping[str, Format]] = FORMATS
+
     model: ModelSection = field(factory=ModelSection)
     dataset: DatasetSection = field(factory=DatasetSection)
     tokenizer: TokenizerSection = field(factory=TokenizerSection)
@@ -50,6 +56,7 @@ class LMConfig:
         if self.model.dtype == "bfloat16" and self.trainer.dtype == "float16":
             yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
         yield from self._tensor_parallel_conflicts()
+        yield from self._format_conflicts()
         if num_steps is None and schedule.cycle_len is None:
             yield Problem("lr_scheduler.config.cycle_len", "a number where regime.num_steps is null", "null")
         if num_steps is not None and schedule.num_warmup_steps >= num_steps:
@@ -62,6 +69,15 @@ class LMConfig:
         for path, size in {**sizes, "dataset.max_seq_len": self.dataset.max_seq_len}.items():
             if size % ranks:
                 yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
+
+    def _format_conflicts(self) -> Iterator[Problem]:
+        known = ("auto", *self.FORMATS)
+        for key in ("sources", "valid_sources"):
+            for number, source in enumerate(getattr(self.dataset, key)):
+                if source.format not in known:
+                    path, near = f"dataset.{key}[{number}].format", did_you_mean(source.format, known)
+                    hint = near if near.startswith("did") else ""
+                    yield Problem(path, " or ".join(known), repr(source.format), hint=hint)
 
 
 def needs(config: LMConfig, ranks: int) -> list[Need]:

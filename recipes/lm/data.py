@@ -163,6 +163,7 @@ def open_sources(
             format=None if source.format == "auto" else source.format,
             reading=Reading(source.text_key, source.separator, source.dtype, config.dataset.max_record_bytes),
             by_document=by_document,
+            formats=config.FORMATS,
         )
         for source, name in zip(sources, source_names(sources), strict=True)
     ]

@@ -322,7 +322,7 @@ def test_a_grid_of_parts_is_taken_and_none_of_them_may_be_missing_twice_or_moved
     shape = [sum(axis) for axis in sizes]
     parts = [list(cell) for cell in itertools.product(*axes)]
     draw.shuffle(parts)
-    assert list(read(shape, parts).tensors["x"].parts.values()) == [[list(pair) for pair in part] for part in parts]
+    assert list(read(shape, parts).tensors["x"].slices.values()) == [[list(pair) for pair in part] for part in parts]
     with pytest.raises(ValueError, match="once"):
         read(shape, parts[1:])
     with pytest.raises(ValueError, match="once"):

@@ -278,21 +278,31 @@ PLAIN = """
 import attrs
 from fnrecipe.recipes.lm.train import recipe as lm
 
-recipe = attrs.evolve(lm, {field}=None)
+recipe = attrs.evolve(lm, {change})
 """
 
 
 @pytest.mark.parametrize(
-    ("field", "what"),
-    [("corpora", ["stats"]), ("tokenizer", ["show"]), ("validate", ["show", "--valid"]), ("corpora", ["cache"])],
+    ("change", "lacks", "what"),
+    [
+        ("corpora=None", "corpora", ["stats"]),
+        ("tokenizer=None", "tokenizer", ["show"]),
+        ("evaluations={}", "evaluations['valid']", ["show", "--valid"]),
+        ("corpora=None", "corpora", ["cache"]),
+    ],
 )
 def test_a_recipe_that_lacks_what_is_needed_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], field: str, what: list[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    lacks: str,
+    what: list[str],
 ) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(PLAIN.format(field=field))
+    path.write_text(PLAIN.format(change=change))
     ended = fnrecipe_here(monkeypatch, capsys, "data", *what, path, "--config", SECTION, f"dataset.cache={tmp_path}")
-    assert_usage_error(ended, f"error: lm: this recipe has no `{field}`, which `fnrecipe data` needs")
+    assert_usage_error(ended, f"error: lm: this recipe has no `{lacks}`, which `fnrecipe data` needs")
 
 
 @pytest.mark.parametrize("args", [["show", "lmm"], ["stats"], ["cache", "none.py"], ["shwo", "lm"]])

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fnrecipe.data import Block, Blocks, Document, byte_tokenizer, open_corpus, read_blocks, share, unevenness
+from fnrecipe.data import Block, Blocks, Document, Reading, byte_tokenizer, open_corpus, read_blocks, share, unevenness
 from fnrecipe.data.blocks import MAX_BLOCK_BYTES, blocks_of, cut, points
-from fnrecipe.data.corpus import Reading
 from fnrecipe.data.document import Read
 from tests.data.laws import check_resumes, items
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fnrecipe.data import Block, Corpus, Document, byte_tokenizer, fingerprints, open_corpus, share
-from fnrecipe.data.corpus import STDLIB, Reading, texts_of
+from fnrecipe.data import Block, Corpus, Document, Reading, byte_tokenizer, fingerprints, open_corpus, share
+from fnrecipe.data.corpus import STDLIB, texts_of
 from fnrecipe.data.files import fingerprint
 from fnrecipe.errors import DataError, UsageError
 

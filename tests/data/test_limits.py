@@ -18,10 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fnrecipe.data import Block, Document, byte_tokenizer, open_corpus, read_blocks
+from fnrecipe.data import Block, Document, Reading, byte_tokenizer, open_corpus, read_blocks
 from fnrecipe.data import records as module
 from fnrecipe.data.blocks import cut, share
-from fnrecipe.data.corpus import Reading
 from fnrecipe.data.document import Read
 from fnrecipe.data.formats import jsonl, parquet, text
 from fnrecipe.data.records import WHOLE, Record, read_records, read_whole
@@ -137,7 +136,7 @@ def test_the_limit_itself_is_allowed(tmp_path: Path, size: int) -> None:
 
 def rows(path: Path, limit: int) -> list[int]:
     """The length of each row's text, -1 for a bad record."""
-    blocks = parquet.plan([str(path)])
+    blocks = parquet.row_groups([str(path)])
     items = [item for block in blocks for item in parquet.read(block, key="text", limit=limit)]
     return [len(item.text or "") if isinstance(item, Document) else -1 for item in items]
 
@@ -160,7 +159,7 @@ def pool() -> Iterator[pa.MemoryPool]:
 def test_a_row_group_that_must_hold_more_than_its_rows_may_is_not_decompressed(tmp_path: Path, pool: pa.MemoryPool) -> None:
     pq.write_table(pa.table({"text": ["x" * (20 << 20)]}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     pa.set_memory_pool(pool)
-    blocks = parquet.plan([str(tmp_path / "a.parquet")])
+    blocks = parquet.row_groups([str(tmp_path / "a.parquet")])
     striped = (share(blocks, number, 2, None)[0] for number in range(2))
     found = [list(parquet.read(block, key="text", limit=LIMIT)) for block in striped]
     assert pool.max_memory() < 1 << 20

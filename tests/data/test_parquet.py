@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fnrecipe.data import Block, Document, byte_tokenizer, open_corpus
 from fnrecipe.data.blocks import share
 from fnrecipe.data.document import Read
-from fnrecipe.data.formats.parquet import plan, read
+from fnrecipe.data.formats.parquet import read, row_groups
 from fnrecipe.errors import DataError, UsageError
 
 WORDS = [f"document {number} ü🙂" for number in range(10)]
@@ -25,7 +25,7 @@ def write(path: Path, column: object, rows_per_group: int = 4, name: str = "text
 
 
 def read_all(path: Path | str, key: str = "text") -> list[Read]:
-    return [item for block in plan([str(path)]) for item in read(block, key=key)]
+    return [item for block in row_groups([str(path)]) for item in read(block, key=key)]
 
 
 def texts(items: Sequence[Read]) -> list[str]:
@@ -34,7 +34,7 @@ def texts(items: Sequence[Read]) -> list[str]:
 
 def test_a_block_is_a_row_group(tmp_path: Path) -> None:
     paths = [str(write(tmp_path / name, WORDS)) for name in ("a.parquet", "b.parquet")]
-    blocks = plan(paths)
+    blocks = row_groups(paths)
     assert list(blocks) == [Block(path, group, group + 1) for path in paths for group in range(3)]
     assert [texts(list(read(block, key="text"))) for block in blocks] == [WORDS[:4], WORDS[4:8], WORDS[8:]] * 2
 
@@ -65,7 +65,7 @@ def test_stripes_share_each_row_group_out_in_turn(
 ) -> None:
     path = write(tmp_path_factory.getbasetemp() / "striped.parquet", pa.array(documents, pa.string()), rows)
     groups = [documents[start : start + rows] for start in range(0, len(documents), rows)]
-    blocks = plan([str(path)])
+    blocks = row_groups([str(path)])
     assert len(blocks.sizes) == len(groups)
     for number in range(stripes):
         found = [texts(list(read(block, key="text"))) for block in share(blocks, number, stripes, None)]
@@ -88,7 +88,7 @@ def test_tables_without_rows(tmp_path: Path) -> None:
             writer.write_table(pa.table({"text": documents}, schema=schema))
     write(tmp_path / "empty.parquet", pa.array([], pa.string()))
     for name, expected in {"no groups": [], "an empty group": ["a"], "empty": []}.items():
-        blocks = plan([str(tmp_path / f"{name}.parquet")])
+        blocks = row_groups([str(tmp_path / f"{name}.parquet")])
         assert len(blocks) == len(expected)
         assert texts(read_all(tmp_path / f"{name}.parquet")) == expected
 
@@ -124,7 +124,7 @@ BAD_COLUMNS = {
 def test_bad_values_are_named_by_row(tmp_path: Path, column: pa.Array, found: str, stripes: int) -> None:
     values = column.to_pylist()
     path = write(tmp_path / "a.parquet", pa.concat_arrays([column] * 2), 3)
-    for block in (block for number in range(stripes) for block in share(plan([str(path)]), number, stripes, None)):
+    for block in (block for number in range(stripes) for block in share(row_groups([str(path)]), number, stripes, None)):
         rows = range(3)[block.stripe :: block.stripes]
         where = [
             f"{path}: row {row} of row group {block.start}: expected text in the column 'text', found {found}" for row in rows
@@ -163,7 +163,7 @@ def test_what_is_not_parquet(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(broken(tmp_path)[name])
     with pytest.raises(DataError, match=rf"^{path}: (cannot be read as Parquet|cannot read the data): "):
-        plan([str(path)])
+        row_groups([str(path)])
 
 
 def test_damaged_pages(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_invalid_utf8_is_a_bad_record_of_its_row(tmp_path: Path, name: str) -> N
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.parquet: cannot read the data: No such file"):
-        plan([str(tmp_path / "gone.parquet")])
+        row_groups([str(tmp_path / "gone.parquet")])
 
 
 def test_parquet_at_an_address(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def added(*tokens: Any) -> str:
 
 FILES = {
     "a list": ("[]", "is not a tokenizer.json: expected an object, found list"),
+    "a number": ("5", "is not a tokenizer.json: expected an object, found int"),
     "no model": ('{"model": 3}', "is not a tokenizer.json: expected tokens in model.vocab and added_tokens"),
     "a vocabulary that is none": (model(vocab=3), "is not a tokenizer.json: expected tokens in model.vocab"),
     "an empty vocabulary": ('{"model": {"vocab": {}}}', "expected ids below about the number of tokens, 0, found none"),

@@ -19,6 +19,7 @@ from fnrecipe.errors import Problem
 class DataSource:
     """A file, a directory, a glob or an address, or `stdlib:` for the sources of Python's library; and its share of the tokens.
 
+    `format`: a name of those that the recipe knows (`fnrecipe.data.FORMATS`), which checks it; `auto`: by the suffix.
     `weight_schedule`: points (tokens trained on, weight) that follow `weight`, joined by straight lines.
     In a config, its path alone may stand for a source, and a source alone for a list of one.
     """
@@ -27,7 +28,7 @@ class DataSource:
 
     path: str = field(converter=expanded)
     name: str | None = None
-    format: Literal["auto", "jsonl", "parquet", "text", "python", "tokens"] = "auto"
+    format: str = "auto"
     text_key: str = "text"
     separator: str | None = None
     dtype: Literal["uint16", "uint32"] = "uint16"

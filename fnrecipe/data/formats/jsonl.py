@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
 
-from fnrecipe.data import compressed
-from fnrecipe.data.blocks import Block
+from fnrecipe.data.blocks import Block, Blocks
 from fnrecipe.data.document import Document, Read
-from fnrecipe.data.files import lower_name, opened
+from fnrecipe.data.files import File, lower_name, opened
+from fnrecipe.data.formats.format import Format, Reading, blocks_of_records, with_compressed
 from fnrecipe.data.records import MAX_RECORD_BYTES, Record, read_records
+from fnrecipe.data.tokenizer import Tokenizer
 from fnrecipe.errors import DataError, UsageError, did_you_mean
 
-_NAMES = (".jsonl", ".ndjson", ".json")
-SUFFIXES = tuple(name + packed for name in _NAMES for packed in ("", *compressed.SUFFIXES))
-_DOUBTFUL = tuple(f".json{packed}" for packed in ("", *compressed.SUFFIXES))
+_DOUBTFUL = with_compressed(".json")
 _HEAD = 1 << 16
 
 
@@ -92,3 +91,17 @@ def _is_to_blame(text: str, data: bytes) -> bool:
     except UnicodeEncodeError:
         return True
     return not control.isdisjoint(text)
+
+
+def _plan(files: Sequence[File], reading: Reading, tokenizer: Tokenizer, by_document: bool) -> Blocks:
+    for file in files:
+        if file.size:
+            check(file.path)
+    return blocks_of_records(files, b"\n", by_document)
+
+
+def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
+    return read(block, key=reading.text_key, limit=reading.max_record_bytes)
+
+
+JSONL = Format(with_compressed(".jsonl", ".ndjson", ".json"), _plan, _read)

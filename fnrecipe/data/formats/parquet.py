@@ -11,17 +11,18 @@ import numpy as np
 
 from fnrecipe.data.blocks import Block, Blocks
 from fnrecipe.data.document import Document, Read
-from fnrecipe.data.files import opened
+from fnrecipe.data.files import File, opened
+from fnrecipe.data.formats.format import Format, Reading, check_can_be_entered, check_not_compressed
 from fnrecipe.data.records import MAX_RECORD_BYTES
+from fnrecipe.data.tokenizer import Tokenizer
 from fnrecipe.errors import DataError, UsageError, did_you_mean, one_line
 
-SUFFIXES = (".parquet",)
 _ROWS = 1024
 _HEADERS = 1 << 16
 _PLAIN = frozenset(("PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"))
 
 
-def plan(paths: Sequence[str]) -> Blocks:
+def row_groups(paths: Sequence[str]) -> Blocks:
     """A block for each row group that has rows.
 
     Raises:
@@ -128,3 +129,17 @@ def _parquet(path: str, key: str = "", group: int = 0) -> Iterator[Any]:
             yield file
         except pyarrow.ArrowException as error:
             raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error))}") from None
+
+
+def _plan(files: Sequence[File], reading: Reading, tokenizer: Tokenizer, by_document: bool) -> Blocks:
+    check_not_compressed(files, "parquet")
+    paths = [file.path for file in files]
+    check_can_be_entered(paths if by_document else [])
+    return row_groups(paths)
+
+
+def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
+    return read(block, key=reading.text_key, limit=reading.max_record_bytes)
+
+
+PARQUET = Format((".parquet",), _plan, _read)

@@ -6,18 +6,17 @@ import io
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fnrecipe.data import compressed
-from fnrecipe.data.blocks import Block
+from fnrecipe.data.blocks import Block, Blocks
 from fnrecipe.data.document import Document, Read
 from fnrecipe.data.files import File, opened
+from fnrecipe.data.formats.format import Format, Reading, blocks_of_files, blocks_of_records, with_compressed
 from fnrecipe.data.records import MAX_RECORD_BYTES, Record, read_records, read_whole, separator_end, too_long
+from fnrecipe.data.tokenizer import Tokenizer
 from fnrecipe.errors import DataError, UsageError
 
-SUFFIXES = (".txt", *(f".txt{suffix}" for suffix in compressed.SUFFIXES))
-PYTHON_SUFFIXES = (".py",)
 _TESTS = {"test", "tests", "idle_test"}
 
 
@@ -58,3 +57,25 @@ def python_stdlib() -> list[File]:
         raise UsageError(f"{root}: expected the sources of Python's standard library, found none; set dataset.sources")
     paths = [root.joinpath(*parts) for parts in library]
     return [File(str(path), str(path.relative_to(root)), path.stat().st_size) for path in paths]
+
+
+def _plan(files: Sequence[File], reading: Reading, tokenizer: Tokenizer, by_document: bool) -> Blocks:
+    if reading.separator is None:
+        return blocks_of_files(files)
+    return blocks_of_records(files, reading.separator.encode(), by_document)
+
+
+def _plan_python(files: Sequence[File], reading: Reading, tokenizer: Tokenizer, by_document: bool) -> Blocks:
+    return blocks_of_files(files)
+
+
+def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
+    return read(block, separator=reading.separator, limit=reading.max_record_bytes)
+
+
+def _read_python(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
+    return read_python(block, limit=reading.max_record_bytes)
+
+
+TEXT = Format(with_compressed(".txt"), _plan, _read)
+PYTHON = Format((".py",), _plan_python, _read_python)

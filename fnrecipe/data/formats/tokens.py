@@ -12,12 +12,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fnrecipe.data.blocks import Block
+from fnrecipe.data.blocks import Block, Blocks, cut, points
 from fnrecipe.data.document import Document, Read
+from fnrecipe.data.files import File
+from fnrecipe.data.formats.format import Format, Reading, check_not_compressed
 from fnrecipe.data.remote import is_address
+from fnrecipe.data.tokenizer import Tokenizer
 from fnrecipe.errors import DataError, UsageError
 
-SUFFIXES = (".npy", ".bin")
 _HEADERS: Mapping[tuple[int, ...], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 _HEADER_BYTES = 1024
 _STEP = 1 << 16
@@ -155,3 +157,20 @@ def _not_zero(sample: bytes, width: int) -> NDArray[Any]:
 
 def _share(holds: NDArray[np.bool_]) -> float:
     return float(holds.mean()) if len(holds) else 0.0
+
+
+def _plan(files: Sequence[File], reading: Reading, tokenizer: Tokenizer, by_document: bool) -> Blocks:
+    check_not_compressed(files, "tokens")
+    paths = [file.path for file in files]
+    for path in paths:
+        check_dtype(path, reading.dtype, tokenizer.vocab_size)
+    if by_document:
+        return points(paths, [starts(path, reading.dtype, tokenizer.eos) for path in paths])
+    return cut(paths, sizes(paths, reading.dtype))
+
+
+def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
+    return read(block, dtype=reading.dtype, eos=tokenizer.eos, bos=tokenizer.bos, vocab_size=tokenizer.vocab_size)
+
+
+TOKENS = Format((".npy", ".bin"), _plan, _read)

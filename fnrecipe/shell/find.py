@@ -37,29 +37,33 @@ def find(name: str) -> Found:
         UsageError: if there is none.
     """
     if name.endswith(".py") or "/" in name:
-        return _of(_import_file(Path(name)), "recipe", name)
+        return _of(_import_file(Path(name)), "recipe", name, str(Path(name).resolve()))
     if ":" in name:
         module, _, attribute = name.partition(":")
         if not all(part.isidentifier() for part in [*module.split("."), attribute]):
             raise UsageError(f"{name}: expected module:attribute")
-        return _of(_import_module(module), attribute, name)
+        return _of(_import_module(module), attribute, name, name)
     known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
     if name not in known:
         hint = did_you_mean(name, known)
         raise UsageError(f"{name}: no such recipe; {hint} (or path/to/recipe.py, or module:attribute)")
     package = f"{recipes.__name__}.{name}"
     light = importlib.import_module(f"{package}.config")
-    return Found(light.config, light.needs, lambda: importlib.import_module(f"{package}.train").recipe)
+
+    def load() -> Recipe[Any]:
+        return attrs.evolve(importlib.import_module(f"{package}.train").recipe, origin=name)
+
+    return Found(light.config, light.needs, load)
 
 
-def _of(module: ModuleType, attribute: str, name: str) -> Found:
+def _of(module: ModuleType, attribute: str, name: str, origin: str) -> Found:
     from fnrecipe.recipe import Recipe
 
     recipe = getattr(module, attribute, None)
     if not isinstance(recipe, Recipe):
         found = "none" if recipe is None else type(recipe).__name__
         raise UsageError(f"{name}: expected a fnrecipe Recipe called {attribute!r} in it, found {found}")
-    return Found(recipe.config, recipe.needs, lambda: recipe)
+    return Found(recipe.config, recipe.needs, lambda: attrs.evolve(recipe, origin=origin))
 
 
 def _import_file(path: Path) -> ModuleType:

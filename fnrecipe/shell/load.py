@@ -1,0 +1,90 @@
+"""A run as values again: the recipe that was trained, its config and its parameters, in one process on the CPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import torch
+
+from fnrecipe import checkpoint, random, tree
+from fnrecipe.checkpoint import Checkpoint
+from fnrecipe.config import resolve
+from fnrecipe.errors import CheckpointError, UsageError, one_line
+from fnrecipe.parallel.mesh import replicated
+from fnrecipe.recipe import Recipe
+from fnrecipe.runtime.files import read
+from fnrecipe.shell import run_dir
+from fnrecipe.shell.find import find
+from fnrecipe.tree import Tree
+
+_MAX_BYTES = 1 << 20
+_PARAMS = "params"
+_log = logging.getLogger(__name__)
+
+
+class LoadedRun(NamedTuple):
+    """The recipe and the config of a run, and the parameters of its newest whole checkpoint: whole tensors on the CPU."""
+
+    recipe: Recipe[Any]
+    config: Any
+    params: Tree
+
+
+def load(run: str | Path, recipe: Recipe[Any] | str | None = None) -> LoadedRun:
+    """The run in the output directory `run`, whatever number of processes trained it and however they cut its state.
+
+    The recipe is found by its name in `run.json`, and its code runs, as it does to train it. Where it is somewhere else by now,
+    or for a run of somebody whom you do not trust, give the `recipe`, or a name by which `fnrecipe train` finds one.
+
+    Raises:
+        UsageError: if that is no run, its recipe is not found or another one, or its config does not fit the recipe.
+        CheckpointError: if there is no checkpoint that is whole, or its parameters are not those of the config.
+    """
+    out = Path(run)
+    found = _recorded(out) if recipe is None else find(recipe).load() if isinstance(recipe, str) else recipe
+    if not (out / run_dir.CONFIG).exists():
+        raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
+    config, _ = resolve(found.config, [out / run_dir.CONFIG])
+    newest = checkpoint.newest(out / run_dir.CHECKPOINTS, _log.warning)
+    if newest is None:
+        raise CheckpointError(f"{out}: expected a checkpoint, found none")
+    return LoadedRun(found, config, _params(found, config, newest))
+
+
+def _recorded(out: Path) -> Recipe[Any]:
+    """The recipe that `run.json` names."""
+    try:
+        facts = json.loads(read(out / run_dir.RUN, _MAX_BYTES))
+        name, origin = facts["recipe"], facts.get("origin")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.RUN)}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        found = one_line(f"{type(error).__name__}: {error}")
+        raise UsageError(f"{out / run_dir.RUN}: expected what a run writes there, found {found}") from None
+    advice = "give it, as in load(run, recipe=…)"
+    if not isinstance(origin, str):
+        raise UsageError(f"{out}: its recipe {name!r} was no file or module that could be found again; {advice}")
+    try:
+        recipe = find(origin).load()
+    except UsageError as error:
+        raise UsageError(f"{out}: cannot find its recipe {name!r} again: {error}; {advice}") from None
+    if recipe.name != name:
+        raise UsageError(f"{out}: expected its recipe {name!r} in {origin}, found {recipe.name!r}; {advice}")
+    return recipe
+
+
+def _instead(out: Path, name: str) -> str:
+    return f"no {name} in it" if out.is_dir() else "no directory"
+
+
+def _params(recipe: Recipe[Any], config: Any, found: Checkpoint) -> Tree:
+    params = recipe.init(config, random.key(config.common.seed), replicated)
+    like = {_PARAMS: tree.map(torch.empty_like, params)}
+    del params  # what is empty takes no memory before it is filled: there is one set of parameters at a time
+    tensors = {path: saved for path, saved in found.tensors.items() if path.partition(".")[0] == _PARAMS}
+    restored: Tree = checkpoint.restore(attrs.evolve(found, tensors=tensors), like)[_PARAMS]
+    return restored
