@@ -12,6 +12,7 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
+from fnrecipe.compiler.pure import without_draws
 from fnrecipe.config import ShellConfig
 from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, map_items, pipe, prefetch, watch_padding
 from fnrecipe.errors import UsageError
@@ -31,13 +32,14 @@ def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.dev
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
-    return init_state(params, recipe.update(config), key, _scaling(config))
+    return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config))
 
 
 def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
     update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
-    return train_step(recipe.loss(config), update, _local_microbatches(config, mesh), mesh, _scaling(config))
+    share, trains = _local_microbatches(config, mesh), partial(recipe.trains, config)
+    return train_step(recipe.loss(config), update, share, mesh, _scaling(config), trains)
 
 
 def make_step(
@@ -53,7 +55,7 @@ def make_step(
         raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
     step, mode = plain_step(recipe, config, mesh, device), jit_mode(config.trainer.jit, device)
     if mode == "off":
-        return step
+        return without_draws(step)
     backend = with_progress(BACKENDS[mode])
     return jit(step, donate=1, backend=cuda_graph(backend) if config.trainer.cuda_graph else backend)
 
@@ -63,7 +65,7 @@ def make_evaluation(
 ) -> Callable[[Tree, Any], Sums]:
     """`(params, batch) -> sums` of a loss over a mesh, run as the train step is."""
     sums, mode = evaluation(loss, _local_microbatches(config, mesh), mesh), jit_mode(config.trainer.jit, device)
-    return sums if mode == "off" else jit(sums, backend=with_progress(BACKENDS[mode]))
+    return without_draws(sums) if mode == "off" else jit(sums, backend=with_progress(BACKENDS[mode]))
 
 
 def batches(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: torch.device) -> Source[Batch]:

@@ -1,7 +1,10 @@
-"""Losses: `loss(params, batch) -> (sum to be differentiated, sums)`. Sums and counts, never means.
+"""Losses: `loss(params, batch, key) -> (sum to be differentiated, sums)`. Sums and counts, never means.
 
 `sums` are 0-d tensors that add up over microbatches, ranks and steps; means are taken once, over all of them, by the
 count `targets`. `bytes` is there if the loss can be given in bits per byte of text.
+
+All that is random in a loss comes from `key`, int64 [2] (`fnrecipe.random`): another one for each microbatch of each step, and
+the same one whatever the number of ranks. In an evaluation it is None, and nothing is random: nothing is dropped out.
 """
 
 from __future__ import annotations
@@ -14,4 +17,4 @@ from torch import Tensor
 from fnrecipe.tree import Tree
 
 Sums: TypeAlias = dict[str, Tensor]
-Loss: TypeAlias = Callable[[Tree, Any], tuple[Tensor, Sums]]
+Loss: TypeAlias = Callable[[Tree, Any, Tensor | None], tuple[Tensor, Sums]]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 torch.library.define("fnrecipe::optimization_barrier", "(Tensor value, Tensor earlier) -> Tensor")
 torch.library.define("fnrecipe::opaque_clone", "(Tensor value) -> Tensor")
@@ -19,6 +20,14 @@ keep_alive = torch.ops.fnrecipe.keep_alive
 """Does nothing, but counts as a read of `sent`, which stays allocated until here, and as a write into `gathered`."""
 mm = torch.ops.fnrecipe.mm
 """The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
+
+
+def may_be_differentiated(value: Tensor) -> bool:
+    """Whether a gradient may be taken for `value`: False only if it is certain that none is.
+
+    (A tensor that is batched by `vmap` does not know whether what it is a batch of is differentiated.)
+    """
+    return value.requires_grad or is_batchedtensor(value)
 
 
 class Context(Protocol):

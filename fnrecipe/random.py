@@ -27,11 +27,14 @@ def key(seed: int, device: torch.device | None = None) -> Tensor:
 
 
 def fold_in(key: Tensor, data: int | str | Tensor) -> Tensor:
-    """A key that depends on `key` and `data` alone: a number, the path of a parameter, or a traced step (int64 [])."""
+    """A key that depends on `key` and `data` alone: a number, the path of a parameter, or a traced step (int64 []).
+
+    Of numbers int64 [N] it is a key each, int64 [N, 2].
+    """
     if isinstance(data, str):
         data = int.from_bytes(hashlib.blake2b(data.encode(), digest_size=7).digest(), "big")
-    number = torch.as_tensor(data, device=key.device)
-    return torch.stack(threefry(key, (number >> 32) & _WORD, number & _WORD))
+    number = data.to(key.device) if isinstance(data, Tensor) else key.new_full((), data)  # no copy from the host
+    return torch.stack(threefry(key, (number >> 32) & _WORD, number & _WORD), -1)
 
 
 def uniform(key: Tensor, *shape: int) -> Tensor:

@@ -61,6 +61,7 @@ class Recipe(Generic[C]):
     init      (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
     loss      config -> loss, as in `fnrecipe.loss`
     update    config -> transform, as in `fnrecipe.optim`
+    trains    (config, path, parameter) -> whether that is trained, or frozen; the tensor has no numbers (`fnrecipe.optim.Mask`)
     stream    (config, place) -> source of training batches
     evaluations  what is measured when the config says so, by name: numbers are recorded as NAME/loss, NAME/…
     observers    (config, write) -> observers of the run's ticks (`fnrecipe.observe`), which may record rows of their own
@@ -88,5 +89,6 @@ class Recipe(Generic[C]):
     tokenizer: Callable[[C], Tokenizer] | None = None
     flops: Callable[[C], TokenFlops | None] | None = None
     needs: Callable[[C, int], Sequence[Need]] | None = None
+    trains: Callable[[C, str, Tensor], bool] = lambda config, path, parameter: True
     rules: Callable[[C], Mapping[str, int]] = lambda config: {}
     origin: str | None = None

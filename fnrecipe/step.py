@@ -9,10 +9,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from fnrecipe import optim, tree
+from fnrecipe import optim, random, tree
+from fnrecipe.errors import UsageError
 from fnrecipe.loss import Loss
 from fnrecipe.optim import loss_scale
 from fnrecipe.optim.loss_scale import LossScaling
+from fnrecipe.optim.partition import Mask, chosen, everything, merged, subset
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.transforms import gradients
@@ -24,7 +26,8 @@ from fnrecipe.tree import Tree
 class State:
     """All that a step changes.
 
-    params, optimizer  trees of tensors
+    params      tree of tensors, of which some may be frozen
+    optimizer   tree of tensors, for the parameters that are trained
     step        int64 []   steps taken
     skipped     int64 []   the last so many of them were skipped, and not for the sake of the loss scale
     key         int64 [2]  of the run; randomness of a step comes from folding the step into it
@@ -43,16 +46,33 @@ Metrics: TypeAlias = dict[str, Any]
 Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
 
 
-def init_state(params: Tree, update: Transform, key: Tensor, scaling: LossScaling | None = None) -> State:
+def init_state(
+    params: Tree, update: Transform, key: Tensor, scaling: LossScaling | None = None, trains: Mask = everything
+) -> State:
+    """The state before the first step, of whose parameters those are trained for which `trains` holds.
+
+    Raises:
+        UsageError: if none is.
+    """
+
     def zero() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=key.device)
 
-    optimizer = tree.map(torch.clone, update.init(params))  # what starts as the parameters must not stay them
+    trained = chosen(params, trains)
+    if not trained:
+        raise UsageError("trains: expected a parameter for which it holds, found none")
+    optimizer = optim.init_parts(update, subset(params, trained))
+    optimizer = tree.map(torch.clone, optimizer)  # what starts as the parameters must not stay them
     return State(params, optimizer, zero(), zero(), key, () if scaling is None else loss_scale.init_scale(scaling, key.device))
 
 
 def train_step(
-    loss: Loss, update: Transform, num_microbatches: int = 1, mesh: Mesh = Mesh(), scaling: LossScaling | None = None
+    loss: Loss,
+    update: Transform,
+    num_microbatches: int = 1,
+    mesh: Mesh = Mesh(),
+    scaling: LossScaling | None = None,
+    trains: Mask = everything,
 ) -> Step:
     """The step that averages the gradient of `loss` over all targets of the batch's microbatches, and applies `update`.
 
@@ -62,20 +82,26 @@ def train_step(
     by selection, without the host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, the
     update's reports, and the `loss_scale` of this step if there is one.
 
+    Parameters that `trains` does not hold for are frozen: they are used, sharded and saved as the others, but for the gradient,
+    its norm and the update it is as if there were none.
+
+    The key that `loss` gets is folded from the state's, the step's number and that of the microbatch among those of all ranks.
+
     `scaling` is given for a state that was made with it. A step that halves the loss scale does not count as skipped. An
     update that is not finite while the gradient is has nothing to do with the loss scale.
     """
-    gradients_and_sums = gradients(loss, num_microbatches, mesh)
+    gradients_and_sums = gradients(loss, num_microbatches, mesh, trains)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
-        scale = state.loss_scale
-        totals, sums = gradients_and_sums(state.params, batch, scale)
+        scale, number = state.loss_scale, state.step + 1
+        key = random.fold_in(random.fold_in(state.key, "loss"), number)
+        totals, sums = gradients_and_sums(state.params, batch, key, scale)
         count = torch.clamp(sums["targets"], min=1)
         mean = optim.mean_gradient(totals, count if scaling is None else count * scale.value)
-        number = state.step + 1
         finite = torch.isfinite(mean.norm) & torch.isfinite(sums["loss"])
-        params, optimizer, report, made = optim.guarded_update(
-            update, mean, state.optimizer, state.params, number, finite, state.key
+        trained = subset(state.params, chosen(state.params, trains))
+        trained, optimizer, report, made = optim.guarded_update(
+            update, mean, state.optimizer, trained, number, finite, state.key
         )
         spared = made
         if scaling is not None:
@@ -84,6 +110,6 @@ def train_step(
             spared = made | halved
         skipped = torch.where(spared, 0, state.skipped + 1)
         metrics = {"step": number, **sums, "gradient_norm": mean.norm, "skipped": skipped, **report}
-        return State(params, optimizer, number, skipped, state.key, scale), metrics
+        return State(merged(state.params, trained), optimizer, number, skipped, state.key, scale), metrics
 
     return step

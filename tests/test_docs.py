@@ -23,7 +23,10 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/streams.md", "docs/data.md", "docs/config.md"])
+DOCUMENTS = ["README.md", "docs/streams.md", "docs/data.md", "docs/config.md", "docs/updates.md"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
 def test_python_in_the_documents_runs(path: str) -> None:
     names: dict[str, Any] = {}
     blocks = python_blocks(path)

@@ -31,7 +31,7 @@ DATA = {
 PARAMS = {"weight": torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), "bias": (torch.tensor([0.3], dtype=torch.float64),)}
 
 
-def squares(params: Tree, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def squares(params: Tree, batch: Any, key: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     errors = torch.tanh(batch["x"] @ params["weight"] + params["bias"][0]) - batch["y"]
     total = (errors.square() * batch["mask"]).sum()
     return total, {"loss": total, "targets": batch["mask"].sum()}
@@ -101,7 +101,7 @@ def test_a_batch_without_targets_has_no_gradient() -> None:
     assert all(not leaf.any() for leaf in tree.leaves(gradient))
 
 
-def roots(params: Tree, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def roots(params: Tree, batch: Any, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Finite at 0 with a gradient that is not; below 0 it is the other way round; neither is finite at infinity."""
     total = (params["w"] * batch).abs().sqrt().sum() + torch.where(batch < 0, torch.inf, 0.0).sum()
     return total, {"loss": total, "targets": torch.tensor(batch.numel())}
@@ -141,7 +141,7 @@ def test_a_step_that_is_not_finite_is_skipped(bad: Tensor, wrap: Any) -> None:
 
 def test_a_loss_and_its_gradient_can_each_be_the_one_that_is_not_finite() -> None:
     for batch, finite_loss in [(BAD_GRADIENT, True), (BAD_LOSS, False)]:
-        gradient, (total, _) = torch.func.grad_and_value(roots, has_aux=True)({"w": torch.tensor([1.0])}, batch)
+        gradient, (total, _) = torch.func.grad_and_value(roots, has_aux=True)({"w": torch.tensor([1.0])}, batch, None)
         assert torch.isfinite(total) == finite_loss
         assert torch.isfinite(gradient["w"]) != finite_loss
 

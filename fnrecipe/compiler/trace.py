@@ -16,6 +16,7 @@ from fnrecipe.compiler.casts import drop_round_trips
 from fnrecipe.compiler.in_place import write_in_place
 from fnrecipe.compiler.matmul import use_onednn_matmul
 from fnrecipe.compiler.overlap import overlap
+from fnrecipe.compiler.pure import Refusal
 from fnrecipe.tree import Tree
 
 Run: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -35,13 +36,17 @@ def trace(function: Callable[..., Tree], args: tuple[Tree, ...], *, donate: int 
 
     The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is the number
     of its first inputs that are donated.
+
+    Raises:
+        UsageError: if the function draws from a global generator, or looks at a number of a tensor.
     """
     inputs, spec = pytree.tree_flatten(args)
     num_donated = len(tree.leaves(args[:donate]))
     results: list[pytree.TreeSpec] = []
 
     def flat(*leaves: Tensor) -> list[Tensor]:
-        outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
+        with Refusal(look=False):
+            outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
         results.append(result)
         return _donated(leaves[:num_donated], outputs)
 
@@ -61,11 +66,16 @@ def trace(function: Callable[..., Tree], args: tuple[Tree, ...], *, donate: int 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs, the first of them written into `buffers`; an output that aliases a buffer is copied before that."""
     storages = {storage(buffer) for buffer in buffers}
-    outputs = [output.clone() if storage(output) in storages else output for output in outputs]
+    places = [*buffers, *[None] * (len(outputs) - len(buffers))]
+    outputs = [
+        output if output is place or storage(output) not in storages else output.clone()
+        for output, place in zip(outputs, places, strict=True)
+    ]
     for buffer, output in zip(buffers, outputs, strict=False):
         if (buffer.dtype, buffer.shape) != (output.dtype, output.shape):
             raise TypeError(f"donate: expected a result like its argument, {_kind(buffer)}, found {_kind(output)}")
-        buffer.copy_(output)
+        if output is not buffer:  # what a step leaves as it is, frozen weights say, is not copied
+            buffer.copy_(output)
     return [*buffers, *outputs[len(buffers) :]]
 
 

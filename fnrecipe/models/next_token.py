@@ -23,7 +23,7 @@ def next_token_loss(apply: Apply, sources: Sequence[str] = ()) -> Loss:
     """
     named = dict(enumerate(sources)) if len(sources) > 1 else {}
 
-    def loss(params: Tree, batch: Batch) -> tuple[Tensor, Sums]:
+    def loss(params: Tree, batch: Batch, key: Tensor | None = None) -> tuple[Tensor, Sums]:
         logits = apply(params, batch.tokens, batch.segments, batch.positions)
         total, nats = nn.cross_entropy(logits, batch.targets, batch.mask)
         sums = {"loss": total, "targets": batch.mask.sum(), "bytes": batch.num_bytes.sum()}

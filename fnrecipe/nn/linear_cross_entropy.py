@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnrecipe.ops import Context, optimization_barrier
+from fnrecipe.ops import Context, may_be_differentiated, optimization_barrier
 
 _LIFT = 2.0**10
 """Factor on float16 probabilities, which for a large vocabulary are below float16's normal numbers. Sums over the vocabulary
@@ -35,14 +35,16 @@ def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tupl
 
     targets int64 [B, T], mask bool [B, T]. The sum may be differentiated once.
     """
+    wanted = may_be_differentiated(logits.weight)  # not of a frozen head, and not in an evaluation
     total, nats, *_ = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk
+        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk, wanted
     )
     return total, nats.detach().view(targets.shape)
 
 
 class _Context(Context, Protocol):
     dtype: torch.dtype
+    wanted: bool
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -55,29 +57,34 @@ class _CrossEntropy(torch.autograd.Function):
     # second derivative is refused: the saved gradients are constants to autograd, and it would silently be zero.
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, chunk: int, wanted: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rounded = weight.to(x.dtype)
         nats: list[Tensor] = []
         of_x: list[Tensor] = []
         of_weight: Tensor | None = None
+        latest: Tensor | None = None
         chunks = (torch.split(tensor, chunk) for tensor in (x, targets, mask))
         for part, chosen, counted in zip(*chunks, strict=True):
             # Inductor would schedule the products of all chunks first, with all logits allocated at once.
-            ordered = part if of_weight is None else optimization_barrier(part, of_weight)
-            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded)
+            ordered = part if latest is None else optimization_barrier(part, latest)
+            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted)
             nats.append(values)
             of_x.append(of_part)
-            of_weight = slope if of_weight is None else of_weight + slope
-        assert of_weight is not None
+            if slope is not None:
+                of_weight = slope if of_weight is None else of_weight + slope
+            latest = of_part if of_weight is None else of_weight
         values = torch.cat(nats)
-        return (values * mask).sum(), values, torch.cat(of_x), of_weight.to(weight.dtype)
+        nothing = weight.new_empty(0)
+        return (values * mask).sum(), values, torch.cat(of_x), nothing if of_weight is None else of_weight.to(weight.dtype)
 
     @staticmethod
     def setup_context(
-        ctx: _Context, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor, Tensor, Tensor]
+        ctx: _Context, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, bool], output: tuple[Tensor, Tensor, Tensor, Tensor]
     ) -> None:
         _, _, of_x, of_weight = output
-        ctx.dtype = inputs[0].dtype
+        ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[5]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(of_x, of_weight)
 
@@ -86,11 +93,11 @@ class _CrossEntropy(torch.autograd.Function):
         if any(other is not None for other in others):
             raise NotImplementedError("the cross entropy of deferred logits has no second derivative; take it of whole logits")
         of_x, of_weight = ctx.saved_tensors
-        return (of_x * gradient).to(ctx.dtype), of_weight * gradient, None, None, None
+        return (of_x * gradient).to(ctx.dtype), of_weight * gradient if ctx.wanted else None, None, None, None, None
 
 
-def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats [N], and the gradients of their masked sum for x [N, D] and weight [V, D] (float32).
+def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Nats [N], and the gradients of their masked sum for x [N, D] and, if it is wanted, weight [V, D] (float32).
 
     The gradient for a float16 x is float32: it may need a loss scale before it is rounded.
     """
@@ -106,4 +113,5 @@ def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor) -> tuple
         powers, total = powers * (_LIFT / total), torch.full_like(total, _LIFT)
     slopes, scale = powers.scatter_add_(-1, targets[:, None], -total).to(x.dtype), mask[:, None] / total
     of_x = (slopes @ weight) * scale
-    return nats, of_x if x.dtype == torch.float16 else of_x.to(x.dtype), (slopes.t() @ (x * scale).to(x.dtype)).float()
+    of_weight = (slopes.t() @ (x * scale).to(x.dtype)).float() if wanted else None
+    return nats, of_x if x.dtype == torch.float16 else of_x.to(x.dtype), of_weight

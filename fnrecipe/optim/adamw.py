@@ -13,6 +13,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.optim import fused_adamw, stochastic_rounding
 from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
+from fnrecipe.optim.partition import Mask, chosen, everything, matrices, merged, subset
 from fnrecipe.optim.schedule import Schedule
 from fnrecipe.optim.transform import MeanGradient, Report, Transform, chain, stateless
 from fnrecipe.parallel.finite import largest
@@ -42,11 +43,13 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Tran
     return Transform(init, update)
 
 
-def add_decayed_weights(rate: float, mask: Callable[[Tensor], bool] = lambda parameter: True) -> Transform:
+def add_decayed_weights(rate: float, mask: Mask = everything) -> Transform:
     """Adds `rate` times each parameter for which `mask` holds (decoupled decay, Loshchilov & Hutter, arXiv:1711.05101)."""
 
     def decay(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
-        return tree.map(lambda u, p: torch.add(u, p, alpha=rate) if mask(p) else u, updates, params), {}
+        of_those = partial(subset, paths=chosen(params, mask))
+        decayed = tree.map(lambda u, p: torch.add(u, p, alpha=rate), of_those(updates), of_those(params))
+        return merged(updates, decayed), {}
 
     return stateless(decay)
 
@@ -68,7 +71,7 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     weight_decay: float = 0.1,
-    mask: Callable[[Tensor], bool] = lambda parameter: parameter.ndim > 1,
+    mask: Mask = matrices,
     max_norm: float | None = None,
 ) -> Transform:
     """AdamW, behind clipping by global norm if `max_norm` is given; by default matrices decay, and vectors do not.
@@ -89,7 +92,8 @@ def adamw(
         rate, count = schedule(step), moments["count"] + 1
         kernel = partial(fused_adamw.adamw, divisor=divisor, count=count, rate=rate, betas=betas, eps=eps, accept=accept)
         leaves = [*map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"]))]
-        decays = [weight_decay if mask(leaf) else 0.0 for leaf in leaves[0]]
+        decaying = chosen(params, mask)
+        decays = [weight_decay if path in decaying else 0.0 for path in tree.paths(params, is_shard)]
         if stochastic_rounding.narrow(params):
             found = _one_by_one(kernel, leaves, decays, tree.paths(params, is_shard), stochastic_rounding.seed(key, step))
         else:

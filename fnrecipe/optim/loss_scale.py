@@ -49,8 +49,8 @@ def scale_loss(loss: Loss, scale: LossScale | tuple[()]) -> Loss:
     if not isinstance(scale, LossScale):
         return loss
 
-    def times(params: Tree, batch: Any) -> tuple[Tensor, Sums]:
-        total, sums = loss(params, batch)
+    def times(params: Tree, batch: Any, key: Tensor | None) -> tuple[Tensor, Sums]:
+        total, sums = loss(params, batch, key)
         return total * scale.value, sums
 
     return times

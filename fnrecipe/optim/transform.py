@@ -9,6 +9,10 @@ own. `report` holds 0-d tensors worth showing (a learning rate), by name.
 Updates are taken in float32 at least, also those of parameters and states that are kept in bfloat16: these are rounded
 stochastically (`fnrecipe.optim.stochastic_rounding`).
 
+A transform sees this rank's part of each tensor, as if that were all: what is done element by element need not know. One that
+needs whole matrices says so by `elementwise=False`, and gets parameters, gradients and state whole, wherever it stands: as the
+whole update, in a `chain`, in a `partition` (there only its own parameters are gathered).
+
 A transform may also know a faster way to the same end, `fused_update`, for when it is the whole update and not a link of a
 chain.
 
@@ -29,6 +33,8 @@ from fnrecipe import tree
 from fnrecipe.optim import stochastic_rounding
 from fnrecipe.parallel.finite import finite
 from fnrecipe.parallel.global_norm import global_norm
+from fnrecipe.parallel.mesh import global_slice, is_shard
+from fnrecipe.parallel.whole import cut_like, whole
 from fnrecipe.tree import Tree
 
 Report: TypeAlias = dict[str, Tensor]
@@ -50,6 +56,8 @@ class MeanGradient:
 class Transform:
     """`init` and `update` as above.
 
+    elementwise   whether each element of the updates depends on the same element of gradients, state and parameters alone, and
+             on what the transform itself sums over ranks
     fused_update  if there is one, makes the update where its 0-d bool holds, as `guarded_update` below would, in fewer passes
     bounded       if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
              a finite state is known to be finite
@@ -57,8 +65,38 @@ class Transform:
 
     init: Callable[[Tree], Any]
     update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
+    elementwise: bool = True
     fused_update: Callable[[MeanGradient, Any, Tree, Tensor, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
     bounded: Callable[[MeanGradient, Any, Tree, Tensor], Tensor] | None = None
+
+
+def init_parts(transform: Transform, params: Tree) -> Any:
+    """The state of `transform` for parameters of which this rank may have parts.
+
+    Of a transform that is not elementwise, what has path and shape of a parameter is cut like it; the rest each rank has whole.
+    """
+    if transform.elementwise:
+        return transform.init(params)
+    state, owners = transform.init(whole(params)), tree.paths(params, is_shard)
+
+    def like(path: str, leaf: Tensor) -> Any:
+        owner = max((name for name in owners if f".{path}".endswith(f".{name}")), key=len, default="")
+        return owners[owner] if owner and global_slice(owners[owner])[0] == leaf.shape else leaf
+
+    return cut_like(state, tree.like(state, [like(path, leaf) for path, leaf in tree.paths(state).items()]))
+
+
+def update_parts(transform: Transform, gradients: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+    """`transform.update`, of whole tensors unless it is elementwise.
+
+    Each rank then gathers parameters, gradients and state of the transform, which are whole in its memory at once, and computes
+    the same update as all others, of which it keeps its part: it costs three gathers of them, and a work that is not divided.
+    """
+    if transform.elementwise:
+        return transform.update(gradients, state, params, step)
+    whole_gradients, whole_state, whole_params = whole((gradients, state, params))
+    updates, new, report = transform.update(whole_gradients, whole_state, whole_params, step)
+    return cut_like(updates, params), cut_like(new, state), report
 
 
 def mean_gradient(total: Tree, count: Tensor) -> MeanGradient:
@@ -86,7 +124,7 @@ def _by_update(
     before = params, state
     wide_params, wide_state = tree.map(stochastic_rounding.wide, before)
     divided = tree.map(lambda g: stochastic_rounding.wide(g) / gradients.count, gradients.total)
-    updates, new_state, report = transform.update(divided, wide_state, wide_params, step)
+    updates, new_state, report = update_parts(transform, divided, wide_state, wide_params, step)
     new = apply_updates(wide_params, updates), new_state
     if transform.bounded is None:
         accept = accept & finite(new, before, params)
@@ -110,12 +148,12 @@ def chain(*transforms: Transform) -> Transform:
     """The transforms one after the other; the state is the tuple of theirs."""
 
     def init(params: Tree) -> Any:
-        return tuple(transform.init(params) for transform in transforms)
+        return tuple(init_parts(transform, params) for transform in transforms)
 
     def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
         states, reports = [], Report()
         for transform, before in zip(transforms, state, strict=True):
-            updates, after, report = transform.update(updates, before, params, step)
+            updates, after, report = update_parts(transform, updates, before, params, step)
             states.append(after)
             reports |= report
         return updates, tuple(states), reports

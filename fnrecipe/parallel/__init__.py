@@ -7,4 +7,5 @@ from fnrecipe.parallel.mesh import Shard as Shard
 from fnrecipe.parallel.mesh import global_slice as global_slice
 from fnrecipe.parallel.mesh import is_primary as is_primary
 from fnrecipe.parallel.mesh import is_shard as is_shard
+from fnrecipe.parallel.mesh import outline as outline
 from fnrecipe.parallel.mesh import replicated as replicated

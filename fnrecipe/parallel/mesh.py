@@ -15,6 +15,7 @@ import attrs
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fnrecipe.tree import Tree
 
@@ -87,6 +88,17 @@ class Mesh:
     def axes(self) -> tuple[Axis, Axis, Axis]:
         return self.replica, self.shard, self.tensor
 
+    def microbatches(self, count: int) -> range:
+        """The numbers of this rank's `count` microbatches among those of all ranks, in the order of its rows.
+
+        (It is the order of `fnrecipe.data.LaneAssignment`.)
+        """
+        if self.in_turns:
+            first, step = self.replica.index * self.shard.size * count + self.shard.index, self.shard.size
+        else:
+            first, step = (self.replica.index * self.shard.size + self.shard.index) * count, 1
+        return range(first, first + count * step, step)
+
     def cut(self, path: str, leaf: Tensor) -> Shard:
         """This rank's shard of the parameter at `path`."""
         if self.tensor.size == 1:
@@ -125,6 +137,13 @@ def global_slice(leaf: Tree) -> tuple[torch.Size, list[tuple[int, int]]]:
     sizes[leaf.dim] *= leaf.axis.size
     ranges[leaf.dim] = ranges[leaf.dim][0] + offset, ranges[leaf.dim][1] + offset
     return torch.Size(sizes), ranges
+
+
+def outline(leaf: Shard | Tensor) -> Tensor:
+    """The whole tensor that `leaf` is a shard of, without its numbers: shape and dtype, on the device meta."""
+    (tensor,) = pytree.tree_leaves(leaf)
+    with _disable_current_modes():  # it is no part of a trace
+        return torch.empty(global_slice(leaf)[0], dtype=tensor.dtype, device="meta")
 
 
 def is_primary(leaf: Tree, mesh: Mesh) -> bool:

@@ -23,10 +23,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.func import grad
 
-from fnrecipe import tree
+from fnrecipe import random, tree
 from fnrecipe.loss import Loss, Sums
 from fnrecipe.optim import stochastic_rounding
 from fnrecipe.optim.loss_scale import scale_loss
+from fnrecipe.optim.partition import Mask, chosen, everything, merged, subset
 from fnrecipe.parallel.collectives import all_reduce, reduce_scatter
 from fnrecipe.parallel.mesh import Mesh, Shard
 from fnrecipe.transforms.accumulate import accumulate
@@ -35,59 +36,68 @@ from fnrecipe.transforms.unshard import on_shard_axis, unshard, with_bucketed_gr
 from fnrecipe.tree import Tree
 
 
-def gradients(loss: Loss, num_microbatches: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any, Any], tuple[Tree, Sums]]:
-    """`(params, batch, scale) -> (gradient, sums)` over the microbatches of all ranks, `num_microbatches` of each.
+def gradients(
+    loss: Loss, num_microbatches: int = 1, mesh: Mesh = Mesh(), trains: Mask = everything
+) -> Callable[..., tuple[Tree, Sums]]:
+    """`(params, batch, key, scale) -> (gradient, sums)` over the microbatches of all ranks, `num_microbatches` of each.
 
-    The gradient is that of the loss times `scale` (`fnrecipe.optim.loss_scale`), cut like `params`, in float32 at least. `loss`
+    The gradient is that of the loss times `scale` (`fnrecipe.optim.loss_scale`), for the parameters that `trains` holds for: a
+    `fnrecipe.optim.partition.subset` of `params`, cut like them, in float32 at least. For the others none is computed. `loss`
     gets whole parameters; only under `fsdp` does it get parts, and leaves it to `unsharded_layer` and `unshard` to gather them.
+
+    `key`, int64 [2], is the step's: that of a microbatch is folded from it and the microbatch's number among all ranks' ones.
     """
     of_microbatch, add = _of_microbatch(num_microbatches, mesh), _into_copy if mesh.ranks == 1 else torch.add
 
-    def slope(given: tuple[Tree, Any], batch: Any) -> tuple[Tree, Sums]:
-        params, scale = given
-        found: tuple[Tree, Sums] = grad(scale_loss(loss, scale), has_aux=True)(_wide(params), batch)
-        return found
+    def after_microbatches(params: Tree, rows: Any, scale: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
+        def slope(given: tuple[Tree, Any], rows: Any) -> tuple[Tree, Sums]:
+            params, scale = given
+            return _slope(scale_loss(loss, scale), _wide(params), rows, trained)
 
-    def after_microbatches(params: Tree, batch: Any, scale: Any) -> tuple[Tree, Sums]:
-        gradient, sums = accumulate(of_microbatch(slope), num_microbatches, add)((unshard(params), scale), batch)
-        return _cut_sum(gradient, params), all_reduce(sums, mesh.shard)
+        gradient, sums = accumulate(of_microbatch(slope), num_microbatches, add)((unshard(params), scale), rows)
+        return _cut_sum(gradient, subset(params, trained)), all_reduce(sums, mesh.shard)
 
-    def in_microbatches(loss: Loss, params: Tree, batch: Any) -> tuple[Tree, Sums]:
-        def microbatch(params: Tree, batch: Any) -> tuple[Tree, Sums]:
-            gradient, sums = grad(loss, has_aux=True)(params, batch)
+    def in_microbatches(loss: Loss, params: Tree, rows: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
+        def microbatch(params: Tree, rows: Any) -> tuple[Tree, Sums]:
+            gradient, sums = _slope(loss, params, rows, trained)
             return gradient, all_reduce(sums, mesh.shard)
 
-        found: tuple[Tree, Sums] = accumulate(microbatch, num_microbatches)(params, batch)
+        found: tuple[Tree, Sums] = accumulate(microbatch, num_microbatches)(params, rows)
         return found
 
-    def of_replica(params: Tree, batch: Any, scale: Any) -> tuple[Tree, Sums]:
+    def of_replica(params: Tree, rows: Any, scale: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
         times = scale_loss(loss, scale)
         match mesh.sharding:
             case "fsdp":
-                return in_microbatches(times, _wide(params), batch)
+                return in_microbatches(times, _wide(params), rows, trained)
             case "zero2":
                 wide = _wide(params)
                 gathered = unshard(wide)
-                return in_microbatches(
-                    lambda params, batch: times(with_bucketed_gradients(gathered, params), batch), wide, batch
-                )
-            case _:
-                return after_microbatches(params, batch, scale)
 
-    def of_all(params: Tree, batch: Any, scale: Any = ()) -> tuple[Tree, Sums]:
-        gradient, sums = all_reduce(of_replica(params, batch, scale), mesh.replica)
-        return tree.like(params, tree.leaves(gradient)), sums
+                def of_gathered(params: Tree, batch: Any, key: Tensor | None) -> tuple[Tensor, Sums]:
+                    lent = with_bucketed_gradients(subset(gathered, trained), subset(params, trained))
+                    return times(merged(gathered, lent), batch, key)
+
+                return in_microbatches(of_gathered, wide, rows, trained)
+            case _:
+                return after_microbatches(params, rows, scale, trained)
+
+    def of_all(params: Tree, batch: Any, key: Tensor, scale: Any = ()) -> tuple[Tree, Sums]:
+        numbers, trained = mesh.microbatches(num_microbatches), chosen(params, trains)
+        keys = random.fold_in(key, torch.arange(numbers.start, numbers.stop, numbers.step, device=key.device))
+        gradient, sums = all_reduce(of_replica(params, (batch, keys), scale, trained), mesh.replica)
+        return tree.like(subset(params, trained), tree.leaves(gradient)), sums
 
     return of_all
 
 
 def evaluation(loss: Loss, num_microbatches: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], Sums]:
-    """`(params, batch) -> sums` over the microbatches of all ranks, without gradients."""
+    """`(params, batch) -> sums` over the microbatches of all ranks, without gradients and without a key."""
 
     of_microbatch = _of_microbatch(num_microbatches, mesh)
 
     def microbatch(params: Tree, batch: Any) -> Sums:
-        sums = loss(params, batch)[1]
+        sums = loss(params, batch, None)[1]
         return all_reduce(sums, mesh.shard) if mesh.in_turns else sums
 
     def of_replica(params: Tree, batch: Any) -> Sums:
@@ -96,6 +106,17 @@ def evaluation(loss: Loss, num_microbatches: int = 1, mesh: Mesh = Mesh()) -> Ca
         return sums if mesh.in_turns else dict(all_reduce(sums, mesh.shard))
 
     return lambda params, batch: all_reduce(of_replica(params, batch), mesh.replica)
+
+
+def _slope(loss: Loss, params: Tree, rows: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
+    """The gradient of the loss for the trained among `params`, and its sums; rows: a microbatch and its key [1, 2]."""
+    batch, keys = rows
+
+    def of_trained(values: Tree) -> tuple[Tensor, Sums]:
+        return loss(merged(params, values), batch, keys[0])
+
+    found: tuple[Tree, Sums] = grad(of_trained, has_aux=True)(subset(params, trained))
+    return found
 
 
 def _of_microbatch(num_microbatches: int, mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -25,7 +25,7 @@ def region(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     Outside of a trace, and under another transform, it is `function` itself.
     """
-    traced: list[tuple[GraphModule, pytree.TreeSpec]] = []
+    traced: list[tuple[GraphModule, pytree.TreeSpec, list[int]]] = []
 
     def call(*args: Any) -> Any:
         mode: Any = get_proxy_mode()
@@ -33,16 +33,29 @@ def region(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return function(*args)
         with disable_proxy_modes_tracing():
             if not traced:
-                traced.append(trace(_apart(function), args))
+                graph, spec = trace(_apart(function), args)
+                traced.append((graph, spec, _used_inputs(graph)))
                 mode.tracer.root.register_module(mode.tracer.get_fresh_qualname(name), traced[0][0])
-            ((graph, spec),) = traced
+            ((graph, spec, used),) = traced
             returned: Any = graph.graph.output_node().args[0]
             results = [torch.empty_like(result.meta["val"]) for result in returned]
-        operands = [mode.tracer.unwrap_proxy(leaf) for leaf in pytree.tree_leaves(args)]
+        leaves = pytree.tree_leaves(args)
+        operands = [mode.tracer.unwrap_proxy(leaves[number]) for number in used]
         node = mode.tracer.create_proxy("call_function", invoke_subgraph, (graph, name, *operands), {})
         return pytree.tree_unflatten(track_tensor_tree(results, node, constant=None, tracer=mode.tracer), spec)
 
     return call
+
+
+def _used_inputs(graph: GraphModule) -> list[int]:
+    """Which inputs the graph reads; it loses the others, so that what they are made of need not be there for its sake."""
+    inputs = list(graph.graph.find_nodes(op="placeholder"))
+    used = [number for number, node in enumerate(inputs) if node.users]
+    for node in inputs:
+        if not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return used
 
 
 def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +71,8 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
 def _copied(values: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[Tensor]:
     taken = {storage(other) for other in others}
     for value in values:
-        if storage(value) in taken:
-            value = value.clone()
+        # Callers take the result to be laid out as a new tensor; a gradient may be one number, expanded.
+        if storage(value) in taken or torch.empty_like(value).stride() != value.stride():
+            value = value.clone(memory_format=torch.contiguous_format)
         taken.add(storage(value))
         yield value

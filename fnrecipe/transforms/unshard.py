@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.ops import may_be_differentiated
 from fnrecipe.parallel.collectives import Linear, all_gather, buckets, reduce_scatter, with_transpose
 from fnrecipe.parallel.mesh import Shard
 from fnrecipe.transforms.remat import remat
@@ -29,11 +30,22 @@ def unsharded_layer(function: Callable[..., Any], *, recompute: bool = False) ->
 def unshard(values: Tree) -> Tree:
     """`values` with every part of the shard axis gathered. The transpose of gathering is to sum over the ranks, and to cut."""
     leaves, spec = pytree.tree_flatten(values, on_shard_axis)
-    parts = [leaf for leaf in leaves if on_shard_axis(leaf)]
+    numbered = {number: leaf for number, leaf in enumerate(leaves) if on_shard_axis(leaf)}
+    # Two groups: all results of one function have a gradient if any of its arguments has one, and each would be summed.
+    for differentiated in (True, False):
+        parts = {number: part for number, part in numbered.items() if may_be_differentiated(part.local) is differentiated}
+        for number, tensor in zip(parts, _whole([*parts.values()], differentiated), strict=True):
+            leaves[number] = tensor
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _whole(parts: Sequence[Shard], differentiated: bool) -> Sequence[Tensor]:
+    def gather(locals: Sequence[Tensor]) -> Sequence[Tensor]:
+        return _gathered(locals, parts)
+
     if not parts:
-        return values
-    gathered = iter(_with_sum(lambda locals: _gathered(locals, parts), parts))
-    return pytree.tree_unflatten([next(gathered) if on_shard_axis(leaf) else leaf for leaf in leaves], spec)
+        return []
+    return _with_sum(gather, parts) if differentiated else gather([part.local for part in parts])
 
 
 def with_bucketed_gradients(gathered: Tree, params: Tree) -> Tree:

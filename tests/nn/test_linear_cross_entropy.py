@@ -118,3 +118,16 @@ def test_small_probabilities_do_not_underflow_in_float16() -> None:
     assert slopes[0, 1:].max() < 6e-8
     assert found.dtype == torch.float16
     assert (found.double() - expected).norm() < 0.15 * expected.norm()
+
+
+def test_weights_of_a_batch_have_gradients_under_vmap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(3, 1, 6, 4, generator=generator), torch.randn(3, 5, 4, generator=generator)
+    targets, mask = torch.arange(6)[None] % 5, torch.ones(1, 6, dtype=torch.bool)
+
+    def total(weight: Tensor, x: Tensor) -> Tensor:
+        return linear_cross_entropy.cross_entropy(DeferredLogits(x, weight, 2), targets, mask)[0]
+
+    found = grad(lambda weights: vmap(total)(weights, x).sum())(weights)
+    expected = torch.stack([grad(total)(*pair) for pair in zip(weights, x, strict=True)])
+    torch.testing.assert_close(found, expected)

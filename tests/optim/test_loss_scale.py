@@ -119,7 +119,7 @@ def test_steps_in_half_precision_are_near_those_in_single_precision_and_the_same
     assert_same_bits(trained(scaling, ADAMW, policy=policy, wrap=partial(jit, donate=1)), (found, metrics))
 
 
-def small(params: Tree, batch: Any, times: float) -> tuple[Tensor, Any]:
+def small(params: Tree, batch: Any, key: Tensor | None, times: float) -> tuple[Tensor, Any]:
     """A loss in float16 whose gradient is `times` * 1e-4 * batch."""
     total = ((params["w"].half() * batch * 1e-4).float() * times).sum()
     return total, {"loss": total, "targets": torch.tensor(1)}

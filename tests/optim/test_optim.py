@@ -23,9 +23,17 @@ TRANSFORMS: Mapping[str, Transform] = {
     "clip_by_global_norm": optim.clip_by_global_norm(0.5),
     "scale_by_adam": optim.scale_by_adam(0.8, 0.9, 1e-6),
     "add_decayed_weights": optim.add_decayed_weights(0.1),
-    "add_decayed_weights of matrices": optim.add_decayed_weights(0.1, lambda parameter: parameter.ndim > 1),
+    "add_decayed_weights of matrices": optim.add_decayed_weights(0.1, lambda path, parameter: parameter.ndim > 1),
     "scale_by_learning_rate": optim.scale_by_learning_rate(SCHEDULE),
     "stateless": optim.stateless(lambda updates, params, step: (tree.map(torch.neg, updates), {})),
+    "masked": optim.masked(optim.scale_by_adam(), lambda path, parameter: parameter.ndim == 1),
+    "partition": optim.partition(
+        {
+            "layers.1.*": optim.stateless(lambda updates, params, step: (tree.map(torch.neg, updates), {})),
+            "*": optim.scale_by_adam(),
+        }
+    ),
+    "whole": attrs.evolve(optim.scale_by_adam(), elementwise=False),
     "chain of none": optim.chain(),
     "adamw": optim.adamw(SCHEDULE, max_norm=1.0),
     "adamw without decay and clipping": optim.adamw(SCHEDULE, weight_decay=0.0),
@@ -109,15 +117,15 @@ def torch_adamw(
     rate: Callable[[int], float],
     steps: int,
     *,
-    decays: Callable[[Tensor], bool],
+    decays: optim.Mask,
     weight_decay: float,
     **options: Any,
 ) -> Tree:
     """`params` after `steps` steps of torch.optim.AdamW on the gradients of `updated`, in two parameter groups."""
     leaves = tree.map(lambda p: torch.nn.Parameter(p.clone()), params)
     groups = [
-        {"params": [p for p in tree.leaves(leaves) if decays(p)], "weight_decay": weight_decay},
-        {"params": [p for p in tree.leaves(leaves) if not decays(p)], "weight_decay": 0.0},
+        {"params": [p for path, p in tree.paths(leaves).items() if decays(path, p)], "weight_decay": weight_decay},
+        {"params": [p for path, p in tree.paths(leaves).items() if not decays(path, p)], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], **options)
     for step in range(1, steps + 1):
@@ -135,7 +143,11 @@ ADAMW = [
     {"betas": (0.0, 0.0), "eps": 1.0, "weight_decay": 0.01},
     {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
 ]
-MASKS = {"all": lambda parameter: True, "matrices": lambda parameter: parameter.ndim > 1}
+MASKS = {
+    "all": lambda path, parameter: True,
+    "matrices": lambda path, parameter: parameter.ndim > 1,
+    "a path": lambda path, parameter: path == "layers.0.square",
+}
 
 
 KEY, YES, NO = random.key(1), torch.tensor(True), torch.tensor(False)
@@ -159,7 +171,7 @@ def test_adamw_is_torchs(
     tolerance: float,
     options: dict[str, Any],
     peak: float,
-    decays: Callable[[Tensor], bool],
+    decays: optim.Mask,
 ) -> None:
     """The fused kernel gets its rate and count as float32, so it is exact to that."""
     schedule, params = cosine_annealing(peak, num_warmup_steps=5, num_steps=20, final_scale=0.1), example(torch.float64)

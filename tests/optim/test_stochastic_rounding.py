@@ -152,7 +152,7 @@ def half(params: Tree) -> Tree:
     return tree.map(Tensor.bfloat16, params)
 
 
-def constant(params: Tree, batch: Any) -> tuple[Tensor, Any]:
+def constant(params: Tree, batch: Any, key: Tensor | None) -> tuple[Tensor, Any]:
     """A loss whose gradient is 1 everywhere."""
     total = params["w"].sum()
     return total, {"loss": total, "targets": torch.tensor(1)}

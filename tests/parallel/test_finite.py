@@ -17,6 +17,7 @@ from torch import Tensor
 from fnrecipe import optim, random, tree
 from fnrecipe.compiler import inductor
 from fnrecipe.optim.loss_scale import LossScaling
+from fnrecipe.optim.partition import everything
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.finite import finite, largest
 from fnrecipe.step import init_state, train_step
@@ -69,7 +70,7 @@ def test_adamw_keeps_every_finite_state_finite_or_as_it_is(
 ) -> None:
     limit = torch.finfo(dtype).max
     params, mean, square, gradient = (torch.tensor(values).clamp(-limit, limit) for values in numbers)
-    transform = optim.adamw(constant(rate), eps=eps, betas=betas, weight_decay=decay, mask=lambda p: True, max_norm=max_norm)
+    transform = optim.adamw(constant(rate), eps=eps, betas=betas, weight_decay=decay, mask=everything, max_norm=max_norm)
     transform = transform if fused else attrs.evolve(transform, fused_update=None)
     given = {"w": params.to(dtype)}
     state = transform.init(given)
@@ -101,7 +102,7 @@ def test_adamw_makes_every_update_of_ordinary_size(numbers: Any, eps: float, rat
     assert made
 
 
-def linear(params: Tree, batch: Tensor) -> tuple[Tensor, Any]:
+def linear(params: Tree, batch: Tensor, key: Tensor | None) -> tuple[Tensor, Any]:
     total = (params["w"] * batch).sum()
     return total, {"loss": total, "targets": torch.tensor(1)}
 
@@ -231,7 +232,7 @@ def of_one_element(index: int) -> Transform:
     return optim.chain(nothing, optim.stateless(update))
 
 
-def bounded(params: Tree, batch: Tensor) -> tuple[Tensor, Any]:
+def bounded(params: Tree, batch: Tensor, key: Tensor | None) -> tuple[Tensor, Any]:
     """A loss that is finite for all parameters."""
     total = torch.stack([leaf.tanh().sum() for leaf in tree.leaves(unshard(params))]).sum() * batch.sum()
     return total, {"loss": total, "targets": batch.sum()}

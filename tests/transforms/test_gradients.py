@@ -19,6 +19,7 @@ from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
 from fnrecipe.optim.loss_scale import LossScaling
+from fnrecipe.optim.partition import everything
 from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Mesh
@@ -57,7 +58,7 @@ TENSOR: dict[str, dict[str, Any]] = {
 }
 
 
-def loss(params: Tree, batch: Batch, policy: Policy = Policy()) -> tuple[Tensor, Sums]:
+def loss(params: Tree, batch: Batch, key: Tensor | None, policy: Policy = Policy()) -> tuple[Tensor, Sums]:
     """The loss, which is not finite for a leaf with a POISON in it."""
     total, sums = next_token_loss(partial(llama.apply, CONFIG, policy=policy))(params, batch)
     bad = torch.where((batch.tokens == POISON).any(), torch.nan, 1.0)
@@ -80,15 +81,17 @@ def train(
     policy: Policy = Policy(),
     dtype: torch.dtype = torch.float32,
     scaling: LossScaling | None = None,
+    trains: optim.Mask = everything,
+    loss: Any = loss,
 ) -> tuple[State, list[Any]]:
     """The state after five steps, and the metrics of all steps and of an evaluation; `dtype` is that of the parameters."""
     share = LEAVES // (mesh.replica.size * mesh.shard.size)
     function = partial(loss, policy=policy)
-    step, evaluate = train_step(function, update, share, mesh, scaling), evaluation(function, share, mesh)
+    step, evaluate = train_step(function, update, share, mesh, scaling, trains), evaluation(function, share, mesh)
     if traced:
         step, evaluate = jit(step, donate=1), jit(evaluate)
     params = llama.init(CONFIG, KEY, lambda path, leaf: mesh.cut(path, leaf.to(dtype)))
-    state, rows, found = init_state(params, update, KEY, scaling), lane_assignment(mesh, LEAVES).lanes(8), []
+    state, rows, found = init_state(params, update, KEY, scaling, trains), lane_assignment(mesh, LEAVES).lanes(8), []
     for number in range(5):
         state, metrics = step(state, tree.map(lambda leaf: leaf[rows], batch(number)))
         found.append(metrics)

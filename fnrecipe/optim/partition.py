@@ -1,0 +1,135 @@
+"""Transforms of some of the parameters, chosen by path: as optax's `masked` and `multi_transform`.
+
+What such a transform gets are the chosen parameters as one flat dict by dotted path, whose paths are those of the parameters.
+(The tree itself, where all are chosen.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from fnrecipe import tree
+from fnrecipe.errors import UsageError
+from fnrecipe.optim.transform import Report, Transform, init_parts, update_parts
+from fnrecipe.parallel.mesh import is_shard, outline
+from fnrecipe.tree import Tree
+
+Mask: TypeAlias = Callable[[str, Tensor], bool]
+"""(path, parameter) -> whether it is meant. The tensor has shape and dtype of the whole parameter, and no numbers."""
+
+
+def everything(path: str, parameter: Tensor) -> bool:
+    """The mask that holds for each parameter."""
+    return True
+
+
+def matrices(path: str, parameter: Tensor) -> bool:
+    """The mask that holds for what has more than one dimension."""
+    return parameter.ndim > 1
+
+
+def chosen(params: Tree, mask: Mask) -> frozenset[str]:
+    """The paths of the parameters for which the mask holds: the same on all ranks, however parameters are cut."""
+    return frozenset(path for path, leaf in tree.paths(params, is_shard).items() if mask(path, outline(leaf)))
+
+
+def subset(values: Tree, paths: Container[str]) -> Tree:
+    """The tensors or parts at these paths, as a flat dict by path; `values` itself if all are."""
+    found = tree.paths(values, is_shard)
+    return values if all(path in paths for path in found) else {path: found[path] for path in found if path in paths}
+
+
+def merged(values: Tree, *subsets: Tree) -> Tree:
+    """`values`, with what is in the subsets in place of what it has at the same paths."""
+    leaves, spec = pytree.tree_flatten(values, is_shard)
+    new = {path: leaf for part in subsets for path, leaf in tree.paths(part, is_shard).items()}
+    return pytree.tree_unflatten([new.get(*pair) for pair in zip(tree.paths(values, is_shard), leaves, strict=True)], spec)
+
+
+def masked(transform: Transform, mask: Mask) -> Transform:
+    """`transform` of the parameters for which `mask` holds; the updates of the others are left as they are.
+
+    The state is that of `transform`.
+
+    Raises:
+        UsageError: from `init` and `update`, if the mask holds for no parameter.
+    """
+
+    def paths_of(params: Tree) -> frozenset[str]:
+        paths = chosen(params, mask)
+        if not paths:
+            raise UsageError(f"optim.masked: expected a parameter for which the mask holds, found none of {_few(params)}")
+        return paths
+
+    def init(params: Tree) -> Any:
+        return init_parts(transform, subset(params, paths_of(params)))
+
+    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        paths = paths_of(params)
+        new, state, report = update_parts(transform, subset(updates, paths), state, subset(params, paths), step)
+        return merged(updates, new), state, report
+
+    return Transform(init, update)
+
+
+def partition(transforms: Mapping[str, Transform]) -> Transform:
+    """For each parameter the transform of the first pattern that fits its dotted path (`fnmatch`: `*`, `?`, `[ab]`).
+
+    The state is the tuple of theirs, in the order of the patterns. A number that several of them report is reported as
+    `NAME/PATTERN`.
+
+    Raises:
+        UsageError: from `init` and `update`, if no pattern fits a parameter, or a pattern is the first that fits for none.
+    """
+
+    def init(params: Tree) -> Any:
+        parts = zip(transforms.values(), _assigned(params, list(transforms)), strict=True)
+        return tuple(init_parts(transform, subset(params, paths)) for transform, paths in parts)
+
+    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+        found = [
+            update_parts(transform, subset(updates, paths), before, subset(params, paths), step)
+            for transform, before, paths in zip(transforms.values(), state, _assigned(params, list(transforms)), strict=True)
+        ]
+        new, states, reports = zip(*found, strict=True)
+        return merged(updates, *new), states, _named(dict(zip(transforms, reports, strict=True)))
+
+    return Transform(init, update)
+
+
+def _assigned(params: Tree, patterns: Sequence[str]) -> list[frozenset[str]]:
+    """The paths of the parameters that belong to each pattern."""
+    found: dict[str, set[str]] = {pattern: set() for pattern in patterns}
+    for path in tree.paths(params, is_shard):
+        fitting = next((pattern for pattern in patterns if fnmatchcase(path, pattern)), None)
+        if fitting is None:
+            listed = ", ".join(map(repr, patterns))
+            raise UsageError(f"optim.partition: expected a pattern that fits the parameter {path}, found {listed or 'none'}")
+        found[fitting].add(path)
+    if empty := [pattern for pattern, paths in found.items() if not paths]:
+        others = "" if len(patterns) == 1 else " that those before it leave"
+        raise UsageError(
+            f"optim.partition: expected a parameter{others} for the pattern {empty[0]!r}, found none in {_few(params)}"
+        )
+    return [frozenset(paths) for paths in found.values()]
+
+
+def _named(reports: Mapping[str, Report]) -> Report:
+    """All numbers of the reports by pattern, under names of their own."""
+    names = Counter(name for report in reports.values() for name in report)
+    return {
+        name if names[name] == 1 else f"{name}/{pattern}": value
+        for pattern, report in reports.items()
+        for name, value in report.items()
+    }
+
+
+def _few(params: Tree) -> str:
+    paths = list(tree.paths(params, is_shard))
+    return ", ".join(paths[:3]) + (f", … ({len(paths)} in all)" if len(paths) > 3 else "")

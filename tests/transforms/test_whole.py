@@ -1,0 +1,103 @@
+"""A transform that needs whole matrices gets them: it trains the same bits on any number of ranks, under every sharding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fnrecipe import optim, tree
+from fnrecipe.models import llama
+from fnrecipe.parallel.mesh import is_shard
+from fnrecipe.tree import Tree
+from tests.helpers import assert_same_bits
+from tests.ranks import assembled, mesh_of, on_ranks
+from tests.transforms.test_gradients import CONFIG, HYBRID, KEY, MODES, RATE, TENSOR, train
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Five steps of Newton and Schulz towards the nearest orthogonal matrix: of a slice it is something else."""
+    x = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def scale_by_muon(elementwise: bool) -> optim.Transform:
+    """Muon, with a state of which most is not shaped like a parameter."""
+
+    def init(params: Tree) -> Any:
+        gram = tree.map(lambda p: p.new_zeros(p.shape[0], p.shape[0]), params)
+        return {"momentum": tree.map(torch.zeros_like, params), "gram": gram, "count": torch.zeros((), dtype=torch.int64)}
+
+    def update(gradients: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, optim.Report]:
+        momentum = tree.map(lambda m, g: 0.95 * m + g, state["momentum"], gradients)
+        gram = tree.map(lambda s, g: s + g @ g.mT, state["gram"], gradients)
+        updates = tree.map(lambda m, s, p: orthogonal(m) + 0.1 * p / (1 + s.trace()), momentum, gram, params)
+        return updates, {"momentum": momentum, "gram": gram, "count": state["count"] + 1}, {}
+
+    return optim.Transform(init, update, elementwise)
+
+
+def muon(elementwise: bool = False) -> optim.Transform:
+    rate = optim.scale_by_learning_rate(RATE)
+    adam = optim.chain(optim.scale_by_adam(), rate)
+    matrices = optim.chain(scale_by_muon(elementwise), rate)
+    split = {"layers.*_norm": adam, "layers.*": matrices, "*": adam}
+    return optim.chain(optim.clip_by_global_norm(1.0), optim.partition(split))
+
+
+def check(rank: int, size: int, modes: dict[str, dict[str, Any]], traced: bool, dtype: torch.dtype) -> None:
+    alone, metrics = train(mesh_of(0, 1), muon(), traced, dtype=dtype)
+    for options in modes.values():
+        state, found = train(mesh_of(rank, size, **options), muon(), traced, dtype=dtype)
+        assert_same_bits(assembled(size, state), tree.paths(alone))
+        assert_same_bits(found, metrics)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("traced", [False, True])
+def test_two_ranks(traced: bool, dtype: torch.dtype) -> None:
+    on_ranks(2, check, MODES, traced, dtype)
+
+
+@pytest.mark.slow
+def test_four_ranks() -> None:
+    on_ranks(4, check, MODES | HYBRID, False, torch.float32)
+
+
+def check_tensor(rank: int, size: int) -> None:
+    """Sums over ranks of tensor parallelism are others; so only the update is compared, of the same gradients."""
+    params = llama.init(CONFIG, KEY)
+    transform = muon()
+    expected, after, _ = transform.update(tree.map(torch.sin, params), transform.init(params), params, torch.tensor(1))
+    for options in TENSOR.values():
+        parts = llama.init(CONFIG, KEY, mesh_of(rank, size, **options).cut)
+        state = transform.init(parts)
+        found = transform.update(tree.map(torch.sin, parts), state, parts, torch.tensor(1))
+        assert_same_bits(assembled(size, found[:2]), tree.paths((expected, after)))
+
+
+@pytest.mark.slow
+def test_matrices_that_tensor_parallelism_cuts_are_gathered_too() -> None:
+    on_ranks(4, check_tensor)
+
+
+def check_slices(rank: int, size: int) -> None:
+    mesh = mesh_of(rank, size, sharding="fsdp")
+    alone, _ = train(mesh_of(0, 1), muon(), traced=False)
+    state, _ = train(mesh, muon(elementwise=True), traced=False)
+    found, truth = assembled(size, state.params), tree.paths(alone.params)
+    assert not torch.equal(found["layers.0.query"], truth["layers.0.query"])
+    whole, _ = train(mesh, muon(), traced=False)
+    cut = {path for path, leaf in tree.paths(whole.optimizer, is_shard).items() if is_shard(leaf) and leaf.dim is not None}
+    assert "1.1.0.momentum.layers.0.query" in cut
+    assert "1.1.0.gram.layers.0.key" not in cut
+    assert tree.paths(whole.optimizer)["1.1.0.gram.layers.0.key"].shape == (16, 16)
+
+
+def test_without_the_word_it_would_see_slices_and_the_state_stays_cut_where_it_can() -> None:
+    on_ranks(2, check_slices)
