@@ -12,7 +12,7 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
-from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, map_items, pipe, prefetch, watch_padding
+from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, map_items, pipe, prefetch
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
@@ -22,8 +22,6 @@ from fnrecipe.recipe import Recipe
 from fnrecipe.step import State, Step, init_state, train_step
 from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
-
-tree.node(Batch)
 
 
 def init_train_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> State:
@@ -45,7 +43,7 @@ def make_step(
     mesh: Mesh,
     device: torch.device,
     with_progress: Callable[[Backend], Backend] = lambda backend: backend,
-) -> tuple[Step, Callable[[Tree, Batch], Sums]]:
+) -> tuple[Step, Callable[[Tree, Tree], Sums]]:
     """The train step and the evaluation of a recipe over a mesh; `with_progress` may wrap what runs their graphs.
 
     Raises:
@@ -66,26 +64,39 @@ def make_step(
     return jit(step, donate=1, backend=of_step), jit(evaluate, backend=backend)
 
 
-def batches(recipe: Recipe[Any], config: Any, assignment: LaneAssignment, device: torch.device) -> Source[Batch]:
+def batches(recipe: Recipe[Any], config: Any, assignment: LaneAssignment, device: torch.device) -> Source[Tree]:
     """The training batches as tensors of the host, read ahead in processes or a thread as the config says."""
-    dataset, make = config.dataset, partial(recipe.stream, config)
-    on_host = partial(map_items, function=partial(to_host, device=device))
-    if dataset.num_workers:
-        workers = partial(in_worker_processes, make, assignment=assignment, workers=dataset.num_workers, size=dataset.prefetch)
-        return pipe(workers, watch_padding, on_host)
-    return pipe(make(assignment), watch_padding, on_host, partial(prefetch, size=dataset.prefetch))
+    dataset, on_host = config.dataset, partial(map_items, function=partial(to_host, device=device))
+    make = partial(checked, partial(recipe.stream, config), name=f"{recipe.name}.stream", batch_size=dataset.batch_size)
+    if not dataset.num_workers:
+        return pipe(make(assignment), on_host, partial(prefetch, size=dataset.prefetch))
+    padding = recipe.example(config, assignment.split(dataset.num_workers)[0].rows(dataset.batch_size))
+    ahead = partial(in_worker_processes, make, assignment=assignment, padding=padding)
+    return pipe(partial(ahead, workers=dataset.num_workers, size=dataset.prefetch), on_host)
 
 
-def to_host(batch: Batch, device: torch.device) -> Batch:
+def validation_batches(recipe: Recipe[Any], config: Any, assignment: LaneAssignment, device: torch.device) -> Source[Tree]:
+    """The validation batches of a recipe that has some as tensors of the host."""
+    assert recipe.validate is not None
+    make, name = partial(recipe.validate, config), f"{recipe.name}.validate"
+    source = checked(make, assignment, name=name, batch_size=config.dataset.batch_size)
+    return pipe(source, partial(map_items, function=partial(to_host, device=device)))
+
+
+def empty_batch(recipe: Recipe[Any], config: Any, assignment: LaneAssignment, device: torch.device) -> Tree:
+    """What stands for a batch of a process that has none left while others have: tensors of the host."""
+    return to_host(recipe.example(config, assignment.rows(config.dataset.batch_size)), device)
+
+
+def to_host(batch: Tree, device: torch.device) -> Tree:
     """A batch of arrays as tensors of the host; for CUDA in pinned memory, from which they are copied without waiting."""
-    tensors: Batch = tree.map(torch.from_numpy, batch)
+    tensors = tree.from_numpy(batch)
     return tree.map(torch.Tensor.pin_memory, tensors) if device.type == "cuda" else tensors
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Tree, device: torch.device) -> Tree:
     """A batch of tensors on a device, whose work behind this call sees them: the host does not wait for the copy."""
-    tensors: Batch = tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
-    return tensors
+    return tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 def _scaling(config: Any) -> LossScaling | None:

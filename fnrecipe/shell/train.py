@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from signal import Signals as Signal
 from typing import Any
@@ -23,14 +23,14 @@ import attrs
 import torch
 
 from fnrecipe import checkpoint, random, tree
-from fnrecipe.build import batches, init_train_state, make_step, to_device, to_host
+from fnrecipe.build import init_train_state, make_step
 from fnrecipe.compiler.modes import jit_mode
 from fnrecipe.config import unstructure, yaml
 from fnrecipe.config.affects import runtime_paths
 from fnrecipe.config.layers import flatten, values
-from fnrecipe.data import Batch, Cursor, LaneAssignment, Source, Stream, joint, map_items, pipe, tell_left_out
+from fnrecipe.data import Cursor, Source, joint, tell_left_out
 from fnrecipe.data.survey import NO_ROW
-from fnrecipe.errors import CheckpointError, FnrecipeError, NonFiniteError, UsageError, one_line
+from fnrecipe.errors import CheckpointError, FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.fold import fold
 from fnrecipe.loss import Sums
 from fnrecipe.parallel.mesh import Mesh, global_slice, is_shard
@@ -40,16 +40,16 @@ from fnrecipe.runtime.clock import record_event
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import Gang, all_gather_objects, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
-from fnrecipe.runtime.lockstep import in_lockstep
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, lane_assignment, make_mesh
-from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped, until_signal
+from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped
 from fnrecipe.runtime.transfer import PendingCopy, fetch, publication_delay
 from fnrecipe.shell import record, run_dir
 from fnrecipe.shell.display import Display, duration
 from fnrecipe.shell.identity import TOKENIZER, identity
 from fnrecipe.shell.metrics import means
 from fnrecipe.shell.progress import with_progress
-from fnrecipe.shell.throughput import Clock, Work, timed, work_of
+from fnrecipe.shell.streams import Rank, train_source, validation_source
+from fnrecipe.shell.throughput import Clock, Work, work_of
 from fnrecipe.step import Metrics, State, Step
 from fnrecipe.transforms import unshard
 from fnrecipe.tree import Tree
@@ -131,7 +131,7 @@ class _Run:
     display: Display
     started: float
     step: Step
-    evaluate: Callable[[Tree, Batch], Sums]
+    evaluate: Callable[[Tree, Tree], Sums]
     work: Work
 
     @property
@@ -144,7 +144,8 @@ class _Run:
     def go(self) -> int:
         """The fold, observed."""
         regime = self.config.regime
-        state, cursor, first = self._start()
+        state, start, first = self._start()
+        cursor = start
         if self.gang.leads:
             self._write_down()
         if first and _due(regime.validate_every_n_steps, first):
@@ -176,7 +177,7 @@ class _Run:
                         pending = []
                     self._record(late, keep=0 if save or validate else publication_delay(self.device))
                     if save:
-                        saved = self._save(state, number, cursor)
+                        saved = self._save(state, number, start, cursor)
                     if stop is not None:
                         break
                     if validate:
@@ -197,7 +198,7 @@ class _Run:
         if number == 0:
             raise UsageError(NO_ROW)
         if number > saved:
-            self._save(state, number, cursor)
+            self._save(state, number, start, cursor)
         return self._end(state, number, number - first, stop)
 
     @property
@@ -238,26 +239,17 @@ class _Run:
         replace(self.out / run_dir.CONFIG, yaml.dump(unstructure(self.config)).encode())
         replace(self.out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 
-    def _stream(self, cursor: Any) -> Any:
-        agreed = partial(in_lockstep, gang=self.gang, word=lambda: self.signals.received or 0)
-        heeding = partial(until_signal, batches(self.recipe, self.config, self._place, self.device), signals=self.signals)
-        return pipe(heeding, _picked_up, timed, agreed, self._each(to_device))(cursor)
+    def _stream(self, cursor: Cursor) -> Any:
+        return train_source(self.recipe, self.config, self._rank)(cursor)
 
     @cached_property
-    def _valid(self) -> Source[Batch]:
+    def _valid(self) -> Source[Tree]:
         """Made once: it finds files and reads the tokenizer."""
-        assert self.recipe.validate is not None
-        source = self.recipe.validate(self.config, self._place)
-        if self.gang.alone:  # several ranks would have to agree on the end
-            source = partial(until_signal, source, signals=self.signals)
-        return pipe(source, self._each(to_host), self._each(to_device))
+        return validation_source(self.recipe, self.config, self._rank)
 
     @property
-    def _place(self) -> LaneAssignment:
-        return lane_assignment(self.mesh, self.config.gang.num_microbatches)
-
-    def _each(self, function: Callable[..., Batch]) -> Any:
-        return partial(map_items, function=partial(function, device=self.device))
+    def _rank(self) -> Rank:
+        return Rank(self.gang, lane_assignment(self.mesh, self.config.gang.num_microbatches), self.device, self.signals)
 
     def _publication(self, pending: Sequence[tuple[Metrics, float]], clock: Clock) -> _Publication:
         metrics, waits = zip(*pending, strict=True)
@@ -280,10 +272,10 @@ class _Run:
         self.display.step(rows[-1], speed)
         _check_skipped(rows, self.config.trainer.max_skipped_steps)
 
-    def _save(self, state: State, number: int, cursor: Any) -> int:
+    def _save(self, state: State, number: int, start: Cursor, cursor: Cursor) -> int:
         self._check_finite(state, f"step {number}: the state, which is not saved,")
         root, cursors = self.out / run_dir.CHECKPOINTS, all_gather_objects(self.gang, cursor)
-        checkpoint.save(root, number, state, cursor if self.gang.alone else joint(cursors), self.facts, self.gang, self.mesh)
+        checkpoint.save(root, number, state, joint(start, cursors), self.facts, self.gang, self.mesh)
         if self.gang.leads and self.config.regime.keep_last_n_checkpoints is not None:
             skipped = int(state.skipped)  # what is older than these steps may be what helps a user who cannot go on
             checkpoint.prune(root, self.config.regime.keep_last_n_checkpoints, number - skipped if skipped else -1)
@@ -350,25 +342,6 @@ class _Run:
         if self.gang.leads:
             replace(self.out / run_dir.SAMPLE, f"{text}\n".encode())
         self.display.line(f"sample:\n{text}")
-
-
-def _picked_up(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]:
-    """The same stream.
-
-    Raises:
-        CheckpointError: if it fails on the cursor of a checkpoint before it gives anything: another stream's, or none at all.
-    """
-    try:
-        stream = source(cursor)
-        first = list(islice(stream, 1))
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
-        if cursor is None:
-            raise
-        found = one_line(f"{type(error).__name__}: {error}")
-        raise CheckpointError(
-            f"expected a cursor in the checkpoint at which this stream goes on, found one at which it fails: {found}"
-        ) from error
-    yield from chain(first, stream)
 
 
 def _parting(out: Path, gang: Gang) -> str:

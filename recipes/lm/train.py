@@ -26,7 +26,7 @@ from fnrecipe.tree import Tree
 
 from .config import LMConfig, needs
 from .config import config as defaults
-from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_stream
+from .data import all_corpora, example, make_tokenizer, source_list, train_stream, valid_stream
 
 
 def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
@@ -61,6 +61,10 @@ def update(config: LMConfig) -> Transform:
     )
 
 
+def positions(config: LMConfig) -> int:
+    return config.dataset.max_seq_len
+
+
 def flops(config: LMConfig) -> TokenFlops:
     return llama.flops(config.model.config, config.dataset.max_seq_len)
 
@@ -88,10 +92,12 @@ recipe = Recipe(
     loss=loss,
     update=update,
     stream=train_stream,
+    example=example,
     validate=valid_stream,
     sample=sample,
     corpora=all_corpora,
     tokenizer=make_tokenizer,
+    positions=positions,
     flops=flops,
     needs=needs,
     rules=llama.TENSOR_RULES,
