@@ -23,7 +23,7 @@ from fnrecipe.recipe import Recipe
 from fnrecipe.transforms import unshard
 from fnrecipe.tree import Tree
 
-WIDTH = 64
+WIDTH = 128
 EMPTY = np.zeros(WIDTH, np.float32), 0.0, False
 Row = tuple[np.ndarray, float, bool]
 
@@ -55,15 +55,14 @@ def init(config: Config, key: Tensor, place: Placement) -> Tree:
 def loss(config: Config) -> Loss:
     def of_batch(params: Tree, batch: Pairs) -> tuple[Tensor, Sums]:
         whole = unshard(params)
-        error = torch.where(batch.real, ((batch.x * whole["weight"]).sum(1) + whole["bias"] - batch.y) ** 2, 0).sum()
+        error = torch.where(batch.real, (batch.x @ whole["weight"] + whole["bias"] - batch.y) ** 2, 0).sum()
         return error, {"loss": error, "targets": batch.real.sum()}
 
     return of_batch
 
 
 def update(config: Config) -> Transform:
-    num_steps = config.regime.num_steps or 1
-    rate = optim.cosine_annealing(1e-1, num_warmup_steps=2, num_steps=num_steps, final_scale=0.1)
+    rate = optim.cosine_annealing(1e-1, num_warmup_steps=2, num_steps=20, final_scale=0.1)
     return optim.adamw(rate, max_norm=config.trainer.max_grad_norm)
 
 
@@ -77,8 +76,8 @@ def example(config: Config, rows: int) -> Pairs:
 
 
 def reader(number: int, cursor: Cursor = None, *, seed: int) -> Iterator[tuple[Row, Cursor]]:
-    """The rows of a reader; the odd ones end before the others."""
-    for index in range(cursor or 0, 40 if number % 2 else 10_000):
+    """The rows of a reader, of which it gives two a step; the last two readers have rows for ten steps only."""
+    for index in range(cursor or 0, 10_000 if number < 2 else 20):
         x = np.random.default_rng((seed, number, index)).normal(size=WIDTH).astype(np.float32)
         yield (x, float(x.sum()), True), index + 1
 
