@@ -12,6 +12,7 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
+from fnrecipe.contract import check_batch_size, check_params, checked_loss
 from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, map_items, pipe, prefetch
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Sums
@@ -28,13 +29,16 @@ def init_train_state(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
+    check_params(recipe.name, params)
     return init_state(params, recipe.update(config), key, _scaling(config))
 
 
 def plain_step(recipe: Recipe[Any], config: Any, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
     update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
-    return train_step(recipe.loss(config), update, _local_microbatches(config, mesh), mesh, _scaling(config))
+    check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
+    loss = checked_loss(recipe.name, recipe.loss(config))
+    return train_step(loss, update, _local_microbatches(config, mesh), mesh, _scaling(config))
 
 
 def make_step(
@@ -55,7 +59,7 @@ def make_step(
         raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
     step, evaluate = (
         plain_step(recipe, config, mesh, device),
-        evaluation(recipe.loss(config), _local_microbatches(config, mesh), mesh),
+        evaluation(checked_loss(recipe.name, recipe.loss(config)), _local_microbatches(config, mesh), mesh),
     )
     if mode == "off":
         return step, evaluate

@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor
 
 from fnrecipe.config.needs import Need
+from fnrecipe.contract import check_config
 from fnrecipe.data import Corpus, LaneAssignment, Source, Tokenizer
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
@@ -21,7 +22,7 @@ C = TypeVar("C")
 
 @attrs.frozen
 class Recipe(Generic[C]):
-    """What is trained, on what, and how.
+    """What is trained, on what, and how. A config without what every run reads is refused at once, by a UsageError.
 
     config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
     init      (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
@@ -41,7 +42,7 @@ class Recipe(Generic[C]):
     """
 
     name: str
-    config: C
+    config: C = attrs.field(validator=lambda recipe, _, config: check_config(recipe.name, config))
     init: Callable[[C, Tensor, Placement], Tree]
     loss: Callable[[C], Loss]
     update: Callable[[C], Transform]

@@ -50,6 +50,7 @@ from fnrecipe.shell.metrics import means
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.streams import Rank, train_source, validation_source
 from fnrecipe.shell.throughput import Clock, Work, work_of
+from fnrecipe.shell.unread import warning, watch
 from fnrecipe.step import Metrics, State, Step
 from fnrecipe.transforms import unshard
 from fnrecipe.tree import Tree
@@ -71,6 +72,8 @@ def train(recipe: Recipe[Any], config: Any, out: Path, *, with_changes: bool = F
 
 
 def _train(recipe: Recipe[Any], config: Any, out: Path, with_changes: bool, started: float) -> int:
+    given, reads = recipe, set[str]()
+    recipe = watch(given, reads)
     replicas, shards, _ = axis_sizes(config.gang, world_size())
     parts = {"gang.num_microbatches": config.gang.num_microbatches, "dataset.num_lanes": config.dataset.num_lanes}
     check_world_size(parts, replicas * shards)
@@ -96,7 +99,8 @@ def _train(recipe: Recipe[Any], config: Any, out: Path, with_changes: bool, star
         stack.callback(host.unfreeze_objects)
         try:
             shell = gang, mesh, signals, display, started
-            return _Run(recipe, config, out, claim, with_changes, facts, device, *shell, step, evaluate, work).go()
+            unread = partial(warning, given, config, reads)
+            return _Run(recipe, config, out, claim, with_changes, facts, device, *shell, step, evaluate, work, unread).go()
         except OSError as error:  # a full disk, say; what is saved is untouched
             raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
         except (MemoryError, RuntimeError) as error:
@@ -133,6 +137,7 @@ class _Run:
     step: Step
     evaluate: Callable[[Tree, Tree], Sums]
     work: Work
+    unread: Callable[[], str]
 
     @property
     def out(self) -> Path:
@@ -166,6 +171,8 @@ class _Run:
                 for number, (state, metrics, ((cursor, waited), heard)) in enumerate(islice(folded, left), first + 1):
                     pending.append((metrics, waited))
                     if number == first + 1:
+                        if line := self.unread():
+                            self.display.line(line)
                         self.display.line(f"first step after {duration(time.monotonic() - self.started)}")
                         host.freeze_objects()
                         clock = Clock(number, record_event(self.device))

@@ -199,9 +199,10 @@ def make_tokenizer(config: LMConfig) -> Tokenizer:
         UsageError: if it has more tokens than the model has embeddings.
     """
     section, size = config.tokenizer, config.model.config.vocab_size
-    if section.path is None:
+    if section.family == "byte":
         tokenizer = byte_tokenizer()
     else:
+        assert section.path is not None
         tokenizer = huggingface_tokenizer(section.path, section.eos_token, section.bos_token)
     if tokenizer.vocab_size > size:
         raise UsageError(f"model.config.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found {size}")
