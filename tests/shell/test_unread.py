@@ -39,7 +39,7 @@ def said(recipe: Recipe[Any], paths: set[str], *given: str) -> str:
     return warning(recipe, config, paths)
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("model.family", "optimizer.name", "lr_scheduler.name")])
+@pytest.mark.parametrize("key", KEYS)
 def test_no_key_of_the_default_recipe_is_said_to_be_ignored(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its value, before anything is read of the config, and so wherever and whenever it is."""
     monkeypatch.setattr("fnrecipe.shell.unread.difference", lambda before, now: {key: (before[key], None)})
