@@ -14,10 +14,10 @@ from fnrecipe import random, tree
 from fnrecipe.build import to_host
 from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
+from fnrecipe.inspect.graph import source, trace_step
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
-from tests.cli.helpers import fnrecipe_here
 from tests.data.laws import check_resumes
 from tests.helpers import end, rows, signal_at, start
 from tests.recipes import regression
@@ -91,17 +91,23 @@ def test_rows_of_the_example_add_nothing(made: Any, count: int) -> None:
     assert not any(leaf.any() for leaf in tree.leaves(gradient))
 
 
-def test_the_graph_names_its_batch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    ended = fnrecipe_here(monkeypatch, capsys, "graph", FILE, "--out", tmp_path / "out")
-    assert "a step of regression on cpu: 8 rows of 1 position in 8 leaves\n" in ended.out
-    assert "\nmodel: 6.1 kFLOP, " in ended.out
-    assert 'batch_x: "f32[8, 128]"' in (tmp_path / "out/step.py").read_text()
+def test_the_graph_names_its_batch() -> None:
+    code = source(recipe, trace_step(recipe, recipe.config, torch.device("cpu")))
+    assert 'batch_x: "f32[8, 128]"' in code
 
 
 def test_its_speed_is_counted_in_rows(whole: Path) -> None:
     for row in rows(whole / run_dir.SPEED):
         assert row["positions_per_second"] == pytest.approx(8 * row["steps_per_second"])
         assert row["model_flops_per_second"] == pytest.approx(6 * 128 * row["positions_per_second"])
+
+
+@pytest.mark.slow
+def test_the_graph_is_told_in_rows() -> None:
+    ended = end(start("graph", FILE))
+    assert (ended.status, ended.errors) == (0, "")
+    assert "a step of regression on cpu: 8 rows of 1 position in 8 leaves\n" in ended.output
+    assert "\nmodel: 6.1 kFLOP, " in ended.output
 
 
 @pytest.mark.slow
