@@ -194,7 +194,7 @@ def _fnrecipe(
 
 
 def _batches(number: int) -> list[Batch]:
-    return [tree.map(torch.from_numpy, batch) for batch in byte_batches(number)]
+    return [tree.from_numpy(batch) for batch in byte_batches(number)]
 
 
 def _rows(batch: Batch, number: int, ranks: int) -> Batch:

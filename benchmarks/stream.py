@@ -30,7 +30,7 @@ from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, pi
 from fnrecipe.data.survey import fill
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
-from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.recipes.lm.data import example, train_stream
 
 BARE, FAST = "tokenizers.encode_batch", "tokenizers.encode_batch_fast"
 OURS = ("fnrecipe", "fnrecipe, token cache")
@@ -149,7 +149,9 @@ def _by_workers(folder: Path, workers: int) -> Callable[[], float]:
     config = attrs.evolve(_config(folder), dataset=attrs.evolve(_config(folder).dataset, num_readers=2))
     if not workers:
         return setup(OURS[0], str(folder))
-    source = partial(in_worker_processes, partial(train_stream, config), assignment=LaneAssignment(), workers=workers, size=2)
+    padding = example(config, config.dataset.batch_size // workers)
+    made = partial(in_worker_processes, partial(train_stream, config), assignment=LaneAssignment(), padding=padding)
+    source = partial(made, workers=workers, size=2)
     return lambda: float(sum(batch.mask.sum() for batch, _ in source(None)))
 
 

@@ -70,15 +70,15 @@ def _show(recipe: Recipe[ShellConfig], config: ShellConfig, device: str, costs: 
         flops = (si(cost.flops, ""), _share(cost.flops, whole.flops)) if cost.flops else ("", "")
         table.add_row(name, f"{cost.calls:,}", *flops, si(cost.bytes, "B"), _share(cost.bytes, whole.bytes))
     print_table(table)
-    rows, length, leaves = config.dataset.batch_size, config.dataset.max_seq_len, config.gang.num_microbatches
-    click.echo(f"a step of {recipe.name} on {device}: {rows:,} rows of {length:,} positions in {leaves:,} leaves")
+    rows, length, count = config.dataset.batch_size, recipe.positions(config), config.gang.num_microbatches
+    positions_of_row = f"{length:,} position{'s' * (length > 1)}"
+    click.echo(f"a step of {recipe.name} on {device}: {rows:,} rows of {positions_of_row} in {count:,} microbatches")
     click.echo(f"graph: {si(whole.flops, 'FLOP')}, {si(whole.bytes, 'B')}, {whole.flops / whole.bytes:,.1f} FLOP a byte")
     model, positions = recipe.flops(config) if recipe.flops else None, rows * length
     if model is not None:
-        click.echo(
-            f"model: {si(positions * model.full, 'FLOP')}, {_share(positions * model.full, whole.flops)} of the graph's; "
-            f"{si(positions * model.causal, 'FLOP')} with attention halved as causal"
-        )
+        share, halved = _share(positions * model.full, whole.flops), si(positions * model.causal, "FLOP")
+        causal = f"; {halved} with attention halved as causal" if model.causal < model.full else ""
+        click.echo(f"model: {si(positions * model.full, 'FLOP')}, {share} of the graph's{causal}")
 
 
 def _share(part: float, whole: float) -> str:

@@ -75,9 +75,10 @@ def _facts(found: Profile) -> dict[str, str]:
     }
     if speed.model_flops_per_second is not None and speed.causal_model_flops_per_second is not None:
         full, causal = (si(flops, "FLOP/s") for flops in (speed.model_flops_per_second, speed.causal_model_flops_per_second))
-        facts["model"] = f"{full}; {causal} with attention halved as causal"
+        facts["model"] = full if causal == full else f"{full}; {causal} with attention halved as causal"
     if speed.mfu is not None and speed.causal_mfu is not None:
-        facts["MFU"] = f"{speed.mfu:.1%}; {speed.causal_mfu:.1%} with attention halved as causal"
+        halved = f"; {speed.causal_mfu:.1%} with attention halved as causal" if speed.causal_mfu != speed.mfu else ""
+        facts["MFU"] = f"{speed.mfu:.1%}{halved}"
     facts["data wait"] = f"{speed.data_wait:.1%} of the time"
     facts["idle"] = f"{1 - found.busy:.1%} of the time under the profiler, in which no operation ran"
     return facts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import attrs
 import torch
@@ -14,32 +13,35 @@ from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
 from fnrecipe.compiler.pure import without_draws
 from fnrecipe.config import ShellConfig
-from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, map_items, pipe, prefetch, watch_padding
+from fnrecipe.contract import check_batch_size, check_params, checked_loss
+from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, map_items, pipe, prefetch
 from fnrecipe.errors import UsageError
-from fnrecipe.loss import Loss, Sums
+from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.parallel.mesh import Mesh
-from fnrecipe.recipe import C, Recipe
+from fnrecipe.recipe import C, Evaluation, Recipe
 from fnrecipe.step import State, Step, init_state, train_step
-from fnrecipe.transforms import evaluation, jit
+from fnrecipe.transforms import evaluation as evaluate
+from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
-
-tree.node(Batch)
 
 
 def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> State:
     """The state before the first step."""
     key = random.key(config.common.seed, device)
     params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
+    check_params(recipe.name, params)
     return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config))
 
 
 def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
     update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
+    check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
+    loss = checked_loss(recipe.name, recipe.loss(config))
     share, trains = _local_microbatches(config, mesh), partial(recipe.trains, config)
-    return train_step(recipe.loss(config), update, share, mesh, _scaling(config), trains)
+    return train_step(loss, update, share, mesh, _scaling(config), trains)
 
 
 def make_step(
@@ -61,33 +63,54 @@ def make_step(
 
 
 def make_evaluation(
-    loss: Loss, config: ShellConfig, mesh: Mesh, device: torch.device, with_progress: Callable[[Backend], Backend] = lambda b: b
-) -> Callable[[Tree, Any], Sums]:
-    """`(params, batch) -> sums` of a loss over a mesh, run as the train step is."""
-    sums, mode = evaluation(loss, _local_microbatches(config, mesh), mesh), jit_mode(config.trainer.jit, device)
+    recipe: Recipe[C],
+    evaluation: Evaluation[C],
+    config: C,
+    mesh: Mesh,
+    device: torch.device,
+    with_progress: Callable[[Backend], Backend] = lambda b: b,
+) -> Callable[[Tree, Tree], Sums]:
+    """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is."""
+    loss = evaluation.loss(config) if evaluation.loss else recipe.loss(config)
+    sums = evaluate(checked_loss(recipe.name, loss), _local_microbatches(config, mesh), mesh)
+    mode = jit_mode(config.trainer.jit, device)
     return without_draws(sums) if mode == "off" else jit(sums, backend=with_progress(BACKENDS[mode]))
 
 
-def batches(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: torch.device) -> Source[Batch]:
+def batches(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: torch.device) -> Source[Tree]:
     """The training batches as tensors of the host, read ahead in processes or a thread as the config says."""
-    dataset, make = config.dataset, partial(recipe.stream, config)
-    on_host = partial(map_items, function=partial(to_host, device=device))
-    if dataset.num_workers:
-        workers = partial(in_worker_processes, make, assignment=assignment, workers=dataset.num_workers, size=dataset.prefetch)
-        return pipe(workers, watch_padding, on_host)
-    return pipe(make(assignment), watch_padding, on_host, partial(prefetch, size=dataset.prefetch))
+    dataset, on_host = config.dataset, partial(map_items, function=partial(to_host, device=device))
+    make = partial(checked, partial(recipe.stream, config), name=f"{recipe.name}.stream", batch_size=dataset.batch_size)
+    if not dataset.num_workers:
+        return pipe(make(assignment), on_host, partial(prefetch, size=dataset.prefetch))
+    padding = recipe.example(config, assignment.split(dataset.num_workers)[0].rows(dataset.batch_size))
+    ahead = partial(in_worker_processes, make, assignment=assignment, padding=padding)
+    return pipe(partial(ahead, workers=dataset.num_workers, size=dataset.prefetch), on_host)
 
 
-def to_host(batch: Batch, device: torch.device) -> Batch:
+def evaluation_batches(
+    recipe: Recipe[C], name: str, config: C, assignment: LaneAssignment, device: torch.device
+) -> Source[Tree]:
+    """The batches of the evaluation `name` as tensors of the host."""
+    make, full_name = partial(recipe.evaluations[name].stream, config), f"{recipe.name}.evaluations[{name!r}]"
+    source = checked(make, assignment, name=full_name, batch_size=config.dataset.batch_size)
+    return pipe(source, partial(map_items, function=partial(to_host, device=device)))
+
+
+def empty_batch(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: torch.device) -> Tree:
+    """What stands for a batch of a process that has none left while others have: tensors of the host."""
+    return to_host(recipe.example(config, assignment.rows(config.dataset.batch_size)), device)
+
+
+def to_host(batch: Tree, device: torch.device) -> Tree:
     """A batch of arrays as tensors of the host; for CUDA in pinned memory, from which they are copied without waiting."""
-    tensors: Batch = tree.map(torch.from_numpy, batch)
+    tensors = tree.from_numpy(batch)
     return tree.map(torch.Tensor.pin_memory, tensors) if device.type == "cuda" else tensors
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Tree, device: torch.device) -> Tree:
     """A batch of tensors on a device, whose work behind this call sees them: the host does not wait for the copy."""
-    tensors: Batch = tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
-    return tensors
+    return tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 def _scaling(config: ShellConfig) -> LossScaling | None:

@@ -29,6 +29,21 @@ def node(cls: C) -> C:
     return cls
 
 
+def from_numpy(value: Tree) -> Tree:
+    """A tree of NumPy arrays as one of tensors that share their memory; its attrs classes are nodes from then on."""
+    _register(value)
+    return map(torch.from_numpy, value)
+
+
+def _register(value: Tree) -> None:
+    cls = type(value)
+    if attrs.has(cls) and cls not in pytree.SUPPORTED_NODES:
+        node(cls)
+    for child in pytree.tree_flatten(value, lambda inner: inner is not value)[0]:
+        if child is not value:
+            _register(child)
+
+
 def leaves(tree: Tree, is_leaf: Callable[[Tree], bool] | None = None) -> list[Tree]:
     """The leaves of `tree`, left to right; a subtree for which `is_leaf` holds counts as a leaf."""
     return pytree.tree_leaves(tree, is_leaf)

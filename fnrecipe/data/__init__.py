@@ -33,9 +33,11 @@ from fnrecipe.data.pack import pack as pack
 from fnrecipe.data.pack import split as split
 from fnrecipe.data.prefetch import prefetch as prefetch
 from fnrecipe.data.processes import in_worker_processes as in_worker_processes
+from fnrecipe.data.rows import checked as checked
 from fnrecipe.data.stream import Cursor as Cursor
 from fnrecipe.data.stream import Source as Source
 from fnrecipe.data.stream import Stream as Stream
+from fnrecipe.data.stream import endless as endless
 from fnrecipe.data.stream import filter_items as filter_items
 from fnrecipe.data.stream import map_chunks as map_chunks
 from fnrecipe.data.stream import map_items as map_items

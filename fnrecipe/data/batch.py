@@ -1,4 +1,4 @@
-"""Batches of static shape."""
+"""Batches of packed rows of tokens, of static shape."""
 
 from __future__ import annotations
 
@@ -53,12 +53,6 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
             sources[i, start:stop] = piece.source
             start = stop
     return Batch(tokens, targets, segments, positions, sources, segments >= 0, num_bytes)
-
-
-def join(parts: Sequence[Batch]) -> Batch:
-    """The rows of several batches, one after the other."""
-    columns = ([getattr(part, field.name) for part in parts] for field in attrs.fields(Batch))
-    return Batch(*map(np.concatenate, columns))
 
 
 def cumulative_lengths(segments: NDArray[np.int64], size: int) -> NDArray[np.int32]:

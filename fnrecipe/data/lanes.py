@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import attrs
 
-from fnrecipe.data.batch import Batch, collate
-from fnrecipe.data.pack import Row
 from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.errors import UsageError
 
 LAW = 2
 """The version of the order of the data: a cursor of another one means another place."""
 _SHARE = 64 << 20
+R = TypeVar("R")
+B = TypeVar("B")
 
 
 @attrs.frozen
@@ -33,10 +34,9 @@ class LaneAssignment:
     worker: int = 0
     workers: int = 1
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other process has lanes."""
-        return self.world_size * self.workers == 1
+    def rows(self, number: int) -> int:
+        """How many of `number` rows of the global batch are the process's."""
+        return number // (self.world_size * self.workers)
 
     def lanes(self, number: int) -> list[int]:
         """The process's lanes among `number`, in the order of its rows.
@@ -73,55 +73,77 @@ def readers_for(num_bytes: int, num_lanes: int) -> int:
 
 
 def batch_lanes(
-    readers: Sequence[Source[Row]],
+    readers: Sequence[Source[R]],
     cursor: Cursor = None,
     *,
     num_lanes: int,
     rows_per_lane: int,
-    length: int,
+    collate: Callable[[Sequence[R]], B],
+    padding: R,
     assignment: LaneAssignment = LaneAssignment(),
-) -> Stream[Batch]:
-    """This process's rows of the global batch: those of its lanes, lane by lane.
+) -> Stream[B]:
+    """This process's rows of the global batch: `collate` of those of its lanes, lane by lane.
 
-    Each reader's rows go to neighbouring lanes, `rows_per_lane` to each in turn. A process runs the readers of its lanes. An
-    exhausted reader gives rows of padding, so shapes never change. Of one process the stream ends with its last reader; one
-    of several goes on with padding, since others may have rows left: a batch that is empty on all ranks is the end.
-    Cursor: {reader: its cursor}, of this process's readers, and the version of all this, "law"; see `joint`.
+    Each reader's rows go to neighbouring lanes, `rows_per_lane` to each in turn. A process runs the readers of its lanes; its
+    stream ends with the last of them, while those of other processes may go on. An exhausted reader gives rows of `padding`,
+    so shapes never change. Cursor: {reader: its cursor} and the version of all this, "law"; the process moves on those of its
+    own readers and leaves the others as it found them. See `joint`.
 
     Raises:
         UsageError: if the lanes cannot be shared out evenly, or the readers are not those of the cursor.
     """
     mine, fed = assignment.lanes(num_lanes), num_lanes // len(readers)
-    cursors = _cursors_of({lane // fed for lane in mine}, cursor, len(readers))
-    streams = {number: readers[number](after) for number, after in cursors.items()}
+    cursors = _cursors_of(cursor, len(readers))
+    streams = {number: readers[number](cursors[number]) for number in sorted({lane // fed for lane in mine})}
     while True:
-        rows: dict[int, list[Row]] = {}
+        rows: dict[int, list[R]] = {}
+        given = False
         for number, stream in streams.items():
             entries = list(islice(stream, fed * rows_per_lane))
-            rows[number] = [row for row, _ in entries] + [[]] * (fed * rows_per_lane - len(entries))
+            rows[number] = [row for row, _ in entries] + [padding] * (fed * rows_per_lane - len(entries))
             cursors[number] = entries[-1][1] if entries else cursors[number]
+            given = given or bool(entries)
+        if not given:
+            return
         starts = ((lane // fed, lane % fed * rows_per_lane) for lane in mine)
         chosen = [row for number, start in starts for row in rows[number][start : start + rows_per_lane]]
-        if not any(chosen) and assignment.alone:
-            return
-        yield collate(chosen, length), {"law": LAW, **{str(number): after for number, after in cursors.items()}}
+        yield collate(chosen), {"law": LAW, **{str(number): after for number, after in cursors.items()}}
 
 
-def joint(cursors: Iterable[Mapping[str, Cursor]]) -> dict[str, Cursor]:
-    """The cursors of all processes as one, from which any number of processes goes on."""
-    whole = {name: after for cursor in cursors for name, after in cursor.items()}
-    return {"law": whole.pop("law"), **{name: whole[name] for name in sorted(whole, key=int)}}
+def joint(start: Cursor, cursors: Iterable[Cursor]) -> Cursor:
+    """The cursors of all processes as one, from which any number of processes goes on.
+
+    `start` is the cursor that their streams started from. Each process has moved on, all of them to the same cursor; or it is a
+    mapping, of which each moves on its own entries and leaves the others as they were at the start.
+
+    Raises:
+        UsageError: if two processes moved on the same thing in different ways.
+    """
+    first, *others = [cursor for cursor in cursors if cursor != start] or [start]
+    apart = [other for other in others if other != first]
+    if not apart:
+        return first
+    moved: dict[str, Cursor] = {}
+    for cursor in (first, *apart):
+        if not isinstance(cursor, dict):
+            raise UsageError(f"stream: expected the same cursor of all processes, or mappings, found {first} and {apart[0]}")
+        own = {name: after for name, after in cursor.items() if after != (start or {}).get(name)}
+        for name in own.keys() & moved.keys():
+            if own[name] != moved[name]:
+                found = f"{moved[name]} and {own[name]}"
+                raise UsageError(f"stream: expected the same cursor of all processes that move on {name!r}, found {found}")
+        moved |= own
+    return {**first, **moved}
 
 
-def _cursors_of(mine: Iterable[int], cursor: Cursor, num_readers: int) -> dict[int, Cursor]:
+def _cursors_of(cursor: Cursor, num_readers: int) -> dict[int, Cursor]:
     if cursor is None:
-        return dict.fromkeys(sorted(mine))
+        return dict.fromkeys(range(num_readers))
     if cursor.get("law") != LAW:
         found = cursor.get("law", "one before there were versions")
         raise UsageError(f"the checkpoint's place in the data: expected version {LAW} of the order of the data, found {found}")
     names = [name for name in cursor if name != "law"]
-    known, needed = {str(number) for number in range(num_readers)}, {str(number) for number in mine}
-    if not needed <= set(names) <= known:
+    if set(names) != {str(number) for number in range(num_readers)}:
         expected = f"expected the readers of the checkpoint, {', '.join(names)}"
         raise UsageError(f"dataset.num_readers: {expected}, found {num_readers} of them")
-    return {number: cursor[str(number)] for number in sorted(mine)}
+    return {number: cursor[str(number)] for number in range(num_readers)}

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from fnrecipe.data.batch import Batch, join
 from fnrecipe.data.lanes import LaneAssignment, joint
+from fnrecipe.data.rows import B, join
 from fnrecipe.data.stream import Cursor, Source, Stream, T
 from fnrecipe.errors import FnrecipeError
 
@@ -23,28 +23,34 @@ _log = logging.getLogger(__name__)
 
 
 def in_worker_processes(
-    make: Callable[[LaneAssignment], Source[Batch]],
+    make: Callable[[LaneAssignment], Source[B]],
     cursor: Cursor = None,
     *,
     assignment: LaneAssignment,
     workers: int,
     size: int,
-) -> Stream[Batch]:
+    padding: B,
+) -> Stream[B]:
     """The batches of `make(assignment)` from `workers` processes, each up to `size` batches ahead.
 
-    `make` and the batches are pickled, between this process and its own children only. An error in a worker is raised with
-    the worker's traceback as a note; closing the stream ends the processes.
+    `padding` is the batch that stands for one of a worker whose stream has ended while those of others go on. `make` and the
+    batches are pickled, between this process and its own children only. An error in a worker is raised with the worker's
+    traceback as a note; closing the stream ends the processes.
 
     Raises:
         FnrecipeError: if a worker dies.
     """
     with ExitStack() as stack:
         parts = [stack.enter_context(_started(make, part, cursor, size)) for part in assignment.split(workers)]
-        while entries := [entry for part in parts if (entry := next(part, None)) is not None]:
-            batch = join([part for part, _ in entries])
-            if assignment.alone and not batch.mask.any():
+        entries: list[tuple[B | None, Cursor]] = [(None, cursor)] * workers
+        while True:
+            entries = [next(part, (None, after)) for part, (_, after) in zip(parts, entries, strict=True)]
+            if all(batch is None for batch, _ in entries):
                 return
-            yield batch, joint(cursor for _, cursor in entries)
+            yield (
+                join([padding if batch is None else batch for batch, _ in entries]),
+                joint(cursor, (after for _, after in entries)),
+            )
 
 
 def in_process(

@@ -124,6 +124,14 @@ def repeat(source: Callable[[int], Source[T]], cursor: Cursor = None, *, epochs:
         epoch, inner = epoch + 1, None
 
 
+def endless(source: Source[T], cursor: Cursor = None) -> Stream[T | None]:
+    """The items, and behind the last one None without end, each with the cursor behind the last item."""
+    for item, cursor in source(cursor):
+        yield item, cursor
+    while True:
+        yield None, cursor
+
+
 def tolerate(source: Source[T | DataError], cursor: Cursor = None, *, limit: int = 0) -> Stream[T]:
     """The items without bad records: the first `limit` of these are logged as warnings, the next one is raised.
 

@@ -90,7 +90,8 @@ def watch_padding(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]
 def _tell_padding(share: float, count: int) -> bool:
     if share > _PADDING:
         advice = "rows of fewer tokens (dataset.max_seq_len), fewer rows or more documents hold less"
-        _log.warning("%.0f %% of the positions of the first %d batches are padding; %s", 100 * share, count, advice)
+        once = {"once": "padding"}  # of several workers, one tells it
+        _log.warning("%.0f %% of the positions of the first %d batches are padding; %s", 100 * share, count, advice, extra=once)
     return share > _PADDING
 
 

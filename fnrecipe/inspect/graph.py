@@ -15,7 +15,6 @@ from fnrecipe.build import init_train_state, plain_step
 from fnrecipe.compiler import trace
 from fnrecipe.compiler.alias import base_allocation
 from fnrecipe.compiler.regions import graph_of
-from fnrecipe.data import collate
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
@@ -37,11 +36,11 @@ def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphM
     Raises:
         UsageError: if the config needs several processes.
     """
-    rows, length = config.dataset.batch_size, config.dataset.max_seq_len
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
     with FakeTensorMode() as fake:
         state = init_train_state(recipe, config, mesh, device)
-        batch = tree.map(lambda array: fake.from_tensor(torch.from_numpy(array)).to(device), collate([[]] * rows, length))
+        example = tree.from_numpy(recipe.example(config, config.dataset.batch_size))
+        batch = tree.map(lambda tensor: fake.from_tensor(tensor).to(device), example)
     graph, _ = trace(plain_step(recipe, config, mesh, device), (state, batch), donate=1)
     paths = [*(f"state.{path}" for path in tree.paths(state)), *(f"batch.{path}" for path in tree.paths(batch))]
     _name_inputs(graph, [re.sub(r"\W", "_", path) for path in paths])

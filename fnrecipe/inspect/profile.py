@@ -18,7 +18,8 @@ from torch.profiler import profile as profiler
 
 from fnrecipe.build import batches, init_train_state, make_step, to_device
 from fnrecipe.compiler.modes import jit_mode
-from fnrecipe.data import Batch, Cursor, Source, Stream, map_items, pipe
+from fnrecipe.data import Cursor, Source, Stream, map_items, pipe
+from fnrecipe.data.stream import T
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
 from fnrecipe.recipe import Recipe
@@ -145,7 +146,7 @@ def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _annotated(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]:
+def _annotated(source: Source[T], cursor: Cursor = None) -> Stream[T]:
     """The same stream; the waits for it have a name in the trace."""
     following = _named("wait for data", partial(next, source(cursor), None))
     while (entry := following()) is not None:

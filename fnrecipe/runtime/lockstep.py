@@ -9,13 +9,15 @@ import attrs
 import torch
 import torch.distributed as dist
 
-from fnrecipe.data import Batch, Cursor, Source, Stream
+from fnrecipe.data.stream import Cursor, Source, Stream, T
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.signals import Stopped
 
 
-def in_lockstep(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, word: Callable[[], int]) -> Stream[Batch]:
-    """The batches of all ranks in step: until none of them has a row left, or the stream of one ends.
+def in_lockstep(
+    source: Source[T | None], cursor: Cursor = None, *, gang: Gang, padding: T, word: Callable[[], int] = int
+) -> Stream[T]:
+    """The batches of all ranks in step, until none of them has one; `padding` for None, of a rank that has none left.
 
     Each item's cursor is a `Position`; `heard` is the greatest of what `word()` gave on any rank before it: all ranks see the
     same.
@@ -25,21 +27,25 @@ def in_lockstep(source: Source[Batch], cursor: Cursor = None, *, gang: Gang, wor
     """
     stream = source(cursor)
     if gang.alone:
-        yield from ((batch, attrs.evolve(position, heard=word())) for batch, position in stream)
+        for batch, position in stream:
+            if batch is None:
+                return
+            yield batch, attrs.evolve(position, heard=word())
         return
     entry = next(stream, None)
     while True:
-        rows = entry is not None and bool(entry[0].mask.any())
-        said = torch.tensor([rows, word(), entry is None], dtype=torch.int64)
+        there = entry is not None and entry[0] is not None
+        said = torch.tensor([there, word(), entry is None], dtype=torch.int64)
         work = dist.all_reduce(said, dist.ReduceOp.MAX, group=gang.control, async_op=True)
         following = None if entry is None else next(stream, None)
         assert work is not None
         work.wait()
-        rows, heard, ended = said.tolist()
+        any_there, heard, ended = said.tolist()
         if ended and heard:
             raise Stopped(Signal(heard))
-        if ended or not rows:
+        if ended or not any_there:
             return
         assert entry is not None
-        yield entry[0], attrs.evolve(entry[1], heard=heard)
+        batch, position = entry
+        yield padding if batch is None else batch, attrs.evolve(position, heard=heard)
         entry = following

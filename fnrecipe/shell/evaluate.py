@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
-from typing import Any, Generic
+from typing import Generic
 
 import attrs
 
-from fnrecipe.build import to_device, to_host
-from fnrecipe.data import Source, map_items, pipe
+from fnrecipe.data import Source
 from fnrecipe.loss import Sums
 from fnrecipe.observe import Tick
-from fnrecipe.recipe import C, Evaluation, Write
+from fnrecipe.recipe import C, Write
 from fnrecipe.runtime.gang import all_gather_objects
-from fnrecipe.runtime.signals import until_signal
 from fnrecipe.runtime.transfer import fetch
 from fnrecipe.shell.metrics import means
 from fnrecipe.shell.recorders.jsonl import last_step, path_of
 from fnrecipe.shell.session import Session
+from fnrecipe.shell.streams import evaluation_source
 from fnrecipe.tree import Tree
 
 
@@ -28,19 +27,13 @@ class Evaluator(Generic[C]):
     """An evaluation, ready to be made: `sums(params, batch)` as the train step's device runs it."""
 
     name: str
-    evaluation: Evaluation[C]
     session: Session[C]
-    sums: Callable[[Tree, Any], Sums]
+    sums: Callable[[Tree, Tree], Sums]
 
     @cached_property
-    def batches(self) -> Source[Any]:
+    def batches(self) -> Source[Tree]:
         """Made once, when it is first needed: it finds files and reads the tokenizer."""
-        session = self.session
-        source = self.evaluation.stream(session.config, session.assignment)
-        if session.gang.alone:  # several ranks would have to agree on the end
-            source = partial(until_signal, source, signals=session.signals)
-        host, device = (partial(map_items, function=partial(f, device=session.device)) for f in (to_host, to_device))
-        return pipe(source, host, device)
+        return evaluation_source(self.session, self.name)
 
 
 def evaluate(evaluator: Evaluator[C], tick: Tick, write: Write) -> None:

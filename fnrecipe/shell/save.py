@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fnrecipe import checkpoint, tree
-from fnrecipe.data import joint
+from fnrecipe.data import Cursor, joint
 from fnrecipe.errors import NonFiniteError
 from fnrecipe.observe import Tick
 from fnrecipe.recipe import C
@@ -15,8 +15,8 @@ from fnrecipe.shell.session import Session
 from fnrecipe.step import State
 
 
-def save(session: Session[C], tick: Tick) -> None:
-    """Saves the state of a tick, and removes what is older than the config keeps.
+def save(session: Session[C], start: Cursor, tick: Tick) -> None:
+    """Saves the state of a tick, and removes what is older than the config keeps; `start` is where the stream began.
 
     Raises:
         NonFiniteError: if it is not finite: what is saved can always go on.
@@ -24,8 +24,7 @@ def save(session: Session[C], tick: Tick) -> None:
     state, gang, keep = tick.state, session.gang, session.config.regime.keep_last_n_checkpoints
     check_finite(session, state, f"step {tick.number}: the state, which is not saved,")
     root, cursors = session.out / run_dir.CHECKPOINTS, all_gather_objects(gang, tick.cursor)
-    cursor = tick.cursor if gang.alone else joint(cursors)
-    checkpoint.save(root, tick.number, state, cursor, session.facts, gang, session.mesh)
+    checkpoint.save(root, tick.number, state, joint(start, cursors), session.facts, gang, session.mesh)
     if gang.leads and keep is not None:
         skipped = int(state.skipped)  # what is older than these steps may be what helps a user who cannot go on
         checkpoint.prune(root, keep, tick.number - skipped if skipped else -1)

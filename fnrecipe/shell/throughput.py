@@ -54,7 +54,7 @@ class Speed:
 
 def work_of(recipe: Recipe[Any], config: Any, device: Any, ranks: int) -> Work:
     flops, peak = recipe.flops(config) if recipe.flops else None, peak_flops(host.device_name(device))
-    return Work(config.dataset.batch_size * config.dataset.max_seq_len, flops, peak * ranks if peak else None)
+    return Work(config.dataset.batch_size * recipe.positions(config), flops, peak * ranks if peak else None)
 
 
 def speed(work: Work, targets: Sequence[float], waits: Sequence[float], seconds: float) -> Speed:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from signal import Signals as Signal
+from typing import Any, cast
 
 from fnrecipe import checkpoint
 from fnrecipe.build import make_evaluation, make_step
@@ -21,7 +22,7 @@ from fnrecipe.data.survey import NO_ROW
 from fnrecipe.errors import FnrecipeError, UsageError
 from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
-from fnrecipe.recipe import C, Recipe, Row, Write
+from fnrecipe.recipe import C, Evaluation, Recipe, Row, Write
 from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
@@ -39,8 +40,9 @@ from fnrecipe.shell.sample import sample
 from fnrecipe.shell.save import save
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
-from fnrecipe.shell.stream import training_stream
+from fnrecipe.shell.streams import training_source
 from fnrecipe.shell.throughput import work_of
+from fnrecipe.shell.unread import warning, watch
 
 
 def train(recipe: Recipe[C], config: C, out: Path, *, with_changes: bool = False, started: float | None = None) -> int:
@@ -54,9 +56,10 @@ def train(recipe: Recipe[C], config: C, out: Path, *, with_changes: bool = False
     """
     try:
         with ExitStack() as stack:
-            session = _prepared(stack, recipe, config, out, with_changes, time.monotonic() if started is None else started)
+            reads, now = set[str](), time.monotonic()
+            session = _prepared(stack, watch(recipe, reads), config, out, with_changes, now if started is None else started)
             try:
-                return _run(stack, session, with_changes)
+                return _run(stack, session, with_changes, partial(warning, recipe, config, reads))
             except OSError as error:  # a full disk, say; what is saved is untouched
                 raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
             except (MemoryError, RuntimeError) as error:
@@ -91,8 +94,8 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started)
 
 
-def _run(stack: ExitStack, session: Session[C], with_changes: bool) -> int:
-    """The fold, observed; the exit status."""
+def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Callable[[], str]) -> int:
+    """The fold, observed; the exit status. `unread` gives a line on keys that the recipe has not read; it may be empty."""
     recipe, config, gang, device, display = session.recipe, session.config, session.gang, session.device, session.display
     progress = partial(with_progress, tell=display.line, waiting=display.waiting)
     step = make_step(recipe, config, session.mesh, device, progress)
@@ -110,12 +113,12 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool) -> int:
     if jit_mode(config.trainer.jit, device) != "off" and (config.regime.num_steps is None or first < config.regime.num_steps):
         display.line("tracing the step")
     session.signals.at_once = False  # from here on, a step is finished and saved first
-    with closing(training_stream(session, start.cursor)) as stream:
+    with closing(cast("Generator[Any]", training_source(session)(start.cursor))) as stream:
         last = observed(
             scheduled(fold(step, start.state, stream), start, config.regime, partial(_stop, session)),
-            partial(announced, first=partial(_after_first_step, session)),
+            partial(announced, first=partial(_after_first_step, session, unread)),
             partial(published, write=partial(publish, session, work, write), device=device),
-            partial(saved, save=partial(save, session)),
+            partial(saved, save=partial(save, session, start.cursor)),
             partial(evaluated, evaluate=partial(_evaluate, evaluators, write)),
             *recipe.observers(config, write),
         )
@@ -125,13 +128,12 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool) -> int:
 def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> list[Evaluator[C]]:
     """Those of the recipe; evaluations of the same loss share their traced function."""
     recipe, config = session.recipe, session.config
-    own = make_evaluation(recipe.loss(config), config, session.mesh, session.device, progress)
-    found = []
-    for name, evaluation in recipe.evaluations.items():
-        loss = evaluation.loss
-        sums = own if loss is None else make_evaluation(loss(config), config, session.mesh, session.device, progress)
-        found.append(Evaluator(name, evaluation, session, sums))
-    return found
+    make = partial(make_evaluation, recipe, config=config, mesh=session.mesh, device=session.device, with_progress=progress)
+    own = make(Evaluation(recipe.stream))
+    return [
+        Evaluator(name, session, make(evaluation) if evaluation.loss else own)
+        for name, evaluation in recipe.evaluations.items()
+    ]
 
 
 def _evaluate(evaluators: Sequence[Evaluator[C]], write: Write, tick: Tick) -> None:
@@ -150,7 +152,9 @@ def _stop(session: Session[C], heard: int) -> int | None:
     return session.signals.received if session.gang.alone else heard or None
 
 
-def _after_first_step(session: Session[C]) -> None:
+def _after_first_step(session: Session[C], unread: Callable[[], str]) -> None:
+    if line := unread():
+        session.display.line(line)
     session.display.line(f"first step after {duration(time.monotonic() - session.started)}")
     host.freeze_objects()
 

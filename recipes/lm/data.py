@@ -24,6 +24,7 @@ from fnrecipe.data import (
     batch_lanes,
     byte_tokenizer,
     cached,
+    collate,
     concat,
     growing,
     held_out,
@@ -42,6 +43,7 @@ from fnrecipe.data import (
     tokenized,
     tolerate,
     unevenness,
+    watch_padding,
     weights_between,
 )
 from fnrecipe.data.pack import Row
@@ -50,6 +52,7 @@ from fnrecipe.errors import UsageError
 from .config import LMConfig
 
 _log = logging.getLogger(__name__)
+_EMPTY: Row = ()
 
 Split = Callable[[Document], str]
 """Why a document is left out; empty if it is not."""
@@ -65,7 +68,7 @@ def train_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
         _tell_unevenness(config, sources)
     weights = weights_between([_weights(source) for source in dataset.sources], scale=num_readers(config, sources))
     blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=dataset.finished_source)
-    return batches(config, assignment, sources, tokenizer, split, blend, dataset.order)
+    return pipe(batches(config, assignment, sources, tokenizer, split, blend, dataset.order), watch_padding)
 
 
 def valid_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
@@ -128,9 +131,15 @@ def batches(
         [rows(reader) for reader in range(size)],
         num_lanes=dataset.num_lanes,
         rows_per_lane=dataset.batch_size // dataset.num_lanes,
-        length=dataset.max_seq_len,
+        collate=partial(collate, length=dataset.max_seq_len),
+        padding=_EMPTY,
         assignment=assignment,
     )
+
+
+def example(config: LMConfig, rows: int) -> Batch:
+    """A batch of rows of padding."""
+    return collate([_EMPTY] * rows, config.dataset.max_seq_len)
 
 
 def num_readers(config: LMConfig, corpora: Sequence[Corpus]) -> int:
@@ -191,9 +200,10 @@ def make_tokenizer(config: LMConfig) -> Tokenizer:
         UsageError: if it has more tokens than the model has embeddings.
     """
     section, size = config.tokenizer, config.model.config.vocab_size
-    if section.path is None:
+    if section.family == "byte":
         tokenizer = byte_tokenizer()
     else:
+        assert section.path is not None
         tokenizer = huggingface_tokenizer(section.path, section.eos_token, section.bos_token)
     if tokenizer.vocab_size > size:
         raise UsageError(f"model.config.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found {size}")

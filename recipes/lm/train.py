@@ -23,7 +23,7 @@ from fnrecipe.tree import Tree
 
 from .config import LMConfig, needs
 from .config import config as defaults
-from .data import all_corpora, make_tokenizer, source_list, train_stream, valid_stream
+from .data import all_corpora, example, make_tokenizer, source_list, train_stream, valid_stream
 
 
 def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
@@ -36,6 +36,10 @@ def loss(config: LMConfig) -> Loss:
 
 def update(config: LMConfig) -> Transform:
     return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime)
+
+
+def positions(config: LMConfig) -> int:
+    return config.dataset.max_seq_len
 
 
 def flops(config: LMConfig) -> TokenFlops | None:
@@ -70,10 +74,12 @@ recipe = Recipe(
     loss=loss,
     update=update,
     stream=train_stream,
+    example=example,
     evaluations={"valid": Evaluation(valid_stream)},
     sample=sample,
     corpora=all_corpora,
     tokenizer=make_tokenizer,
+    positions=positions,
     flops=flops,
     needs=needs,
     rules=rules,

@@ -21,11 +21,12 @@ from fnrecipe.data import (
     batch_lanes,
     collate,
     cumulative_lengths,
+    endless,
     joint,
     readers_for,
 )
-from fnrecipe.data.batch import join
 from fnrecipe.data.pack import Row
+from fnrecipe.data.rows import join
 from fnrecipe.errors import UsageError
 from tests.data.laws import check_resumes, items, listed, plain, take
 
@@ -135,8 +136,9 @@ def reader(number: int, num_rows: int) -> Source[Row]:
 
 
 def dealt(readers: Sequence[Source[Row]], rank: int, world_size: int) -> Source[Batch]:
-    sizes = {"num_lanes": NUM_LANES, "rows_per_lane": ROWS_PER_LANE, "length": LENGTH}
-    return partial(batch_lanes, readers, assignment=LaneAssignment(rank, world_size), **sizes)
+    sizes = {"num_lanes": NUM_LANES, "rows_per_lane": ROWS_PER_LANE}
+    made = partial(batch_lanes, collate=partial(collate, length=LENGTH), padding=(), **sizes)
+    return partial(made, readers, assignment=LaneAssignment(rank, world_size))
 
 
 READER_SIZES = {
@@ -152,16 +154,14 @@ READER_SIZES = {
 
 
 def gang(readers: Sequence[Source[Row]], world_size: int, cursor: Cursor = None) -> list[tuple[Any, Cursor]]:
-    """The global batches of all ranks and their joint cursors, up to the first batch that is padding on all ranks."""
-    streams = [dealt(readers, rank, world_size)(cursor) for rank in range(world_size)]
-    steps = []
-    while entries := list(filter(None, (next(stream, None) for stream in streams))):
-        batch = join([part for part, _ in entries])
-        assert len(entries) == world_size
-        if not batch.mask.any():
-            assert world_size > 1
+    """The global batches of all ranks and their joint cursors, until all of their streams have ended."""
+    streams = [endless(dealt(readers, rank, world_size), cursor) for rank in range(world_size)]
+    padding, steps = collate([[]] * (NUM_LANES * ROWS_PER_LANE // world_size), LENGTH), []
+    for entries in zip(*streams, strict=True):
+        if all(part is None for part, _ in entries):
             break
-        steps.append((plain(batch), json.loads(json.dumps(joint(after for _, after in entries)))))
+        batch = join([part or padding for part, _ in entries])
+        steps.append((plain(batch), json.loads(json.dumps(joint(cursor, [after for _, after in entries])))))
     return steps
 
 
@@ -207,17 +207,52 @@ def test_every_rank_resumes(sizes: str, world_size: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_ranks_that_run_out_go_on_with_padding(world_size: int) -> None:
+def test_a_rank_ends_with_its_own_readers(world_size: int) -> None:
     sizes = READER_SIZES["the first half ends early"]
-    *_, (batch, cursor) = islice(dealt(readers_of(sizes), 0, world_size)(None), 50)
+    *_, (_, cursor) = islice(dealt(readers_of(sizes), 0, world_size)(None), 50)
     mine = len(sizes) // world_size
-    assert plain(batch) == slow_batch([[]] * mine * ROWS_PER_LANE, LENGTH)
-    assert cursor == {"law": 2, **{str(number): sizes[number] for number in range(mine)}}
+    assert cursor == {"law": 2, **{str(number): sizes[number] if number < mine else None for number in range(8)}}
+    assert items(dealt(readers_of(sizes), 0, world_size), cursor) == []
+
+
+def test_a_rank_without_rows_goes_on_while_a_reader_that_it_shares_has_some() -> None:
+    readers = readers_of([ROWS_PER_LANE * NUM_LANES + 1])  # the second batch has one row, of the first lane
+    (_, first), (batch, second) = dealt(readers, 3, 4)(None)
+    assert plain(batch) == slow_batch([[]] * (2 * ROWS_PER_LANE), LENGTH)
+    assert (first["0"], second["0"]) == (ROWS_PER_LANE * NUM_LANES, ROWS_PER_LANE * NUM_LANES + 1)
 
 
 def test_a_single_rank_ends_with_its_last_reader() -> None:
     assert len(items(dealt(readers_of([1, 17]), 0, 1))) == 3
     assert items(dealt(readers_of([0, 0]), 0, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "cursors", "expected"),
+    [
+        (None, [3, 3], 3),
+        (3, [4, 4, 4], 4),
+        (3, [3, 3], 3),
+        (None, [None, {"a": 1, "b": None}], {"a": 1, "b": None}),
+        ({"a": 1, "b": 2}, [{"a": 5, "b": 2}, {"a": 1, "b": 7}, {"a": 1, "b": 2}], {"a": 5, "b": 7}),
+        ({"a": 1, "b": 2}, [{"a": 5, "b": 2}, {"a": 5, "b": 9}], {"a": 5, "b": 9}),
+    ],
+)
+def test_joint_takes_what_each_process_has_moved_on(start: Cursor, cursors: list[Cursor], expected: Cursor) -> None:
+    assert joint(start, cursors) == joint(start, cursors[::-1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("cursors", "error"),
+    [
+        ([4, 5], "stream: expected the same cursor of all processes, or mappings, found 4 and 5"),
+        ([{"a": 2}, {"a": 3}], "stream: expected the same cursor of all processes that move on 'a', found 2 and 3"),
+    ],
+)
+def test_cursors_that_cannot_be_one_are_told(cursors: list[Cursor], error: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        joint(None, cursors)
+    assert str(caught.value) == error
 
 
 @given(
@@ -237,11 +272,11 @@ def test_every_prediction_once(sizes: list[int], world_size: int) -> None:
     assert sorted(found) == sorted(pair for row in rows for piece in row for pair in pairwise(piece.ids.tolist()))
 
 
-def test_a_rank_holds_the_cursors_of_the_readers_of_its_own_lanes() -> None:
-    [(_, cursor)] = islice(dealt(readers_of([4] * 8), 1, 4)(None), 1)
-    assert cursor == {"law": 2, "2": 2, "3": 2}
-    [(_, cursor)] = islice(dealt(readers_of([40] * 2), 2, 4)(None), 1)
-    assert cursor == {"law": 2, "1": 8}
+def test_a_rank_moves_on_the_cursors_of_the_readers_of_its_own_lanes() -> None:
+    [(_, cursor)] = islice(dealt(readers_of([4] * 4), 1, 4)(None), 1)
+    assert cursor == {"law": 2, "0": None, "1": 4, "2": None, "3": None}
+    [(_, cursor)] = islice(dealt(readers_of([40] * 2), 2, 4)({"law": 2, "0": 1, "1": 3}), 1)
+    assert cursor == {"law": 2, "0": 1, "1": 11}
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4), (1, 2)])
@@ -263,7 +298,8 @@ def test_a_rank_reads_for_no_other_lanes() -> None:
     def forbidden(cursor: Cursor) -> Any:
         raise AssertionError("not this rank's")
 
-    assert len(take(dealt([forbidden, reader(1, 3)], 1, 2), None, 9)) == 9
+    rows = NUM_LANES // 2 * ROWS_PER_LANE
+    assert len(take(dealt([forbidden, reader(1, 9 * rows)], 1, 2), None, 10)) == 9
 
 
 @pytest.mark.parametrize("world_size", [3, 5, 16])

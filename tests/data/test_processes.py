@@ -22,7 +22,7 @@ from fnrecipe.data import Cursor, LaneAssignment, Source, Stream, in_worker_proc
 from fnrecipe.data.processes import in_process
 from fnrecipe.errors import DataError, FnrecipeError, UsageError
 from fnrecipe.recipes.lm.config import LMConfig
-from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.recipes.lm.data import example, train_stream
 from tests.data.laws import take
 from tests.recipes.streams import recipe, texts, write, write_folder
 
@@ -115,7 +115,9 @@ def uneven(folder: Path, **options: Any) -> LMConfig:
 
 
 def spread_over(config: LMConfig, number: int, assignment: LaneAssignment = LaneAssignment()) -> Source[Any]:  # noqa: B008
-    return partial(in_worker_processes, partial(train_stream, config), assignment=assignment, workers=number, size=2)
+    padding = example(config, config.dataset.batch_size // number // assignment.world_size)
+    make = partial(train_stream, config)
+    return partial(in_worker_processes, make, assignment=assignment, workers=number, size=2, padding=padding)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -141,7 +143,8 @@ def test_the_workers_of_a_rank_give_its_rows(tmp_path: Path) -> None:
 
 
 def test_workers_start_side_by_side(tmp_path: Path) -> None:
-    assert list(in_worker_processes(partial(meeting, folder=tmp_path), assignment=LaneAssignment(), workers=3, size=1)) == []
+    make = partial(meeting, folder=tmp_path)
+    assert list(in_worker_processes(make, assignment=LaneAssignment(), workers=3, size=1, padding=None)) == []
 
 
 def test_a_stream_ends_with_its_process() -> None:
@@ -342,14 +345,16 @@ import time
 from functools import partial
 
 from fnrecipe.data import LaneAssignment, in_worker_processes
-from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.recipes.lm.data import example, train_stream
 from tests.data.test_processes import folder_config
 
 if __name__ == "__main__":
     import sys
 
-    make = partial(train_stream, folder_config(sys.argv[1]))
-    stream = in_worker_processes(make, None, assignment=LaneAssignment(), workers=2, size=2)
+    config = folder_config(sys.argv[1])
+    padding = example(config, config.dataset.batch_size // 2)
+    make = partial(train_stream, config)
+    stream = in_worker_processes(make, None, assignment=LaneAssignment(), workers=2, size=2, padding=padding)
     next(stream)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     time.sleep(600)

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe.config import DataSource
-from fnrecipe.data import Batch, Cursor, LaneAssignment, joint
-from fnrecipe.data.batch import join
+from fnrecipe.data import Batch, Cursor, LaneAssignment, endless, joint
+from fnrecipe.data.rows import join
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream
 from tests.data.laws import items
@@ -58,15 +58,16 @@ def check_law(found: Iterable[Sequence[str]], *sources: Sequence[str]) -> Counte
 
 def ranks(config: LMConfig, size: int, cursor: Cursor, limit: int) -> tuple[list[Batch], Cursor]:
     """Up to `limit` global batches of a gang of some size, and its cursor behind them."""
-    streams = [train_stream(config, LaneAssignment(rank, size))(cursor) for rank in range(size)]
+    streams = [endless(train_stream(config, LaneAssignment(rank, size)), cursor) for rank in range(size)]
     found: list[Batch] = []
-    while len(found) < limit and (entries := [e for e in (next(stream, None) for stream in streams) if e is not None]):
-        batch = join([part for part, _ in entries])
-        if not batch.mask.any():
+    last = cursor
+    for entries in islice(zip(*streams, strict=True), limit):
+        given = [part for part, _ in entries if part is not None]
+        if not given:
             break
-        found.append(batch)
-        cursor = json.loads(json.dumps(joint(after for _, after in entries)))
-    return found, cursor
+        found.append(join(given))
+        last = json.loads(json.dumps(joint(cursor, [after for _, after in entries])))
+    return found, last
 
 
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnrecipe.config import DataSource
-from fnrecipe.data import Batch, Cursor, LaneAssignment, Source, files, records
+from fnrecipe.data import Batch, Cursor, LaneAssignment, Source, collate, endless, files, joint, records
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream
 from tests.data.laws import plain
@@ -30,15 +30,16 @@ def ranks_of(config: LMConfig, world_size: int) -> list[Source[Batch]]:
 
 
 def steps_of(ranks: Sequence[Source[Batch]], cursor: Cursor = None, limit: int = 60) -> list[Step]:
-    """The global batches, row by row, until no rank has a target left; each with the ranks' cursors merged, through JSON."""
+    """The global batches, row by row, until all ranks have ended; each with the ranks' joint cursors, through JSON."""
     found = []
-    for entries in islice(zip(*(rank(cursor) for rank in ranks), strict=True), limit):
-        if not any(batch.mask.any() for batch, _ in entries):
+    for entries in islice(zip(*(endless(rank, cursor) for rank in ranks), strict=True), limit):
+        given = [batch for batch, _ in entries if batch is not None]
+        if not given:
             break
-        columns = [plain(batch) for batch, _ in entries]
+        padding = collate([[]] * len(given[0].mask), given[0].mask.shape[1])
+        columns = [plain(batch or padding) for batch, _ in entries]
         rows = [[name, [row for part in columns for row in part[name][1]]] for name in columns[0]]
-        merged = {lane: position for _, cursors in entries for lane, position in cursors.items()}
-        found.append((rows, json.loads(json.dumps(merged))))
+        found.append((rows, json.loads(json.dumps(joint(cursor, [after for _, after in entries])))))
     return found
 
 

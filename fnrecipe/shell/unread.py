@@ -1,0 +1,64 @@
+"""Keys of the config that a user has changed and that a run never reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from fnrecipe.config import unstructure
+from fnrecipe.config.layers import difference, flatten, values
+from fnrecipe.config.reads import READ_BY_SHELL, Watched, mentioned, unread
+from fnrecipe.recipe import C, Evaluation, Recipe
+
+FUNCTIONS = (
+    "init",
+    "loss",
+    "update",
+    "stream",
+    "example",
+    "observers",
+    "recorders",
+    "rules",
+    "trains",
+    "sample",
+    "corpora",
+    "tokenizer",
+    "positions",
+    "flops",
+)
+"""The fields of a recipe that are functions of its config; not `needs`, which only estimates what the others do."""
+ONLY_WITH = {
+    "evaluations": ("regime.validate_every_n_steps", "regime.num_validation_batches"),
+    "sample": ("regime.num_sample_tokens",),
+}
+"""Keys that the shell reads for the sake of a field of the recipe."""
+
+
+def watch(recipe: Recipe[Any], paths: set[str]) -> Recipe[Any]:
+    """The recipe, which adds the keys that its functions read to `paths`."""
+    functions = {name: getattr(recipe, name) for name in FUNCTIONS}
+    watched: dict[str, Any] = {name: Watched(function, paths) for name, function in functions.items() if function}
+    evaluations = {name: _watch(evaluation, paths) for name, evaluation in recipe.evaluations.items()}
+    return attrs.evolve(recipe, **watched, evaluations=evaluations)
+
+
+def _watch(evaluation: Evaluation[C], paths: set[str]) -> Evaluation[C]:
+    loss = evaluation.loss and Watched(evaluation.loss, paths)
+    return Evaluation(Watched(evaluation.stream, paths), loss)
+
+
+def warning(recipe: Recipe[Any], config: Any, paths: set[str]) -> str:
+    """A line that names what differs from the recipe's own config, is not among the keys read and never will be; or ''."""
+    before, now = (values(flatten(unstructure(value), "")) for value in (recipe.config, config))
+    streams = [evaluation.stream for evaluation in recipe.evaluations.values()]
+    names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), *streams])
+    found = unread(difference(before, now), paths | read_by_shell(recipe), names)
+    listed = ", ".join(found)
+    return f"config: expected keys that the recipe {recipe.name} reads, found {listed}, which it ignores" if found else ""
+
+
+def read_by_shell(recipe: Recipe[Any]) -> set[str]:
+    """The keys that the shell itself reads for a recipe."""
+    unused = {key for field, keys in ONLY_WITH.items() if not getattr(recipe, field) for key in keys}
+    return {f"{section}.{key}" for section, keys in READ_BY_SHELL.items() for key in keys} - unused
