@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import pytest
 import torch
@@ -12,9 +14,12 @@ from fnrecipe.errors import ConfigError
 from fnrecipe.models import llama
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.llama.config import ARCHS
+from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.train import recipe
-from tests.helpers import TINY
+from fnrecipe.transforms import evaluation
+from tests.helpers import TINY, documents, packed
+from tests.ranks import mesh_of, on_ranks
 
 PUBLISHED = {
     "llama_1b": 1_100_048_384,
@@ -93,6 +98,20 @@ def test_tensor_parallelism_cuts_whole_heads_of_any_width() -> None:
     changed, _ = resolve(config, pairs=pairs[:2])
     rules = recipe.rules(changed)
     assert (rules["layers.*.query"], rules["layers.*.output"]) == (0, 1)
+
+
+def check_wide_heads(rank: int, size: int) -> None:
+    wide, batch = attrs.evolve(TINY, head_dim=12), packed([[ids] for ids in documents(10, 12, 16, 7)], 16)
+    loss, mesh = next_token_loss(partial(llama.apply, wide)), mesh_of(rank, size, tensor_parallel_size=size)
+    params = llama.init(wide, random.key(0), mesh.cut)
+    assert tree.paths(params)["layers.0.query"].shape == (4 * 12 // size, 32)
+    found = evaluation(loss, 1, mesh)(params, batch)["loss"]
+    expected, _ = loss(llama.init(wide, random.key(0)), batch)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_two_ranks_share_wide_heads() -> None:
+    on_ranks(2, check_wide_heads)
 
 
 def test_the_default_shape_is_llama_2s() -> None:
