@@ -79,7 +79,7 @@ def train_step(
     Each rank of `mesh` gives its own `num_microbatches`.
 
     A step whose loss or gradient is not finite, or whose update would not be, leaves parameters and optimizer as they were:
-    by selection, without the host. Metrics are 0-d tensors: the loss's sums, `gradient_norm` before clipping, `skipped`, the
+    by selection, without the host. Metrics are 0-d tensors: the loss's sums, `grad_norm` before clipping, `skipped`, the
     update's reports, and the `loss_scale` of this step if there is one.
 
     Parameters that `trains` does not hold for are frozen: they are used, sharded and saved as the others, but for the gradient,
@@ -109,7 +109,7 @@ def train_step(
             scale, halved = loss_scale.update_scale(scaling, scale, finite)
             spared = made | halved
         skipped = torch.where(spared, 0, state.skipped + 1)
-        metrics = {"step": number, **sums, "gradient_norm": mean.norm, "skipped": skipped, **report}
+        metrics = {"step": number, **sums, "grad_norm": mean.norm, "skipped": skipped, **report}
         return State(merged(state.params, trained), optimizer, number, skipped, state.key, scale), metrics
 
     return step

@@ -18,7 +18,7 @@ from fnrecipe.contract import check_config
 from fnrecipe.data import Cursor, LaneAssignment
 from fnrecipe.errors import UsageError
 from fnrecipe.parallel.mesh import Axis, Mesh
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
 from fnrecipe.shell import train as run
@@ -47,7 +47,7 @@ def with_loss(change: Callable[[Any, dict[str, Any]], object]) -> Recipe[Any]:
     """The recipe with a loss that gives what `change` makes of its (total, sums)."""
 
     def loss(config: Config) -> Any:
-        return lambda params, batch: change(*regression.loss(config)(params, batch))
+        return lambda params, batch, key: change(*regression.loss(config)(params, batch, key))
 
     return attrs.evolve(recipe, loss=loss)
 
@@ -83,7 +83,7 @@ def test_what_a_loss_must_give(change: Callable[[Any, dict[str, Any]], object], 
 
 def test_errors_of_a_loss_that_are_its_own_stay() -> None:
     def loss(config: Config) -> Any:
-        return lambda params, batch: batch.z
+        return lambda params, batch, key: batch.z
 
     with pytest.raises(AttributeError, match="has no attribute 'z'"):
         step_of(attrs.evolve(recipe, loss=loss))
@@ -102,7 +102,7 @@ USES: dict[str, Callable[[Any, Any], Any]] = {
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_a_loss_that_does_not_gather_its_parameters_is_refused_under_fsdp(use: Callable[[Any, Any], Any]) -> None:
     def loss(config: Config) -> Any:
-        def of_batch(params: Any, batch: Pairs) -> Any:
+        def of_batch(params: Any, batch: Pairs, key: Any) -> Any:
             error = use(batch.x, params["weight"]).sum()
             return error, {"loss": error, "targets": batch.real.sum()}
 
@@ -125,7 +125,7 @@ def test_a_loss_that_knows_nothing_of_tensor_parallelism_is_refused_under_it() -
 
 def test_tensor_parallelism_needs_rules() -> None:
     with pytest.raises(UsageError, match=r"^gang\.tensor_parallel_size: expected 1 for a recipe without `rules`"):
-        make_mesh(GangSection(tensor_parallel_size=2), Gang(), CPU, recipe.rules)
+        make_mesh(GangSection(tensor_parallel_size=2), Gang(), CPU, recipe.rules(recipe.config))
 
 
 def test_an_init_that_ignores_place_is_refused() -> None:

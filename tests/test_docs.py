@@ -55,7 +55,7 @@ def test_the_recipe_of_the_readme_reads_the_config_that_it_is_given() -> None:
     )
     update, params = recipe.update(changed), {"x": torch.ones(3)}
 
-    rates = [update.update(params, update.init(params), params, torch.tensor(step))[2]["learning_rate"] for step in (1, 4, 20)]
+    rates = [update.update(params, update.init(params), params, torch.tensor(step))[2]["lr"] for step in (1, 4, 20)]
     assert [float(rate) for rate in rates] == pytest.approx([0.125, 0.5, 0.05], abs=1e-6)
 
 

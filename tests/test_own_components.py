@@ -108,7 +108,7 @@ def test_components_in_files_train_and_go_on_from_their_saved_config(here: Path,
     losses = [row["loss"] for row in found]
     assert len(losses) == 20
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
-    assert [row["learning_rate"] for row in found] == pytest.approx([0.02 * 0.5 ** (step // 10) for step in range(1, 21)])
+    assert [row["train/lr"] for row in found] == pytest.approx([0.02 * 0.5 ** (step // 10) for step in range(1, 21)])
 
     train(here, "parts", "--config", *changes(texts, regime__num_steps=9))
     train(here, "parts", "--config-file", "whole/config.yaml")

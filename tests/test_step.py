@@ -77,7 +77,7 @@ def test_leaves_of_unequal_numbers_of_targets_give_the_mean_over_all_targets(num
     assert_close(gradient, expected, 1e-4)
     torch.testing.assert_close(metrics["loss"] / metrics["targets"], mean.detach())
     flat = torch.cat([leaf.flatten() for leaf in tree.leaves(expected)])
-    torch.testing.assert_close(metrics["gradient_norm"], flat.norm())
+    torch.testing.assert_close(metrics["grad_norm"], flat.norm())
 
 
 def test_one_target_is_its_own_mean() -> None:
@@ -97,7 +97,7 @@ def test_the_mean_of_the_leaves_means_is_something_else() -> None:
 
 def test_a_batch_without_targets_has_no_gradient() -> None:
     gradient, metrics = step_of(PARAMS, {**DATA, "mask": torch.zeros(8, dtype=torch.bool)}, 2)
-    assert metrics["targets"] == metrics["loss"] == metrics["gradient_norm"] == metrics["skipped"] == 0
+    assert metrics["targets"] == metrics["loss"] == metrics["grad_norm"] == metrics["skipped"] == 0
     assert all(not leaf.any() for leaf in tree.leaves(gradient))
 
 
@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_is_skipped(bad: Tensor, wrap: Any) -> None:
     step, before = wrap(train_step(roots, ADAMW, 2)), start()
     state, metrics = step(before, bad)
     unchanged(state, before)
-    assert not torch.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    assert not torch.isfinite(metrics["loss"] + metrics["grad_norm"])
     assert (state.step, state.skipped, metrics["skipped"]) == (2, 1, 1)
     state, metrics = step(state, bad)
     unchanged(state, before)
@@ -163,7 +163,7 @@ def test_a_skipped_step_moves_the_schedule_and_not_adams_count() -> None:
     state, skipped = step(state, NAN)
     state, metrics = step(state, GOOD)
     rates = [SCHEDULE(torch.tensor(number)) for number in (2, 3)]
-    assert [skipped["learning_rate"], metrics["learning_rate"]] == rates
+    assert [skipped["lr"], metrics["lr"]] == rates
     (adam,) = (part for part in state.optimizer if part)
     assert adam["count"] == 2
 
@@ -173,7 +173,7 @@ def test_metrics_are_numbers_and_the_state_is_not_touched() -> None:
     before = tree.map(torch.clone, state)
     after, metrics = train_step(roots, ADAMW, 2)(state, GOOD)
     assert_same_bits(state, before)
-    assert set(metrics) == {"step", "loss", "targets", "gradient_norm", "skipped", "learning_rate"}
+    assert set(metrics) == {"step", "loss", "targets", "grad_norm", "skipped", "lr"}
     assert all(value.shape == () for value in metrics.values())
     assert (metrics["step"], after.step) == (2, 2)
     assert torch.equal(after.key, KEY)

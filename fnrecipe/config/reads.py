@@ -40,7 +40,12 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "publish_metrics_every_n_steps",
             "num_sample_tokens",
         ),
-        "common": ("seed", "torch.num_threads", "metric_recorders"),
+        "common": (
+            "seed",
+            "torch.num_threads",
+            "metric_recorders.tensorboard.enabled",
+            *(f"metric_recorders.wandb.{key}" for key in ("enabled", "entity", "project", "run_name", "mode")),
+        ),
     }
 )
 """The keys that the shell reads of any recipe's config, by section."""

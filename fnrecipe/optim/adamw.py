@@ -55,12 +55,12 @@ def add_decayed_weights(rate: float, mask: Mask = everything) -> Transform:
 
 
 def scale_by_learning_rate(schedule: Schedule) -> Transform:
-    """Scales by minus `schedule(step)`, and reports it as `learning_rate`."""
+    """Scales by minus `schedule(step)`, and reports it as `lr`."""
 
     def scale(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
         rate = schedule(step)
         factor = -rate
-        return tree.map(lambda u: (u * factor).to(u.dtype), updates), {"learning_rate": rate}
+        return tree.map(lambda u: (u * factor).to(u.dtype), updates), {"lr": rate}
 
     return stateless(scale)
 
@@ -100,7 +100,7 @@ def adamw(
             found = kernel(*leaves, decays=decays)
         new_params, mean, square = (tree.like(params, tensors) for tensors in found)
         moments = {"mean": mean, "square": square, "count": torch.where(accept, count, moments["count"])}
-        return new_params, (*before, moments, *after), {"learning_rate": rate}
+        return new_params, (*before, moments, *after), {"lr": rate}
 
     def bounded(gradients: MeanGradient, state: Any, params: Tree, step: Tensor) -> Tensor:
         rate, size = schedule(step), largest((params, state[len(clip)]["mean"]), params)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-_NAMES = {"gradient_norm": "grad_norm", "learning_rate": "lr"}
-
 
 def means(metrics: Mapping[str, float], kind: str) -> dict[str, float]:
     """A row of metrics of a `kind` ("train", or the name of an evaluation): `step`, and the others as `KIND/NAME`.
@@ -20,4 +18,4 @@ def means(metrics: Mapping[str, float], kind: str) -> dict[str, float]:
     if shown.get("bytes"):
         shown["bits_per_byte"] = metrics["loss"] / math.log(2) / shown["bytes"]
     step = shown.pop("step")
-    return {"step": step, **{f"{kind}/{_NAMES.get(name, name)}": value for name, value in shown.items()}}
+    return {"step": step, **{f"{kind}/{name}": value for name, value in shown.items()}}

@@ -6,9 +6,10 @@ from typing import Any
 
 import attrs
 
-from fnrecipe.config import unstructure
+from fnrecipe.config import ShellConfig, unstructure
 from fnrecipe.config.layers import difference, flatten, values
 from fnrecipe.config.reads import READ_BY_SHELL, Watched, mentioned, unread
+from fnrecipe.config.tagged import Tagged
 from fnrecipe.recipe import C, Evaluation, Recipe
 
 FUNCTIONS = (
@@ -53,7 +54,7 @@ def warning(recipe: Recipe[Any], config: Any, paths: set[str]) -> str:
     before, now = (values(flatten(unstructure(value), "")) for value in (recipe.config, config))
     streams = [evaluation.stream for evaluation in recipe.evaluations.values()]
     names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), *streams])
-    found = unread(difference(before, now), paths | read_by_shell(recipe), names)
+    found = unread(difference(before, now), paths | read_by_shell(recipe) | tags(config), names)
     listed = ", ".join(found)
     return f"config: expected keys that the recipe {recipe.name} reads, found {listed}, which it ignores" if found else ""
 
@@ -62,3 +63,9 @@ def read_by_shell(recipe: Recipe[Any]) -> set[str]:
     """The keys that the shell itself reads for a recipe."""
     unused = {key for field, keys in ONLY_WITH.items() if not getattr(recipe, field) for key in keys}
     return {f"{section}.{key}" for section, keys in READ_BY_SHELL.items() for key in keys} - unused
+
+
+def tags(config: ShellConfig) -> set[str]:
+    """The keys that choose a section's class: what reads the config has followed them."""
+    fields = {field.name: getattr(config, field.name) for field in attrs.fields(type(config))}
+    return {f"{name}.{tag}" for name, section in fields.items() if isinstance(section, Tagged) for tag in section.TAGS}

@@ -182,7 +182,7 @@ def test_adamw_is_torchs(
         found, state, report, _ = optim.guarded_update(
             transform, mean_of(draw(params, seed=step)), state, found, number, YES, KEY
         )
-        assert report["learning_rate"] == schedule(number)
+        assert report["lr"] == schedule(number)
     expected = torch_adamw(params, lambda step: schedule(torch.tensor(step)).item(), 20, decays=decays, **options)
     assert_close(found, expected, tolerance)
 

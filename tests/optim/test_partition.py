@@ -58,7 +58,7 @@ def test_a_number_that_several_report_is_told_by_pattern() -> None:
     _, _, report = run(optim.partition({"layers.*": SGD, "head.*": SGD, "*": ADAM}))
     assert report.keys() == {"learning_rate/layers.*", "learning_rate/head.*"}
     _, _, report = run(optim.partition({"layers.*": SGD, "*": ADAM}))
-    assert report.keys() == {"learning_rate"}
+    assert report.keys() == {"lr"}
 
 
 def test_clipping_in_front_sees_all_gradients_and_clipping_within_its_own() -> None:
