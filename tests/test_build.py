@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fnrecipe import build, tree
-from fnrecipe.build import batches, init_train_state, make_step, to_device
+from fnrecipe.build import batches, init_train_state, make_evaluation, make_step, to_device
 from fnrecipe.compiler import cuda_graph
 from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
@@ -79,7 +79,8 @@ def test_the_step_is_captured_if_the_config_says_so_and_the_evaluation_never(
 
     def train(**changes: Any) -> tuple[Any, Any, Any]:
         config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit="trace", gang__num_microbatches=1, **changes))
-        step, evaluate = make_step(recipe, config, Mesh(), CUDA)
+        step = make_step(recipe, config, Mesh(), CUDA)
+        evaluate = make_evaluation(recipe, recipe.evaluations["valid"], config, Mesh(), CUDA)
         state = init_train_state(recipe, config, Mesh(), CPU)
         recorders.append(Recorder(tree.leaves(state)))
         metrics = []

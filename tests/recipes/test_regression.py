@@ -16,7 +16,6 @@ from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
 from fnrecipe.inspect.graph import source, trace_step
 from fnrecipe.recipes.lm.train import recipe as lm
-from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
 from tests.data.laws import check_resumes
 from tests.helpers import end, rows, signal_at, start
@@ -24,8 +23,9 @@ from tests.recipes import regression
 from tests.recipes.regression import recipe
 
 FILE = str(Path(regression.__file__))
-FAST = "trainer.jit=off", "common.torch.num_threads=1"
-TRACED = "trainer.jit=trace", "common.torch.num_threads=1"
+QUIET = "common.torch.num_threads=1", "common.metric_recorders.tensorboard.enabled=false"
+FAST = "trainer.jit=off", *QUIET
+TRACED = "trainer.jit=trace", *QUIET
 
 
 def train(out: Path, *pairs: str) -> Path:
@@ -46,11 +46,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_and_is_validated(whole: Path) -> None:
-    steps, validated = rows(whole / run_dir.TRAIN), rows(whole / run_dir.VALID)
+    steps, validated = rows(whole / "metrics/train.jsonl"), rows(whole / "metrics/valid.jsonl")
     assert [row["step"] for row in steps] == list(range(1, 21))
-    assert [row["targets"] for row in steps] == [8] * 10 + [4] * 10, "half of the readers end after ten steps"
-    assert [row["targets"] for row in validated] == [16, 16]
-    assert validated[1]["loss"] < validated[0]["loss"]
+    assert [row["train/targets"] for row in steps] == [8] * 10 + [4] * 10, "half of the readers end after ten steps"
+    assert [row["valid/targets"] for row in validated] == [16, 16]
+    assert validated[1]["valid/loss"] < validated[0]["valid/loss"]
 
 
 def test_the_loss_is_that_of_numpy(whole: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_numpy(whole: Path) -> None:
     params = {name: leaf.numpy() for name, leaf in recipe.init(recipe.config, key, lambda path, leaf: leaf).items()}
     batch, _ = next(recipe.stream(recipe.config, LaneAssignment())(None))
     mean = np.square(batch.x @ params["weight"] + params["bias"] - batch.y).mean()
-    assert rows(whole / run_dir.TRAIN)[0]["loss"] == pytest.approx(float(mean), rel=1e-5)
+    assert rows(whole / "metrics/train.jsonl")[0]["train/loss"] == pytest.approx(float(mean), rel=1e-5)
 
 
 def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
 def test_a_run_that_goes_on_is_the_run(whole: Path, tmp_path: Path) -> None:
     train(tmp_path / "out", "regime.num_steps=13", "dataset.num_workers=4")
     found, expected = results(train(tmp_path / "out")), results(whole)
-    names = [name for name in expected if "00000020/" in name or name == str(run_dir.TRAIN)]
+    names = [name for name in expected if "00000020/" in name or name == "metrics/train.jsonl"]
     assert len(names) > 3
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
 
@@ -86,7 +86,7 @@ def test_rows_of_the_example_add_nothing(made: Any, count: int) -> None:
     batch = to_host(made.example(config, count), torch.device("cpu"))
     assert {len(leaf) for leaf in tree.leaves(batch)} == {count}
     params = made.init(config, torch.zeros(2, dtype=torch.int64), lambda path, leaf: leaf)
-    gradient, sums = torch.func.grad(made.loss(config), has_aux=True)(params, batch)
+    gradient, sums = torch.func.grad(made.loss(config), has_aux=True)(params, batch, None)
     assert {name: value.item() for name, value in sums.items()} == dict.fromkeys(sums, 0)
     assert not any(leaf.any() for leaf in tree.leaves(gradient))
 
@@ -97,16 +97,16 @@ def test_the_graph_names_its_batch() -> None:
 
 
 def test_its_speed_is_counted_in_rows(whole: Path) -> None:
-    for row in rows(whole / run_dir.SPEED):
-        assert row["positions_per_second"] == pytest.approx(8 * row["steps_per_second"])
-        assert row["model_flops_per_second"] == pytest.approx(6 * 128 * row["positions_per_second"])
+    for row in rows(whole / "logs/perf.jsonl"):
+        assert row["perf/positions_per_second"] == pytest.approx(8 * row["perf/steps_per_second"])
+        assert row["perf/model_flops_per_second"] == pytest.approx(6 * 128 * row["perf/positions_per_second"])
 
 
 @pytest.mark.slow
 def test_the_graph_is_told_in_rows() -> None:
     ended = end(start("graph", FILE))
     assert (ended.status, ended.errors) == (0, "")
-    assert "a step of regression on cpu: 8 rows of 1 position in 8 leaves\n" in ended.output
+    assert "a step of regression on cpu: 8 rows of 1 position in 8 microbatches\n" in ended.output
     assert "\nmodel: 6.1 kFLOP, " in ended.output
 
 
