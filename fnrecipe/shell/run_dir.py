@@ -57,6 +57,8 @@ def claimed(out: Path) -> Iterator[int]:
         UsageError: if it cannot be made or written to, or another run holds it.
     """
     with writing(out):
+        for folder in ("metrics", "logs"):
+            (out / folder).mkdir(exist_ok=True)
         claim = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     with _closed(claim), _closed(_open_lock(out)) as lock:
         _hold(out, lock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -101,6 +102,7 @@ def test_a_recipe_in_a_file_is_found_from_anywhere(
     check(tmp_path / "out", load(tmp_path / "out"))
     assert load(tmp_path / "out").recipe.name == "mine"
     (tmp_path / "a/my_recipe_of_a.py").write_text(source.replace("mine", "other"))
+    del sys.modules["my_recipe_of_a"]  # as in another process
     with pytest.raises(UsageError, match=r"out: expected its recipe 'mine' in /.*_a\.py, found 'other'; give it, as in load\("):
         load(tmp_path / "out")
     (tmp_path / "a/my_recipe_of_a.py").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_wandb_gets_each_step_once_offline_and_keeps_its_run(tmp_path: Path) -> 
         write("train", numbered("train", 1, 2, 3))
         write("valid", numbered("valid", 3))
     first = json.loads((tmp_path / "wandb.json").read_text())
+    time.sleep(1.1)  # a run offline is called by the second in which it begins
     with to_wandb(tmp_path, 2, section=OFFLINE, config={"a": {"b": 1}}) as write:
         write("train", numbered("train", 3, 4))
     second = json.loads((tmp_path / "wandb.json").read_text())

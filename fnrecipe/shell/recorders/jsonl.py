@@ -18,8 +18,6 @@ METRICS, PERF = "metrics", "logs/perf.jsonl"
 @contextmanager
 def to_jsonl(out: Path, step: int) -> Iterator[Write]:
     """Writes rows of a kind to `metrics/KIND.jsonl`; those of "perf", which differ from run to run, to `logs/perf.jsonl`."""
-    (out / METRICS).mkdir(parents=True, exist_ok=True)
-    (out / PERF).parent.mkdir(parents=True, exist_ok=True)
     for path in (out / PERF, *sorted((out / METRICS).glob("*.jsonl"))):
         rewind(path, step)
 
