@@ -24,7 +24,7 @@ from __future__ import annotations
 import attrs
 import torch
 from fnrecipe import optim
-from fnrecipe.config import schedule_steps
+from fnrecipe.components.lr_schedulers.cosine_annealing import schedule_steps
 from fnrecipe.config.bounds import Fraction
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.train import recipe as lm
