@@ -38,7 +38,7 @@ def test_the_table_counts_what_the_step_computes(graph: Graph) -> None:
     # forward and twice backward: 7 products in 2 layers and the head, in 2 leaves
     assert cells(ended, "aten.mm")[1:4] == [str(3 * (2 * 7 + 1) * 2), f"{products / 1e6:.1f} M", f"{share:.1%}"]
     assert cells(ended, "all")[2] == f"{(products + attention) / 1e6:.1f} M"
-    assert "a step of lm on cpu: 8 rows of 32 positions in 2 leaves\n" in ended.out
+    assert "a step of lm on cpu: 8 rows of 32 positions in 2 microbatches\n" in ended.out
     full = products + 12 * 2 * 32 * 32 * positions
     assert f"model: {full / 1e6:.1f} MFLOP, {full / (products + attention):.1%} of the graph's; " in ended.out
     assert f"; {(full - 6 * 2 * 32 * 32 * positions) / 1e6:.1f} MFLOP with attention halved" in ended.out
