@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import wraps
 from operator import attrgetter
-from typing import Any
 
 from torch import Tensor
 
@@ -68,7 +67,7 @@ def checked_loss(name: str, loss: Loss) -> Loss:
     """
 
     @wraps(loss)
-    def call(params: Tree, *args: Any) -> tuple[Tensor, Sums]:
+    def call(params: Tree, *args: Tree) -> tuple[Tensor, Sums]:
         try:
             found = loss(params, *args)
         except (AttributeError, TypeError) as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from fnrecipe.data import Cursor, Stream
 from fnrecipe.step import Metrics, State, Step
 
 
-def fold(step: Step, state: State, stream: Stream[Any]) -> Iterator[tuple[State, Metrics, Cursor]]:
+def fold(step: Step, state: State, stream: Stream[object]) -> Iterator[tuple[State, Metrics, Cursor]]:
     """The state after each batch, the step's metrics, and the cursor from which the stream goes on.
 
     Under a step that donates its state, only the newest state is valid.

@@ -10,11 +10,11 @@ the same one whatever the number of ranks. In an evaluation it is None, and noth
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
 from fnrecipe.tree import Tree
 
 Sums: TypeAlias = dict[str, Tensor]
-Loss: TypeAlias = Callable[[Tree, Any, Tensor | None], tuple[Tensor, Sums]]
+Loss: TypeAlias = Callable[[Tree, Tree, Tensor | None], tuple[Tensor, Sums]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
 from torch import Tensor
@@ -50,7 +50,7 @@ class Evaluation(Generic[C]):
     loss    config -> a loss, whose sums are recorded; None: the recipe's own
     """
 
-    stream: Callable[[C, LaneAssignment], Source[Any]]
+    stream: Callable[[C, LaneAssignment], Source[Tree]]
     loss: Callable[[C], Loss] | None = None
 
 

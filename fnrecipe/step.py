@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import torch
@@ -35,15 +35,15 @@ class State:
     """
 
     params: Tree
-    optimizer: Any
+    optimizer: Tree
     step: Tensor
     skipped: Tensor
     key: Tensor
-    loss_scale: Any = ()
+    loss_scale: Tree = ()
 
 
-Metrics: TypeAlias = dict[str, Any]
-Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
+Metrics: TypeAlias = dict[str, Tensor]
+Step: TypeAlias = Callable[[State, Tree], tuple[State, Metrics]]
 
 
 def init_state(
@@ -92,7 +92,7 @@ def train_step(
     """
     gradients_and_sums = gradients(loss, num_microbatches, mesh, trains)
 
-    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+    def step(state: State, batch: Tree) -> tuple[State, Metrics]:
         scale, number = state.loss_scale, state.step + 1
         key = random.fold_in(random.fold_in(state.key, "loss"), number)
         totals, sums = gradients_and_sums(state.params, batch, key, scale)

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import attrs
+from attrs import AttrsInstance
 
 RUNTIME: Mapping[str, str] = MappingProxyType({"affects": "runtime"})
 """The metadata of a field that changes how a run is computed, and nothing of what it computes: `field(metadata=RUNTIME)`."""
@@ -20,7 +21,7 @@ def cut_sizes(config: Any) -> dict[str, int]:
     return {field.name: getattr(config, field.name) for field in attrs.fields(type(config)) if field.metadata.get("cut")}
 
 
-def runtime_paths(config: Any, path: str = "") -> Iterator[str]:
+def runtime_paths(config: AttrsInstance, path: str = "") -> Iterator[str]:
     """The dotted paths of the fields that are marked so, in a config and its sections."""
     for field in attrs.fields(type(config)):
         value = getattr(config, field.name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
+from attrs import AttrsInstance
 
 from fnrecipe.config import yaml
 from fnrecipe.config.structure import structure, unstructure, upwards
@@ -18,7 +19,7 @@ from fnrecipe.config.tagged import Choice, Layer, choose, tagged_sections
 from fnrecipe.config.yaml import Located
 from fnrecipe.errors import ConfigError, Problem, UsageError, one_line
 
-C = TypeVar("C", bound=attrs.AttrsInstance)
+C = TypeVar("C", bound=AttrsInstance)
 
 
 def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) -> tuple[C, dict[str, str]]:
@@ -87,7 +88,7 @@ def _leaves(section: Mapping[str, Any], path: str) -> Iterator[tuple[str, Locate
             yield f"{path}{key}", value
 
 
-def flatten(data: Mapping[str, Any], source: str, path: str = "") -> dict[str, Located]:
+def flatten(data: Mapping[str, object], source: str, path: str = "") -> dict[str, Located]:
     flat: dict[str, Located] = {}
     for key, value in data.items():
         if isinstance(value, dict) and value:
@@ -97,11 +98,11 @@ def flatten(data: Mapping[str, Any], source: str, path: str = "") -> dict[str, L
     return flat
 
 
-def values(layer: Layer) -> dict[str, Any]:
+def values(layer: Layer) -> dict[str, object]:
     return {path: entry.value for path, entry in layer.items()}
 
 
-def nest(flat: Layer) -> dict[str, Any]:
+def nest(flat: Layer) -> dict[str, object]:
     nested: dict[str, Any] = {}
     for path, entry in flat.items():
         *parents, key = path.split(".")
@@ -112,14 +113,14 @@ def nest(flat: Layer) -> dict[str, Any]:
     return nested
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def difference(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     """Paths at which two flat configs differ, with both values (None where there is none)."""
     paths = dict.fromkeys([*old, *new])
     absent = object()
     return {p: (old.get(p), new.get(p)) for p in paths if old.get(p, absent) != new.get(p, absent)}
 
 
-def _default_layers(defaults: Any, choices: Sequence[Choice]) -> list[Layer]:
+def _default_layers(defaults: AttrsInstance, choices: Sequence[Choice]) -> list[Layer]:
     """The class defaults, those of the chosen configs among them, and what the recipe's differ in."""
     base = flatten(unstructure(type(defaults)()), "default")
     for choice in choices:

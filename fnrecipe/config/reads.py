@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 
 C = TypeVar("C")
+R = TypeVar("R")
 
 READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -52,16 +53,16 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 @attrs.frozen
-class Watched:
+class Watched(Generic[R]):
     """A function of a config, to which a copy is given that adds what is read of it to `paths`. It pickles as the function."""
 
-    function: Callable[..., Any]
+    function: Callable[..., R]
     paths: set[str]
 
-    def __call__(self, config: object, *args: object) -> Any:
+    def __call__(self, config: object, *args: object) -> R:
         return self.function(recorded(config, self.paths), *args)
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object]]:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object]]:
         return _same, (self.function,)
 
 
@@ -91,7 +92,7 @@ def _recording(cls: type[Any]) -> type[Any]:
             paths.add(f"{prefix}{name}")
         return value
 
-    def reduce(self: object, protocol: int) -> tuple[Callable[..., Any], tuple[object]]:
+    def reduce(self: object, protocol: int) -> tuple[Callable[..., object], tuple[object]]:
         return _same, (object.__getattribute__(self, "_recorded")[0],)
 
     # Generated methods of attrs compare `__class__`, and `attrs.evolve` constructs it.
@@ -131,7 +132,7 @@ def _functions(values: Iterable[object], seen: dict[int, object]) -> Iterator[Fu
 
 
 def _parts(value: object) -> list[object]:
-    cls: type[Any] = type(value)
+    cls: type[object] = type(value)
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, MethodType):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
+from attrs import AttrsInstance
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn, override
 
@@ -17,7 +18,7 @@ from fnrecipe.config.bounds import Bound
 from fnrecipe.config.tagged import TagError, Tagged
 from fnrecipe.errors import SHOWN, ConfigError, Problem, did_you_mean, shortened
 
-C = TypeVar("C")
+C = TypeVar("C", bound=AttrsInstance)
 
 _SCALARS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
 
@@ -38,7 +39,7 @@ class _UnknownKeyError(Exception):
         self.key, self.valid = key, valid
 
 
-def structure(data: Any, defaults: C, fallback: dict[str, Any] | None = None) -> C:
+def structure(data: object, defaults: C, fallback: dict[str, object] | None = None) -> C:
     """A config of the class of `defaults` from nested dicts, lists and scalars.
 
     Raises:
@@ -65,13 +66,13 @@ def upwards(path: str) -> list[str]:
     return [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
 
 
-def unstructure(config: Any) -> dict[str, Any]:
+def unstructure(config: object) -> dict[str, object]:
     """Nested dicts, lists and scalars, in the order of the fields; `structure` is its inverse."""
-    data: dict[str, Any] = _CONVERTER.unstructure(config)
+    data: dict[str, object] = _CONVERTER.unstructure(config)
     return data
 
 
-def conflicts(config: Any, path: str = "") -> list[Problem]:
+def conflicts(config: AttrsInstance, path: str = "") -> list[Problem]:
     """What the `conflicts` methods of `config` and of the sections in it report, with full paths."""
     found = [attrs.evolve(p, path=path + p.path) for p in config.conflicts()] if hasattr(config, "conflicts") else []
     for field in attrs.fields(type(config)):
@@ -83,19 +84,19 @@ def conflicts(config: Any, path: str = "") -> list[Problem]:
     return found
 
 
-def _mended(data: Any, defaults: dict[str, Any], wrong: Collection[str]) -> dict[str, Any]:
+def _mended(data: object, defaults: dict[str, object], wrong: Collection[str]) -> dict[str, object]:
     """`data` with the values of `defaults` at the paths that are `wrong`, and without the keys that `defaults` lacks."""
     if not isinstance(data, dict):
         return defaults
 
-    def mend(value: Any, default: Any, path: str) -> Any:
+    def mend(value: Any, default: object, path: str) -> Any:
         if path in wrong:
             return default
         if not isinstance(default, dict):
             return value
         return {k: mend(value.get(k, d), d, f"{path}.{k}" if path else k) for k, d in default.items()}
 
-    mended: dict[str, Any] = mend(data, defaults, "")
+    mended: dict[str, object] = mend(data, defaults, "")
     return mended
 
 
@@ -149,7 +150,7 @@ def _show(value: object) -> str:
     return shortened(repr(value), 60)
 
 
-def _scalar(value: Any, cls: type) -> Any:
+def _scalar(value: object, cls: type) -> object:
     if type(value) is int and cls is not bool and abs(value) >= 2**63:
         raise _MismatchError(f"{_SCALARS[cls]} of at most 64 bits", value)
     if type(value) is str and cls is str and not _is_unicode(value):
@@ -165,7 +166,7 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _literal(value: Any, cls: Any) -> Any:
+def _literal(value: object, cls: object) -> object:
     choices = get_args(cls)
     if value not in choices or isinstance(value, bool):
         names = [str(choice) for choice in choices]
@@ -173,7 +174,7 @@ def _literal(value: Any, cls: Any) -> Any:
     return value
 
 
-def _bounded(value: Any, cls: Any) -> Any:
+def _bounded(value: object, cls: object) -> object:
     kind, *bounds = get_args(cls)
     number = _CONVERTER.structure(value, kind)
     for bound in bounds:
@@ -182,7 +183,7 @@ def _bounded(value: Any, cls: Any) -> Any:
     return number
 
 
-def _union(value: Any, cls: Any) -> Any:
+def _union(value: object, cls: object) -> object:
     """The value of the first of the kinds that takes it."""
     kinds = [kind for kind in get_args(cls) if kind is not NoneType]
     null = " or null" if len(kinds) < len(get_args(cls)) else ""
@@ -205,14 +206,15 @@ def _described(kind: Any) -> str:
 
 
 _FromMapping = Callable[[dict[str, object], type], object]
+_Hook = Callable[[object, object], object]
 
 
-def _section(cls: type) -> Any:
+def _section(cls: type) -> _Hook:
     """A section from its mapping; or from text, where the class has a field `PLAIN_TEXT` that it is the value of."""
     short = getattr(cls, "PLAIN_TEXT", None)
     from_mapping = _tagged(cls) if issubclass(cls, Tagged) else _from_mapping(cls)
 
-    def hook(value: Any, _: Any) -> Any:
+    def hook(value: object, _: object) -> object:
         if short is not None and isinstance(value, str):
             value = {short: value}
         if not isinstance(value, dict):
@@ -255,10 +257,10 @@ def _errors(function: Callable[[], object]) -> list[Exception]:
     return []
 
 
-def _tuple(cls: Any) -> Any:
+def _tuple(cls: object) -> _Hook:
     kinds = get_args(cls)
 
-    def hook(value: Any, _: Any) -> Any:
+    def hook(value: object, _: object) -> object:
         if isinstance(value, str) and hasattr(kinds[0], "PLAIN_TEXT"):
             value = [value]
         if not isinstance(value, (list, tuple)):
@@ -272,7 +274,7 @@ def _tuple(cls: Any) -> Any:
     return hook
 
 
-def _has_origin(*origins: Any) -> Callable[[Any], bool]:
+def _has_origin(*origins: object) -> Callable[[object], bool]:
     return lambda kind: get_origin(kind) in origins
 
 

@@ -11,7 +11,7 @@ the end of all. So a source that switches a tag drops what those before it said 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import attrs
 from attrs import AttrsInstance
@@ -57,7 +57,7 @@ class Tagged:
     def default_tags(cls) -> dict[str, object]:
         return tags_of(cls())
 
-    def default_config(self) -> Any:
+    def default_config(self) -> AttrsInstance:
         """What `config` is if nothing is written of it: for the default of that field."""
         return self.bases(tags_of(self))[-1][1]
 

@@ -6,7 +6,7 @@ Built on the events of ruamel.yaml's parser; nothing is constructed but None, bo
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -29,7 +29,7 @@ MAX_DEPTH = 32
 class Located:
     """A value and where it was written."""
 
-    value: Any
+    value: object
     source: str
 
 
@@ -57,13 +57,13 @@ def load(text: str, name: str, *, bounded: bool = True) -> dict[str, Located]:
     return dict(_flatten(node, name, ""))
 
 
-def load_value(text: str, name: str) -> Any:
+def load_value(text: str, name: str) -> object:
     """The single YAML value in `text`: `1e-4`, `null`, `[0.9, 0.95]`, `{path: a.jsonl}`."""
     node = _compose(text, name)
     return None if node is None else _plain(node)
 
 
-def dump(data: dict[str, Any], comments: dict[str, str] | None = None) -> str:
+def dump(data: Mapping[str, object], comments: dict[str, str] | None = None) -> str:
     """`data` as block YAML that `load` reads back; `comments` puts a text behind the value at a dotted path."""
     writer = YAML()
     writer.width = 1 << 16
@@ -85,7 +85,7 @@ def _style(text: str) -> str | None:
     return None if text.isprintable() and scalars.is_text(text) else '"'
 
 
-def _commented(data: dict[str, Any], comments: dict[str, str], path: str) -> CommentedMap:
+def _commented(data: Mapping[str, object], comments: dict[str, str], path: str) -> CommentedMap:
     mapping = CommentedMap()
     for key, value in data.items():
         where = f"{path}{key}"
@@ -149,7 +149,7 @@ def _nodes(events: Iterator[Event], name: str) -> list[_Node]:
     return nodes
 
 
-def _scalar(event: Any, name: str, line: int) -> Any:
+def _scalar(event: ScalarEvent, name: str, line: int) -> object:
     plain, _ = event.implicit
     try:
         return scalars.read(event.value) if plain else event.value
@@ -181,7 +181,7 @@ def _flatten(node: _Node, name: str, path: str) -> Iterator[tuple[str, Located]]
             yield where, Located(_plain(value), f"{name}:{value.line}")
 
 
-def _plain(node: _Node) -> Any:
+def _plain(node: _Node) -> object:
     if isinstance(node.value, dict):
         return {key: _plain(value) for key, value in node.value.items()}
     if isinstance(node.value, list):

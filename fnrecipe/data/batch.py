@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from fnrecipe.data.pack import Row
 from fnrecipe.errors import UsageError
+
+Array: TypeAlias = Any
+"""A NumPy array, or the tensor that was made of it: nothing here imports torch."""
 
 
 @attrs.frozen(eq=False)
@@ -26,13 +29,13 @@ class Batch:
     num_bytes  int64  bytes of text that the row's targets stand for
     """
 
-    tokens: Any
-    targets: Any
-    segments: Any
-    positions: Any
-    sources: Any
-    mask: Any
-    num_bytes: Any
+    tokens: Array
+    targets: Array
+    segments: Array
+    positions: Array
+    sources: Array
+    mask: Array
+    num_bytes: Array
 
 
 def collate(rows: Sequence[Row], length: int) -> Batch:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fnrecipe.data.lanes import LaneAssignment, joint
@@ -83,7 +84,7 @@ def _started(
         process.close()
 
 
-def _items(pipe: Connection, process: Any) -> Stream[Any]:
+def _items(pipe: Connection, process: BaseProcess) -> Stream[Any]:
     while True:
         kind, content = _receive(pipe, process)
         if kind == "warning":
@@ -101,7 +102,7 @@ def _items(pipe: Connection, process: Any) -> Stream[Any]:
                 pipe.send_bytes(b"more")
 
 
-def _receive(pipe: Connection, process: Any) -> tuple[str, Any]:
+def _receive(pipe: Connection, process: BaseProcess) -> tuple[str, Any]:
     try:
         wait([pipe, process.sentinel])
         if pipe.poll():
@@ -111,6 +112,7 @@ def _receive(pipe: Connection, process: Any) -> tuple[str, Any]:
         pass
     process.join()
     status = process.exitcode
+    assert status is not None
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     raise FnrecipeError(f"a worker of the data ({process.name}) ended {how} before its stream did; out of memory?")
 
@@ -127,7 +129,7 @@ class _Forward(logging.Handler):
 
 
 def _serve(
-    pipe: Connection, make: Callable[[LaneAssignment], Source[Any]], assignment: LaneAssignment, cursor: Cursor, ahead: int
+    pipe: Connection, make: Callable[[LaneAssignment], Source[object]], assignment: LaneAssignment, cursor: Cursor, ahead: int
 ) -> None:
     """The worker: `ahead` items, and one for each word from the consumer, whose end closes when it ends, however it ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # sent to all, but meant for the consumer

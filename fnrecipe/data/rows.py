@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import attrs
 import numpy as np
@@ -21,7 +21,7 @@ from fnrecipe.errors import UsageError
 B = TypeVar("B")
 
 
-def arrays(batch: object, path: str = "batch") -> Iterator[tuple[str, NDArray[Any]]]:
+def arrays(batch: object, path: str = "batch") -> Iterator[tuple[str, NDArray[np.generic]]]:
     """The arrays of a batch by their dotted paths.
 
     Raises:
@@ -116,7 +116,7 @@ def _check_cursor(cursor: Cursor, name: str) -> None:
 
 def _children(value: object) -> Mapping[str, object] | None:
     """The trees that a tree is made of by name, in the order of its constructor; None for anything else."""
-    cls: type[Any] = type(value)
+    cls: type[object] = type(value)
     if attrs.has(cls):
         return {field.name: getattr(value, field.name) for field in attrs.fields(cls)}
     if isinstance(value, dict):

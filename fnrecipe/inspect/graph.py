@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,7 +14,7 @@ from fnrecipe.build import init_train_state, plain_step
 from fnrecipe.compiler import trace
 from fnrecipe.compiler.alias import base_allocation
 from fnrecipe.compiler.regions import graph_of
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
 
@@ -30,7 +29,7 @@ import fnrecipe.transforms  # torch.ops.fnrecipe
 '''
 
 
-def trace_step(recipe: Recipe[Any], config: Any, device: torch.device) -> GraphModule:
+def trace_step(recipe: Recipe[C], config: C, device: torch.device) -> GraphModule:
     """The train step of one process as a run traces it, its inputs called by their paths: `state_params_embedding`.
 
     Raises:
@@ -59,7 +58,7 @@ def _name_inputs(graph: GraphModule, names: Sequence[str]) -> None:
             region.recompile()
 
 
-def source(recipe: Recipe[Any], graph: GraphModule) -> str:
+def source(recipe: Recipe[C], graph: GraphModule) -> str:
     """The graph as Python: a module class `Step` with type and shape of each value, such as "f32[264, 256]".
 
     Each region is a module class within it.

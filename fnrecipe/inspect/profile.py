@@ -8,11 +8,12 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import attrs
 import torch
 from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as profiler
 
@@ -22,7 +23,7 @@ from fnrecipe.data import Cursor, Source, Stream, map_items, pipe
 from fnrecipe.data.stream import T
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.clock import record_event
 from fnrecipe.runtime.gang import Gang
@@ -30,6 +31,9 @@ from fnrecipe.runtime.process_groups import lane_assignment, make_mesh
 from fnrecipe.shell.run_dir import writing
 from fnrecipe.shell.throughput import Speed, speed, timed, work_of
 from fnrecipe.step import Metrics
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 TRACE, MEMORY = "trace.json", "memory.pickle"
 WARM_UP = 3
@@ -62,7 +66,7 @@ class Profile:
     operations: tuple[Operation, ...]
 
 
-def profile(recipe: Recipe[Any], config: Any, out: Path, steps: int) -> Profile:
+def profile(recipe: Recipe[C], config: C, out: Path, steps: int) -> Profile:
     """Measures `steps` steps of `recipe` in this process, and as many more under the profiler; after steps to warm up.
 
     Writes a Chrome trace into the directory `out`, and on CUDA a snapshot of the memory for https://pytorch.org/memory_viz.
@@ -136,12 +140,12 @@ def _remembered(device: torch.device, path: Path) -> Iterator[None]:
         torch.cuda.memory._record_memory_history(enabled=None)
 
 
-def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _named(name: str, function: Callable[P, R]) -> Callable[P, R]:
     """The function, as an interval of that name in the trace."""
 
-    def call(*args: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         with record_function(name):
-            return function(*args)
+            return function(*args, **kwargs)
 
     return call
 
@@ -153,12 +157,12 @@ def _annotated(source: Source[T], cursor: Cursor = None) -> Stream[T]:
         yield entry
 
 
-def _counts(event: Any, kind: DeviceType) -> bool:
+def _counts(event: FunctionEvent | FunctionEventAvg, kind: DeviceType) -> bool:
     """Whether an event of the profiler is an operation of the device, and not a name that we gave to an interval."""
     return event.device_type == kind and not event.is_user_annotation
 
 
-def _operations(averages: Sequence[Any], kind: DeviceType, steps: int) -> tuple[Operation, ...]:
+def _operations(averages: Sequence[FunctionEventAvg], kind: DeviceType, steps: int) -> tuple[Operation, ...]:
     name = "self_device_time_total" if kind == DeviceType.CUDA else "self_cpu_time_total"
-    found = [Operation(e.key, e.count / steps, getattr(e, name) * 1e-6 / steps) for e in averages]
+    found = [Operation(str(e.key), e.count / steps, getattr(e, name) * 1e-6 / steps) for e in averages]
     return tuple(sorted(found, key=lambda operation: -operation.seconds))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import attrs
 import torch
@@ -17,7 +16,7 @@ from fnrecipe.optim.partition import Mask, chosen, everything, matrices, merged,
 from fnrecipe.optim.schedule import Schedule
 from fnrecipe.optim.transform import MeanGradient, Report, Transform, chain, stateless
 from fnrecipe.parallel.finite import largest
-from fnrecipe.parallel.mesh import is_shard
+from fnrecipe.parallel.mesh import Shard, is_shard
 from fnrecipe.tree import Tree
 
 
@@ -27,11 +26,11 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Tran
     State: `mean` and `square`, like the parameters, and `count`, int64 [], of the updates made.
     """
 
-    def init(params: Tree) -> Any:
+    def init(params: Tree) -> Tree:
         zeros = {name: tree.map(torch.zeros_like, params) for name in ("mean", "square")}
         return {**zeros, "count": torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)}
 
-    def update(gradients: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+    def update(gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         count = state["count"] + 1
         mean = tree.map(lambda m, g: torch.lerp(m, g, 1 - b1), state["mean"], gradients)
         square = tree.map(lambda s, g: torch.addcmul(s * b2, g, g, value=1 - b2), state["square"], gradients)
@@ -85,8 +84,8 @@ def adamw(
     whole = chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
 
     def fused_update(
-        gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
-    ) -> tuple[Tree, Any, Report]:
+        gradients: MeanGradient, state: Tree, params: Tree, step: Tensor, accept: Tensor, key: Tensor
+    ) -> tuple[Tree, Tree, Report]:
         divisor = gradients.count if max_norm is None else gradients.count / clip_factor(gradients.norm, max_norm)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
         rate, count = schedule(step), moments["count"] + 1
@@ -102,7 +101,7 @@ def adamw(
         moments = {"mean": mean, "square": square, "count": torch.where(accept, count, moments["count"])}
         return new_params, (*before, moments, *after), {"lr": rate}
 
-    def bounded(gradients: MeanGradient, state: Any, params: Tree, step: Tensor) -> Tensor:
+    def bounded(gradients: MeanGradient, state: Tree, params: Tree, step: Tensor) -> Tensor:
         rate, size = schedule(step), largest((params, state[len(clip)]["mean"]), params)
         return _adamw_is_bounded(gradients.norm, size, rate, betas[0], eps, weight_decay)
 
@@ -126,12 +125,12 @@ def _one_by_one(
     kernel: Callable[..., Sequence[list[Tensor]]],
     leaves: Sequence[Sequence[Tensor]],
     decays: Sequence[float],
-    places: Mapping[str, Any],
+    places: Mapping[str, Tensor | Shard],
     seed: Tensor,
 ) -> tuple[Sequence[Tensor], ...]:
     """What `kernel` makes of the leaves, in their dtypes: only one parameter and its moments at a time are there in float32."""
 
-    def one(tensors: Sequence[Tensor], decay: float, path: str, whole: Any) -> list[Tensor]:
+    def one(tensors: Sequence[Tensor], decay: float, path: str, whole: Tensor | Shard) -> list[Tensor]:
         new = [tensor for (tensor,) in kernel(*([stochastic_rounding.wide(tensor)] for tensor in tensors), decays=[decay])]
         return stochastic_rounding.rounded(new, seed, path, whole) if stochastic_rounding.narrow(tensors[0]) else new
 

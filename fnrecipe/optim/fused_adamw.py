@@ -7,7 +7,6 @@ value, or of a gradient that nobody reads any more, and lets the kernel write in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +56,7 @@ def adamw(
 
 
 @torch.library.impl("aten::_fused_adamw_.tensor_lr", "Meta")
-def _by_shape(*args: Any, **kwargs: Any) -> None:
+def _by_shape(*args: object, **kwargs: object) -> None:
     """What tracing runs in place of the kernel: torch has nothing for it, and would run it on zeros, as large as the state."""
 
 

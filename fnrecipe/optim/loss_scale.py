@@ -6,8 +6,6 @@ arXiv:1710.03740.) The factor is a part of the state. Whoever divides gradients 
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import torch
 from torch import Tensor
@@ -49,7 +47,7 @@ def scale_loss(loss: Loss, scale: LossScale | tuple[()]) -> Loss:
     if not isinstance(scale, LossScale):
         return loss
 
-    def times(params: Tree, batch: Any, key: Tensor | None) -> tuple[Tensor, Sums]:
+    def times(params: Tree, batch: Tree, key: Tensor | None) -> tuple[Tensor, Sums]:
         total, sums = loss(params, batch, key)
         return total * scale.value, sums
 

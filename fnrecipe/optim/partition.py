@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -67,10 +67,10 @@ def masked(transform: Transform, mask: Mask) -> Transform:
             raise UsageError(f"optim.masked: expected a parameter for which the mask holds, found none of {_few(params)}")
         return paths
 
-    def init(params: Tree) -> Any:
+    def init(params: Tree) -> Tree:
         return init_parts(transform, subset(params, paths_of(params)))
 
-    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         paths = paths_of(params)
         new, state, report = update_parts(transform, subset(updates, paths), state, subset(params, paths), step)
         return merged(updates, new), state, report
@@ -88,11 +88,11 @@ def partition(transforms: Mapping[str, Transform]) -> Transform:
         UsageError: from `init` and `update`, if no pattern fits a parameter, or a pattern is the first that fits for none.
     """
 
-    def init(params: Tree) -> Any:
+    def init(params: Tree) -> Tree:
         parts = zip(transforms.values(), _assigned(params, list(transforms)), strict=True)
         return tuple(init_parts(transform, subset(params, paths)) for transform, paths in parts)
 
-    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         found = [
             update_parts(transform, subset(updates, paths), before, subset(params, paths), step)
             for transform, before, paths in zip(transforms.values(), state, _assigned(params, list(transforms)), strict=True)

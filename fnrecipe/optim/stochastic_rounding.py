@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnrecipe import random, tree
-from fnrecipe.parallel.mesh import global_slice, is_shard
+from fnrecipe.parallel.mesh import Shard, global_slice, is_shard
 from fnrecipe.tree import Tree
 
 _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -48,14 +47,14 @@ def like(before: Tree, after: Tree, key: Tensor, step: Tensor) -> Tree:
         return after
     start, others = seed(key, step), tree.paths(before, is_shard)
 
-    def leaf(path: str, value: Any) -> Tensor:
+    def leaf(path: str, value: Tree) -> Tensor:
         (tensor,) = tree.leaves(value)
         return rounded([tensor], start, path, value)[0] if narrow(others[path]) else tensor
 
     return tree.like(before, [leaf(path, value) for path, value in tree.paths(after, is_shard).items()])
 
 
-def rounded(tensors: Sequence[Tensor], seed: Tensor, path: str, whole: Any) -> list[Tensor]:
+def rounded(tensors: Sequence[Tensor], seed: Tensor, path: str, whole: Tensor | Shard) -> list[Tensor]:
     """Up to three float32 tensors, of finite numbers and one shape, rounded stochastically to bfloat16.
 
     seed   int64 [], that of the step
@@ -68,7 +67,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, path: str, whole: Any) -> l
     return [_rounded(tensor, bits >> shift) for tensor, shift in zip(tensors, _SHIFTS, strict=False)]
 
 
-def random_bits(seed: Tensor, path: str, whole: Any) -> Tensor:
+def random_bits(seed: Tensor, path: str, whole: Tensor | Shard) -> Tensor:
     """An int64 for each element of a tensor or part, whose bits 15 to 62 are random.
 
     It is the output function of SplitMix64 (Steele, Lea & Flood 2014), in 63 bits, of a counter that begins where seed and
@@ -80,7 +79,7 @@ def random_bits(seed: Tensor, path: str, whole: Any) -> Tensor:
     return ((mixed ^ (mixed >> 27)) * _signed(_SECOND)) & _WORD
 
 
-def _counter(whole: Any, start: Tensor) -> Tensor:
+def _counter(whole: Tensor | Shard, start: Tensor) -> Tensor:
     """start + _GAMMA * (the number of each element in the whole tensor), modulo 2**64."""
     shape, ranges = global_slice(whole)
     total = start

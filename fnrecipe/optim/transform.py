@@ -23,7 +23,7 @@ ones are still there, unless the transform can tell beforehand, by `bounded`: th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import torch
@@ -63,14 +63,14 @@ class Transform:
              a finite state is known to be finite
     """
 
-    init: Callable[[Tree], Any]
-    update: Callable[[Tree, Any, Tree, Tensor], tuple[Tree, Any, Report]]
+    init: Callable[[Tree], Tree]
+    update: Callable[[Tree, Tree, Tree, Tensor], tuple[Tree, Tree, Report]]
     elementwise: bool = True
-    fused_update: Callable[[MeanGradient, Any, Tree, Tensor, Tensor, Tensor], tuple[Tree, Any, Report]] | None = None
-    bounded: Callable[[MeanGradient, Any, Tree, Tensor], Tensor] | None = None
+    fused_update: Callable[[MeanGradient, Tree, Tree, Tensor, Tensor, Tensor], tuple[Tree, Tree, Report]] | None = None
+    bounded: Callable[[MeanGradient, Tree, Tree, Tensor], Tensor] | None = None
 
 
-def init_parts(transform: Transform, params: Tree) -> Any:
+def init_parts(transform: Transform, params: Tree) -> Tree:
     """The state of `transform` for parameters of which this rank may have parts.
 
     Of a transform that is not elementwise, what has path and shape of a parameter is cut like it; the rest each rank has whole.
@@ -79,14 +79,14 @@ def init_parts(transform: Transform, params: Tree) -> Any:
         return transform.init(params)
     state, owners = transform.init(whole(params)), tree.paths(params, is_shard)
 
-    def like(path: str, leaf: Tensor) -> Any:
+    def like(path: str, leaf: Tensor) -> Tree:
         owner = max((name for name in owners if f".{path}".endswith(f".{name}")), key=len, default="")
         return owners[owner] if owner and global_slice(owners[owner])[0] == leaf.shape else leaf
 
     return cut_like(state, tree.like(state, [like(path, leaf) for path, leaf in tree.paths(state).items()]))
 
 
-def update_parts(transform: Transform, gradients: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+def update_parts(transform: Transform, gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
     """`transform.update`, of whole tensors unless it is elementwise.
 
     Each rank then gathers parameters, gradients and state of the transform, which are whole in its memory at once, and computes
@@ -104,8 +104,8 @@ def mean_gradient(total: Tree, count: Tensor) -> MeanGradient:
 
 
 def guarded_update(
-    transform: Transform, gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
-) -> tuple[Tree, Any, Report, Tensor]:
+    transform: Transform, gradients: MeanGradient, state: Tree, params: Tree, step: Tensor, accept: Tensor, key: Tensor
+) -> tuple[Tree, Tree, Report, Tensor]:
     """The parameters and the state after `transform`'s update if it is made, else as they were; and whether it is, bool [].
 
     It is made if the 0-d bool `accept` holds and what it gives is finite.
@@ -119,8 +119,8 @@ def guarded_update(
 
 
 def _by_update(
-    transform: Transform, gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
-) -> tuple[Tree, Any, Report, Tensor]:
+    transform: Transform, gradients: MeanGradient, state: Tree, params: Tree, step: Tensor, accept: Tensor, key: Tensor
+) -> tuple[Tree, Tree, Report, Tensor]:
     before = params, state
     wide_params, wide_state = tree.map(stochastic_rounding.wide, before)
     divided = tree.map(lambda g: stochastic_rounding.wide(g) / gradients.count, gradients.total)
@@ -133,8 +133,8 @@ def _by_update(
 
 
 def _by_fused_update(
-    transform: Transform, gradients: MeanGradient, state: Any, params: Tree, step: Tensor, accept: Tensor, key: Tensor
-) -> tuple[Tree, Any, Report, Tensor]:
+    transform: Transform, gradients: MeanGradient, state: Tree, params: Tree, step: Tensor, accept: Tensor, key: Tensor
+) -> tuple[Tree, Tree, Report, Tensor]:
     assert transform.fused_update is not None
     before = params, state
     new_params, new_state, report = transform.fused_update(gradients, state, params, step, accept, key)
@@ -147,10 +147,10 @@ def _by_fused_update(
 def chain(*transforms: Transform) -> Transform:
     """The transforms one after the other; the state is the tuple of theirs."""
 
-    def init(params: Tree) -> Any:
+    def init(params: Tree) -> Tree:
         return tuple(init_parts(transform, params) for transform in transforms)
 
-    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         states, reports = [], Report()
         for transform, before in zip(transforms, state, strict=True):
             updates, after, report = update_parts(transform, updates, before, params, step)
@@ -164,7 +164,7 @@ def chain(*transforms: Transform) -> Transform:
 def stateless(function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]]) -> Transform:
     """A transform that keeps nothing: `function(updates, params, step) -> (updates, report)`."""
 
-    def update(updates: Tree, state: Any, params: Tree, step: Tensor) -> tuple[Tree, Any, Report]:
+    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         updates, report = function(updates, params, step)
         return updates, state, report
 

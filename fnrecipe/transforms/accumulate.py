@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.tree import Tree
 
-Add: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Add: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def accumulate(
-    function: Callable[[Tree, Any], Tree], num_microbatches: int, add: Add = torch.add
-) -> Callable[[Tree, Any], Tree]:
+    function: Callable[[Tree, Tree], Tree], num_microbatches: int, add: Add = torch.add
+) -> Callable[[Tree, Tree], Tree]:
     """`function(params, microbatch)` summed over the `num_microbatches` equal parts that the rows of a batch are cut into.
 
     The sum is the balanced binary tree over neighbouring microbatches, for `num_microbatches` a power of two: any rank that
@@ -23,7 +24,7 @@ def accumulate(
     so at most log2(num_microbatches) + 1 results live at once.
     """
 
-    def summed(params: Tree, batch: Any) -> Tree:
+    def summed(params: Tree, batch: Tree) -> Tree:
         digits: list[tuple[int, Tree]] = []
         for index in range(num_microbatches):
             value, size = function(params, _microbatch(batch, index, num_microbatches)), 1
@@ -36,8 +37,8 @@ def accumulate(
     return summed
 
 
-def _microbatch(batch: Any, index: int, num_microbatches: int) -> Any:
-    def part(rows: Any) -> Any:
+def _microbatch(batch: Tree, index: int, num_microbatches: int) -> Tree:
+    def part(rows: Tensor) -> Tensor:
         size, rest = divmod(rows.shape[0], num_microbatches)
         if rest:
             raise ValueError(f"accumulate: expected a multiple of {num_microbatches} rows, found {rows.shape[0]}")

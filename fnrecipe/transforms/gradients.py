@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import attrs
 import torch
@@ -49,23 +48,23 @@ def gradients(
     """
     of_microbatch, add = _of_microbatch(num_microbatches, mesh), _into_copy if mesh.ranks == 1 else torch.add
 
-    def after_microbatches(params: Tree, rows: Any, scale: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
-        def slope(given: tuple[Tree, Any], rows: Any) -> tuple[Tree, Sums]:
+    def after_microbatches(params: Tree, rows: Tree, scale: Tree, trained: frozenset[str]) -> tuple[Tree, Sums]:
+        def slope(given: tuple[Tree, Tree], rows: Tree) -> tuple[Tree, Sums]:
             params, scale = given
             return _slope(scale_loss(loss, scale), _wide(params), rows, trained)
 
         gradient, sums = accumulate(of_microbatch(slope), num_microbatches, add)((unshard(params), scale), rows)
         return _cut_sum(gradient, subset(params, trained)), all_reduce(sums, mesh.shard)
 
-    def in_microbatches(loss: Loss, params: Tree, rows: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
-        def microbatch(params: Tree, rows: Any) -> tuple[Tree, Sums]:
+    def in_microbatches(loss: Loss, params: Tree, rows: Tree, trained: frozenset[str]) -> tuple[Tree, Sums]:
+        def microbatch(params: Tree, rows: Tree) -> tuple[Tree, Sums]:
             gradient, sums = _slope(loss, params, rows, trained)
             return gradient, all_reduce(sums, mesh.shard)
 
         found: tuple[Tree, Sums] = accumulate(microbatch, num_microbatches)(params, rows)
         return found
 
-    def of_replica(params: Tree, rows: Any, scale: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
+    def of_replica(params: Tree, rows: Tree, scale: Tree, trained: frozenset[str]) -> tuple[Tree, Sums]:
         times = scale_loss(loss, scale)
         match mesh.sharding:
             case "fsdp":
@@ -74,7 +73,7 @@ def gradients(
                 wide = _wide(params)
                 gathered = unshard(wide)
 
-                def of_gathered(params: Tree, batch: Any, key: Tensor | None) -> tuple[Tensor, Sums]:
+                def of_gathered(params: Tree, batch: Tree, key: Tensor | None) -> tuple[Tensor, Sums]:
                     lent = with_bucketed_gradients(subset(gathered, trained), subset(params, trained))
                     return times(merged(gathered, lent), batch, key)
 
@@ -82,7 +81,7 @@ def gradients(
             case _:
                 return after_microbatches(params, rows, scale, trained)
 
-    def of_all(params: Tree, batch: Any, key: Tensor, scale: Any = ()) -> tuple[Tree, Sums]:
+    def of_all(params: Tree, batch: Tree, key: Tensor, scale: Tree = ()) -> tuple[Tree, Sums]:
         numbers, trained = mesh.microbatches(num_microbatches), chosen(params, trains)
         keys = random.fold_in(key, torch.arange(numbers.start, numbers.stop, numbers.step, device=key.device))
         gradient, sums = all_reduce(of_replica(params, (batch, keys), scale, trained), mesh.replica)
@@ -91,16 +90,16 @@ def gradients(
     return of_all
 
 
-def evaluation(loss: Loss, num_microbatches: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Any], Sums]:
+def evaluation(loss: Loss, num_microbatches: int = 1, mesh: Mesh = Mesh()) -> Callable[[Tree, Tree], Sums]:
     """`(params, batch) -> sums` over the microbatches of all ranks, without gradients and without a key."""
 
     of_microbatch = _of_microbatch(num_microbatches, mesh)
 
-    def microbatch(params: Tree, batch: Any) -> Sums:
+    def microbatch(params: Tree, batch: Tree) -> Sums:
         sums = loss(params, batch, None)[1]
         return all_reduce(sums, mesh.shard) if mesh.in_turns else sums
 
-    def of_replica(params: Tree, batch: Any) -> Sums:
+    def of_replica(params: Tree, batch: Tree) -> Sums:
         given = params if mesh.sharding == "fsdp" else unshard(params)
         sums: Sums = accumulate(of_microbatch(microbatch), num_microbatches)(given, batch)
         return sums if mesh.in_turns else dict(all_reduce(sums, mesh.shard))
@@ -108,7 +107,7 @@ def evaluation(loss: Loss, num_microbatches: int = 1, mesh: Mesh = Mesh()) -> Ca
     return lambda params, batch: all_reduce(of_replica(params, batch), mesh.replica)
 
 
-def _slope(loss: Loss, params: Tree, rows: Any, trained: frozenset[str]) -> tuple[Tree, Sums]:
+def _slope(loss: Loss, params: Tree, rows: Tree, trained: frozenset[str]) -> tuple[Tree, Sums]:
     """The gradient of the loss for the trained among `params`, and its sums; rows: a microbatch and its key [1, 2]."""
     batch, keys = rows
 
@@ -119,7 +118,7 @@ def _slope(loss: Loss, params: Tree, rows: Any, trained: frozenset[str]) -> tupl
     return found
 
 
-def _of_microbatch(num_microbatches: int, mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _of_microbatch(num_microbatches: int, mesh: Mesh) -> Callable[[Callable[..., Tree]], Callable[..., Tree]]:
     """How functions of a microbatch are traced: as a region if there are several, but not among ranks, where they overlap."""
     return partial(region, name="microbatch") if mesh.ranks == 1 and num_microbatches > 1 else lambda function: function
 
@@ -141,7 +140,7 @@ def _cut_sum(values: Tree, params: Tree) -> Tree:
 def _wide(params: Tree) -> Tree:
     """Parameters whose gradients are float32 at least; what is widened for that still travels as it was."""
 
-    def wide(leaf: Any) -> Any:
+    def wide(leaf: Tree) -> Tensor | Shard:
         if not on_shard_axis(leaf):
             return stochastic_rounding.wide(leaf)
         local = stochastic_rounding.wide(leaf.local)

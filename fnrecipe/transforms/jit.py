@@ -9,23 +9,23 @@ custom backward under `torch.func.grad` it has silently dropped the backward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe.compiler.trace import Backend, interpreter, trace
+from fnrecipe.tree import Tree
 
 
-def jit(function: Callable[..., Any], *, donate: int = 0, backend: Backend = interpreter) -> Callable[..., Any]:
+def jit(function: Callable[..., Tree], *, donate: int = 0, backend: Backend = interpreter) -> Callable[..., Tree]:
     """`function`, traced at the first call with new shapes, dtypes, devices or values that are no tensors; run by `backend`.
 
     The first `donate` arguments are given up: the first `donate` results, which must have the same structure, are
     written into their buffers. The state then exists once, at addresses that never change.
     """
-    cache: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec]] = {}
+    cache: dict[tuple[object, ...], tuple[Callable[..., Tree], pytree.TreeSpec]] = {}
 
-    def call(*args: Any) -> Any:
+    def call(*args: Tree) -> Tree:
         inputs, spec = pytree.tree_flatten(args)
         signature = (str(spec), *map(_signature, inputs))
         if signature not in cache:
@@ -37,5 +37,5 @@ def jit(function: Callable[..., Any], *, donate: int = 0, backend: Backend = int
     return call
 
 
-def _signature(leaf: Any) -> Any:
+def _signature(leaf: object) -> tuple[object, ...]:
     return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)

@@ -18,16 +18,17 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 
 from fnrecipe.compiler.alias import storage
 from fnrecipe.compiler.trace import trace
+from fnrecipe.tree import Tree
 
 
-def region(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def region(function: Callable[..., Tree], name: str) -> Callable[..., Tree]:
     """`function`, a pure function of trees of tensors that gets the same shapes at each call; its graph is called `name`.
 
     Outside of a trace, and under another transform, it is `function` itself.
     """
     traced: list[tuple[GraphModule, pytree.TreeSpec, list[int]]] = []
 
-    def call(*args: Any) -> Any:
+    def call(*args: Tree) -> Tree:
         mode: Any = get_proxy_mode()
         if mode is None or peek_interpreter_stack() is not None:
             return function(*args)
@@ -58,10 +59,10 @@ def _used_inputs(graph: GraphModule) -> list[int]:
     return used
 
 
-def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+def _apart(function: Callable[..., Tree]) -> Callable[..., Tree]:
     """`function`, each of whose results has memory of its own, as the results of an operation have."""
 
-    def call(*args: Any) -> Any:
+    def call(*args: Tree) -> Tree:
         results, spec = pytree.tree_flatten(function(*args))
         return pytree.tree_unflatten(list(_copied(results, pytree.tree_leaves(args))), spec)
 

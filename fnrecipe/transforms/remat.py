@@ -8,21 +8,24 @@ gradient without a word; `jit` traces it first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.func import vjp
 
+from fnrecipe.ops import Context
+from fnrecipe.tree import Tree
 
-def remat(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def remat(function: Callable[..., Tree]) -> Callable[..., Tree]:
     """`function`, a pure function of trees of tensors with a tensor or several as its result, keeping its arguments only."""
 
-    def call(*args: Any) -> Any:
+    def call(*args: Tree) -> Tree:
         leaves, spec = pytree.tree_flatten(args)
 
-        def flat(*leaves: Any) -> Any:
+        def flat(*leaves: Tensor) -> Tree:
             return function(*pytree.tree_unflatten(list(leaves), spec))
 
         return _rematerialised(flat).apply(*leaves)  # type: ignore[no-untyped-call]
@@ -30,24 +33,24 @@ def remat(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _rematerialised(flat: Callable[..., Any]) -> type[torch.autograd.Function]:
+def _rematerialised(flat: Callable[..., Tree]) -> type[torch.autograd.Function]:
     class Remat(torch.autograd.Function):
         generate_vmap_rule = True
 
         @staticmethod
-        def forward(*leaves: Any) -> Any:
+        def forward(*leaves: Tensor) -> Tree:
             return flat(*leaves)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: Tree) -> None:
             ctx.save_for_backward(*inputs)
 
         @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
+        def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
             # An argument without a gradient may still be wrapped by a functorch level that has exited.
             leaves, wanted = [unwrap_if_dead(leaf) for leaf in ctx.saved_tensors], ctx.needs_input_grad
 
-            def of_wanted(*chosen: Any) -> Any:
+            def of_wanted(*chosen: Tensor) -> Tree:
                 given = iter(chosen)
                 return flat(*(next(given) if want else leaf for leaf, want in zip(leaves, wanted, strict=True)))
 

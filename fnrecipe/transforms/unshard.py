@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -16,7 +15,7 @@ from fnrecipe.transforms.remat import remat
 from fnrecipe.tree import Tree
 
 
-def unsharded_layer(function: Callable[..., Any], *, recompute: bool = False) -> Callable[..., Any]:
+def unsharded_layer(function: Callable[..., Tree], *, recompute: bool = False) -> Callable[..., Tree]:
     """`function(params, …)` of parts: gathered when it runs and again when its gradient is taken, and never kept in between.
 
     Its values are computed again then too, whether or not there is anything to gather if `recompute` says so.
@@ -73,7 +72,7 @@ def _gathered(locals: Sequence[Tensor], parts: Sequence[Shard]) -> list[Tensor]:
     return [whole.to(local.dtype) for whole, local in zip(all_gather(rounded, dims, axis), locals, strict=True)]
 
 
-def on_shard_axis(value: Any) -> bool:
+def on_shard_axis(value: object) -> bool:
     return isinstance(value, Shard) and value.axis.name == "shard"
 
 

@@ -19,6 +19,7 @@ from fnrecipe.data import (
     LaneAssignment,
     Reading,
     Source,
+    Stream,
     Tokenizer,
     Tokens,
     batch_lanes,
@@ -89,7 +90,7 @@ def batches(
     corpora: Sequence[Corpus],
     tokenizer: Tokenizer,
     split: Split,
-    blend: Callable[..., Any],
+    blend: Callable[..., Stream[Tokens]],
     order: str,
 ) -> Source[Batch]:
     """Every reader reads its share of each source, blends the sources by tokens and packs rows for its lanes."""
@@ -106,7 +107,7 @@ def batches(
         name = f"{corpus.name} (reader {reader} of {size})" if size > 1 else corpus.name
         least = 1 if dataset.packing == "concat" else 2  # alone in a row, a document of one token has no prediction
         encode = partial(tokenized, tokenizer=tokenizer, add_bos=ends.add_bos, add_eos=ends.add_eos)
-        stages: list[Any] = [
+        stages: list[Callable[..., Stream[Any]]] = [
             partial(tolerate, limit=dataset.max_bad_records),
             partial(sift, reason=split, name=name),
             partial(encode, name=corpus.name, number=number, epoch=epoch),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import orjson
 
@@ -68,7 +67,7 @@ def parse(record: Record, key: str) -> Read:
     return Document(value[key])
 
 
-def _with_trouble_elsewhere(data: bytes, key: str) -> dict[str, Any] | None:
+def _with_trouble_elsewhere(data: bytes, key: str) -> dict[str, object] | None:
     """The object in a line that orjson refuses, if only fields that are not read are to blame: None if not.
 
     Python's own parser takes NaN and infinities, halves of surrogate pairs, raw control characters and bytes that are no UTF-8.

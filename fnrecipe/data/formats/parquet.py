@@ -94,14 +94,14 @@ def _values(file: Any, group: int, key: str, rows: int) -> Iterator[tuple[int, A
             row += 1
 
 
-def _value(scalar: Any) -> Any:
+def _value(scalar: Any) -> object:
     try:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         return error
 
 
-def _wrong(value: Any, key: str, limit: int) -> str:
+def _wrong(value: object, key: str, limit: int) -> str:
     """What is wrong with a row's value; nothing with text."""
     if isinstance(value, UnicodeDecodeError):
         return f"expected UTF-8 in the column {key!r}, found byte {value.object[value.start]:#04x} at byte {value.start}"

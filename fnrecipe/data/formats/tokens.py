@@ -20,7 +20,7 @@ from fnrecipe.data.remote import is_address
 from fnrecipe.data.tokenizer import Tokenizer
 from fnrecipe.errors import DataError, UsageError
 
-_HEADERS: Mapping[tuple[int, ...], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
+_HEADERS: Mapping[tuple[int, ...], np.dtype[np.generic]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 _HEADER_BYTES = 1024
 _STEP = 1 << 16
 _SAMPLE, _FEW, _MOST, _ANY_VOCABULARY = 1 << 16, 32, 0.9, 1 << 20
@@ -116,7 +116,7 @@ def _array(path: str, dtype: str) -> NDArray[np.generic]:
     return found
 
 
-def _raw(path: str, dtype: np.dtype[Any]) -> NDArray[np.generic]:
+def _raw(path: str, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
     with open(path, "rb") as file:
         offset, kind = _header(file, dtype)
         size = file.seek(0, 2)
@@ -125,7 +125,7 @@ def _raw(path: str, dtype: np.dtype[Any]) -> NDArray[np.generic]:
     return np.memmap(path, kind, "r", offset) if size > offset else np.empty(0, kind)
 
 
-def _header(file: IO[bytes], dtype: np.dtype[Any]) -> tuple[int, np.dtype[Any]]:
+def _header(file: IO[bytes], dtype: np.dtype[np.generic]) -> tuple[int, np.dtype[np.generic]]:
     """Where the ids of a raw file begin, and their type: the one that its header says, or `dtype` if it has none."""
     header = np.frombuffer(file.read(_HEADER_BYTES), np.uint8)
     magic = tuple(header[:8].view("<i4").tolist()) if len(header) == _HEADER_BYTES else ()
@@ -148,7 +148,7 @@ def _sample(path: str) -> bytes:
     return b"".join(part[: len(part) // 8 * 8] for part in found)
 
 
-def _not_zero(sample: bytes, width: int) -> NDArray[Any]:
+def _not_zero(sample: bytes, width: int) -> NDArray[np.unsignedinteger]:
     """The ids of `width` bytes that are not 0; none if they are too few to tell anything."""
     ids = np.frombuffer(sample, f"<u{width}")
     ids = ids[ids > 0]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,11 +123,16 @@ def _layer(config: LlamaConfig, policy: Policy, number: int) -> Callable[..., Te
 
 
 def _pieces(
-    config: LlamaConfig, wrap: Callable[..., Any], weights: Tree, x: Tensor, angles: Any, mask: AttentionMask
+    config: LlamaConfig,
+    wrap: Callable[..., Callable[..., Tree]],
+    weights: Tree,
+    x: Tensor,
+    angles: tuple[Tensor, Tensor],
+    mask: AttentionMask,
 ) -> Tensor:
     """A layer in four pieces, each of which begins behind matrix products or attention and ends with its own products."""
 
-    def piece(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    def piece(function: Callable[..., Tree], *names: str) -> Callable[..., Tree]:
         return partial(wrap(partial(function, config)), {name: weights[name] for name in names})
 
     query, key, value = piece(_heads, "attention_norm", "query", "key", "value")(x, angles)
