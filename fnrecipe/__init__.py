@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from fnrecipe import build as build
     from fnrecipe import checkpoint as checkpoint
     from fnrecipe import compiler as compiler
+    from fnrecipe import components as components
     from fnrecipe import config as config
+    from fnrecipe import contract as contract
     from fnrecipe import data as data
     from fnrecipe import errors as errors
     from fnrecipe import fold as fold
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fnrecipe import ops as ops
     from fnrecipe import optim as optim
     from fnrecipe import parallel as parallel
+    from fnrecipe import presets as presets
     from fnrecipe import random as random
     from fnrecipe import recipe as recipe
     from fnrecipe import recipes as recipes
