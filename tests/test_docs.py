@@ -23,7 +23,7 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-DOCUMENTS = ["README.md", "docs/streams.md", "docs/data.md", "docs/config.md", "docs/updates.md"]
+DOCUMENTS = ["README.md", "docs/streams.md", "docs/data.md", "docs/config.md", "docs/updates.md", "docs/recipes.md"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
@@ -33,7 +33,7 @@ def test_python_in_the_documents_runs(path: str) -> None:
 
     assert blocks
     for block in blocks:
-        exec(compile(block, path, "exec"), names)  # noqa: S102 the documents are ours
+        exec(compile(block, path, "exec", dont_inherit=True), names)  # noqa: S102 the documents are ours
 
 
 def test_every_test_that_the_table_of_faults_names_is_there() -> None:
