@@ -30,9 +30,12 @@ def node(cls: C) -> C:
 
 
 def from_numpy(value: Tree) -> Tree:
-    """A tree of NumPy arrays as one of tensors that share their memory; its attrs classes are nodes from then on."""
+    """A tree of NumPy arrays as one of tensors that share their memory; its attrs classes are nodes from then on.
+
+    What is a tensor already stays it.
+    """
     _register(value)
-    return map(torch.from_numpy, value)
+    return map(torch.as_tensor, value)
 
 
 def _register(value: Tree) -> None:

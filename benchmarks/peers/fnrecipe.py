@@ -36,7 +36,7 @@ def make_step(
         function = jit(function, donate=1, backend=cuda_graph(backend) if captured else backend)
 
     def step(batch: Batch) -> Tensor:
-        _, metrics = function(state, tree.map(torch.as_tensor, batch))
+        _, metrics = function(state, tree.from_numpy(batch))
         loss: Tensor = metrics["loss"] / metrics["targets"]
         return loss
 
