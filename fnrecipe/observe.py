@@ -4,7 +4,9 @@ The fold gives ticks: one for the state that a run begins with, one for each ste
 generator function from ticks to the same ticks. Observers run in the order in which they are composed; code after a `yield`
 runs once all later observers are done with that tick.
 
-    def watched(ticks):                     # a user's own observer
+    from fnrecipe.parallel.global_norm import global_norm  # parameters are shards, also on one rank
+
+    def watched(ticks):                                     # a user's own observer
         for tick in ticks:
             if tick.number % 100 == 0:
                 print(tick.number, global_norm(tick.state.params).item())

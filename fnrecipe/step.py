@@ -79,16 +79,16 @@ def train_step(
     Each rank of `mesh` gives its own `num_microbatches`.
 
     A step whose loss or gradient is not finite, or whose update would not be, leaves parameters and optimizer as they were:
-    by selection, without the host. Metrics are 0-d tensors: the loss's sums, `grad_norm` before clipping, `skipped`, the
+    by `torch.where`, with no host sync. Metrics are 0-d tensors: the loss's sums, `grad_norm` before clipping, `skipped`, the
     update's reports, and the `loss_scale` of this step if there is one.
 
-    Parameters that `trains` does not hold for are frozen: they are used, sharded and saved as the others, but for the gradient,
-    its norm and the update it is as if there were none.
+    Parameters that `trains` does not hold for are frozen: used, sharded and saved like the others, but without gradient, moments
+    and update.
 
     The key that `loss` gets is folded from the state's, the step's number and that of the microbatch among those of all ranks.
 
-    `scaling` is given for a state that was made with it. A step that halves the loss scale does not count as skipped. An
-    update that is not finite while the gradient is has nothing to do with the loss scale.
+    `scaling` must be the one that the state was made with. A step that merely overflowed the loss scale, and halves it, does
+    not count as skipped; one whose gradient is finite and whose update is not does: the scale has nothing to do with it.
     """
     gradients_and_sums = gradients(loss, num_microbatches, mesh, trains)
 

@@ -30,7 +30,7 @@ class LossScaling:
 @tree.node
 @attrs.frozen(eq=False)
 class LossScale:
-    """The factor `value`, float32 [], and how many good steps it has seen in a row, int64 []."""
+    """The factor `value`, float32 [], and how many finite steps there were in a row, int64 []."""
 
     value: Tensor
     good: Tensor

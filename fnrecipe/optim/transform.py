@@ -161,14 +161,16 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(init, update)
 
 
-def stateless(function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]]) -> Transform:
+def stateless(
+    function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]], *, elementwise: bool = True
+) -> Transform:
     """A transform that keeps nothing: `function(updates, params, step) -> (updates, report)`."""
 
     def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         updates, report = function(updates, params, step)
         return updates, state, report
 
-    return Transform(lambda params: (), update)
+    return Transform(lambda params: (), update, elementwise)
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:

@@ -1,14 +1,15 @@
-"""Sharding as a transform of the gradient: what is whole when, of parameters that are cut over the ranks of an axis.
+"""Sharding as a transform of the gradient: when parameters are unsharded, and when gradients are reduced.
 
-The state is always in parts. `replicate` has one rank on the axis. The others cut parameters and optimizer state, and differ in
-when parameters are gathered and gradients summed:
+The state is always sharded; under `replicate` the shard axis has one rank. The other modes shard parameters and optimizer state
+over it, and differ in when they all-gather parameters and reduce-scatter gradients:
 
-    zero1   gathered before the microbatches, summed and cut after them
-    zero2   gathered before the microbatches, summed and cut within the backward pass of each
-    fsdp    gathered by each layer of each microbatch, again in its backward pass, and summed and cut there
+    zero1   all-gather before the microbatches, reduce-scatter after them
+    zero2   all-gather before the microbatches, reduce-scatter within the backward pass of each
+    fsdp    all-gather in each layer of each microbatch, again in its backward pass, and reduce-scatter there
 
-(ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054; stages 1, 2 and 3.) All take the same sums in the same order, because a rank's
-microbatches are chosen for it (`fnrecipe.data.LaneAssignment`): what is summed over ranks first are neighbours in the tree.
+(ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054; stages 1, 2 and 3.) All modes add the same summands in the same order, because
+`fnrecipe.data.LaneAssignment` gives each rank the microbatches for which what is reduced over ranks first are neighbours in the
+binary tree.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def gradients(
 
     The gradient is that of the loss times `scale` (`fnrecipe.optim.loss_scale`), for the parameters that `trains` holds for: a
     `fnrecipe.optim.partition.subset` of `params`, cut like them, in float32 at least. For the others none is computed. `loss`
-    gets whole parameters; only under `fsdp` does it get parts, and leaves it to `unsharded_layer` and `unshard` to gather them.
+    gets unsharded parameters; only under `fsdp` does it get shards, which `unsharded_layer` and `unshard` gather.
 
     `key`, int64 [2], is the step's: that of a microbatch is folded from it and the microbatch's number among all ranks' ones.
     """
