@@ -82,7 +82,7 @@ def train_step(
     by `torch.where`, with no host sync. Metrics are 0-d tensors: the loss's sums, `grad_norm` before clipping, `skipped`, the
     update's reports, and the `loss_scale` of this step if there is one.
 
-    Parameters that `trains` does not hold for are frozen: used, sharded and saved like the others, but without gradient, moments
+    Parameters that `trains` does not hold for are frozen: used, sharded and saved like the others, without gradient, moments
     and update.
 
     The key that `loss` gets is folded from the state's, the step's number and that of the microbatch among those of all ranks.

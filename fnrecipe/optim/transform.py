@@ -161,9 +161,7 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(init, update)
 
 
-def stateless(
-    function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]], *, elementwise: bool = True
-) -> Transform:
+def stateless(function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]], *, elementwise: bool = True) -> Transform:
     """A transform that keeps nothing: `function(updates, params, step) -> (updates, report)`."""
 
     def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
