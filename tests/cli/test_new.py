@@ -27,13 +27,13 @@ def new(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 def test_what_is_written_is_said_and_formatted(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = new(monkeypatch, capsys, "fresh")
-    assert ended == Ended(0, "fresh.py: fnrecipe train fresh.py --out runs/fresh\ntest_fresh.py: pytest test_fresh.py\n", "")
-    assert sorted(path.name for path in here.iterdir()) == ["fresh.py", "test_fresh.py"]
+    ended = new(monkeypatch, capsys, "ours")
+    assert ended == Ended(0, "ours.py: fnrecipe train ours.py --out runs/ours\ntest_ours.py: pytest test_ours.py\n", "")
+    assert sorted(path.name for path in here.iterdir()) == ["ours.py", "test_ours.py"]
     assert "NAME" not in "".join(path.read_text() for path in here.iterdir())
     for command in (["check", "--select", "B,E,F,I,N,RUF,UP,W"], ["format", "--check"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--target-version", "py311"]
-        done = subprocess.run([*ruff, "fresh.py", "test_fresh.py"], capture_output=True, text=True, check=False)
+        done = subprocess.run([*ruff, "ours.py", "test_ours.py"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
 
@@ -70,8 +70,8 @@ def test_a_folder_that_takes_no_files(here: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "open", refuse)
-    ended = new(monkeypatch, capsys, "fresh")
-    assert ended == Ended(2, "", "error: fresh.py: cannot write the file: Permission denied\n")
+    ended = new(monkeypatch, capsys, "ours")
+    assert ended == Ended(2, "", "error: ours.py: cannot write the file: Permission denied\n")
 
 
 @pytest.mark.slow
