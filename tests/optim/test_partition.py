@@ -56,7 +56,7 @@ def test_the_states_have_the_paths_of_the_parameters() -> None:
 
 def test_a_number_that_several_report_is_told_by_pattern() -> None:
     _, _, report = run(optim.partition({"layers.*": SGD, "head.*": SGD, "*": ADAM}))
-    assert report.keys() == {"learning_rate/layers.*", "learning_rate/head.*"}
+    assert report.keys() == {"lr/layers.*", "lr/head.*"}
     _, _, report = run(optim.partition({"layers.*": SGD, "*": ADAM}))
     assert report.keys() == {"lr"}
 
