@@ -24,7 +24,7 @@ from fnrecipe.config.affects import cut_sizes
 from fnrecipe.config.needs import Need, stream_needs
 from fnrecipe.data import FORMATS, Format
 from fnrecipe.errors import Problem, did_you_mean
-from fnrecipe.models.llama import LlamaConfig
+from fnrecipe.models.llama.config import ARCHS
 from fnrecipe.models.needs import model_needs
 
 
@@ -85,18 +85,7 @@ def needs(config: LMConfig, ranks: int) -> list[Need]:
 
 
 config = LMConfig(
-    model=ModelSection(
-        config=LlamaConfig(
-            vocab_size=264,
-            max_seq_len=256,
-            model_dim=256,
-            num_layers=4,
-            num_attn_heads=4,
-            num_key_value_heads=2,
-            ffn_inner_dim=688,
-            tied_embeddings=True,
-        )
-    ),
+    model=ModelSection(config=ARCHS["llama_tiny"]),
     dataset=DatasetSection(max_seq_len=256, pack_window=64),
     optimizer=OptimizerSection(config=AdamWConfig(lr=1.5e-3)),
     lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=0.067)),

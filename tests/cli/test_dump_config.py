@@ -30,8 +30,8 @@ def copy_recipe(folder: Path) -> Path:
     """The language-model recipe as a package of its own, with other defaults; its train.py."""
     shutil.copytree(ROOT / "recipes" / "lm", folder, ignore=shutil.ignore_patterns("__pycache__"))
     source = (folder / "config.py").read_text()
-    assert "num_layers=4" in source
-    (folder / "config.py").write_text(source.replace("num_layers=4", "num_layers=3"))
+    assert "num_steps=600" in source
+    (folder / "config.py").write_text(source.replace("num_steps=600", "num_steps=300"))
     return folder / "train.py"
 
 
@@ -90,20 +90,20 @@ def test_a_copy_of_a_recipe_has_its_own_defaults(tmp_path: Path, path: str) -> N
     copy_recipe(tmp_path / "deep" / "my_lm")
     cwd = tmp_path / "deep" if ":" in path else tmp_path
     found = dump(path.format(tmp=tmp_path), "--config", "common.seed=9", cwd=cwd)
-    assert (found["model.config.num_layers"], found["common.seed"]) == (3, 9)
+    assert (found["regime.num_steps"], found["common.seed"]) == (300, 9)
 
 
 def test_a_copy_in_a_package_of_the_user_is_imported_by_its_whole_name(tmp_path: Path) -> None:
     path = copy_recipe(tmp_path / "team" / "my_lm")
     (tmp_path / "team" / "__init__.py").write_text("name = 'team'\n")
     path.write_text(path.read_text().replace("from .config", "from .. import name  # noqa\nfrom .config", 1))
-    assert dump("team/my_lm/train.py", cwd=tmp_path)["model.config.num_layers"] == 3
+    assert dump("team/my_lm/train.py", cwd=tmp_path)["regime.num_steps"] == 300
 
 
 def test_a_copy_may_have_the_name_of_a_recipe_that_comes_with_fnrecipe(tmp_path: Path) -> None:
     copy_recipe(tmp_path / "lm")
-    assert dump("lm/train.py", cwd=tmp_path)["model.config.num_layers"] == 3
-    assert dump("lm", cwd=tmp_path)["model.config.num_layers"] == 4
+    assert dump("lm/train.py", cwd=tmp_path)["regime.num_steps"] == 300
+    assert dump("lm", cwd=tmp_path)["regime.num_steps"] == 600
 
 
 def test_a_single_file_can_vary_a_recipe(tmp_path: Path) -> None:
