@@ -9,15 +9,15 @@ own. `report` holds 0-d tensors worth showing (a learning rate), by name.
 Updates are taken in float32 at least, also those of parameters and states that are kept in bfloat16: these are rounded
 stochastically (`fnrecipe.optim.stochastic_rounding`).
 
-A transform sees this rank's part of each tensor, as if that were all: what is done element by element need not know. One that
-needs whole matrices says so by `elementwise=False`, and gets parameters, gradients and state whole, wherever it stands: as the
-whole update, in a `chain`, in a `partition` (there only its own parameters are gathered).
+A transform sees this rank's shard of each tensor as if it were the tensor: an elementwise rule need not know. A rule that needs
+full matrices says so by `elementwise=False`, and gets parameters, gradients and state all-gathered, wherever it stands: as the
+only transform, in a `chain`, in a `partition` (which gathers that rule's parameters only).
 
 A transform may also know a faster way to the same end, `fused_update`, for when it is the whole update and not a link of a
 chain.
 
-An update whose parameters or state would not be finite is not made. To see that, the new values are looked at while the old
-ones are still there, unless the transform can tell beforehand, by `bounded`: then each tensor may be written over at once.
+An update whose parameters or state would not be finite is not made. That takes a look at the new values while the old ones are
+still allocated, unless the transform can tell beforehand, by `bounded`: then each tensor is overwritten in place.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Report: TypeAlias = dict[str, Tensor]
 
 @attrs.frozen(eq=False)
 class MeanGradient:
-    """The gradients `total / count`, not divided yet: each pass over them that is not made is time.
+    """The gradients `total / count`, not divided yet: that saves a pass over memory.
 
     count, norm  0-d; `norm` is the global norm of the quotient
     """

@@ -1,4 +1,4 @@
-"""Gathering of parameters that are cut over the ranks of an axis."""
+"""Unsharding: all-gathers of sharded parameters, whose gradients are reduce-scattered."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fnrecipe.tree import Tree
 
 
 def unsharded_layer(function: Callable[..., Tree], *, recompute: bool = False) -> Callable[..., Tree]:
-    """`function(params, …)` of parts: gathered when it runs and again when its gradient is taken, and never kept in between.
+    """`function(params, …)` on sharded params: all-gathered in the forward pass, freed, and all-gathered again in the backward.
 
-    Its values are computed again then too, whether or not there is anything to gather if `recompute` says so.
+    The backward pass recomputes the function's values too; with `recompute`, also where there is nothing to gather.
     """
     recomputed = remat(lambda params, *args: function(unshard(params), *args))
     return lambda params, *args: (
@@ -27,49 +27,52 @@ def unsharded_layer(function: Callable[..., Tree], *, recompute: bool = False) -
 
 
 def unshard(values: Tree) -> Tree:
-    """`values` with every part of the shard axis gathered. The transpose of gathering is to sum over the ranks, and to cut."""
+    """`values` with every shard over the shard axis all-gathered. The transpose of an all-gather is a reduce-scatter."""
     leaves, spec = pytree.tree_flatten(values, on_shard_axis)
     numbered = {number: leaf for number, leaf in enumerate(leaves) if on_shard_axis(leaf)}
     # Two groups: all results of one function have a gradient if any of its arguments has one, and each would be summed.
     for differentiated in (True, False):
-        parts = {number: part for number, part in numbered.items() if may_be_differentiated(part.local) is differentiated}
-        for number, tensor in zip(parts, _whole([*parts.values()], differentiated), strict=True):
+        shards = {number: shard for number, shard in numbered.items() if may_be_differentiated(shard.local) is differentiated}
+        for number, tensor in zip(shards, _all_gathered([*shards.values()], differentiated), strict=True):
             leaves[number] = tensor
     return pytree.tree_unflatten(leaves, spec)
 
 
-def _whole(parts: Sequence[Shard], differentiated: bool) -> Sequence[Tensor]:
+def _all_gathered(shards: Sequence[Shard], differentiated: bool) -> Sequence[Tensor]:
     def gather(locals: Sequence[Tensor]) -> Sequence[Tensor]:
-        return _gathered(locals, parts)
+        return _gathered(locals, shards)
 
-    if not parts:
+    if not shards:
         return []
-    return _with_sum(gather, parts) if differentiated else gather([part.local for part in parts])
+    return _with_sum(gather, shards) if differentiated else gather([shard.local for shard in shards])
 
 
 def with_bucketed_gradients(gathered: Tree, params: Tree) -> Tree:
-    """`gathered`, as if it were gathered now from `params`, in buckets: each is summed as soon as its gradients are there."""
-    wholes, parts = tree.leaves(gathered), tree.leaves(params, on_shard_axis)
+    """`gathered`, differentiated as if it were gathered from `params` here, in buckets.
+
+    The gradients of each bucket are reduce-scattered as soon as they are computed.
+    """
+    full, shards = tree.leaves(gathered), tree.leaves(params, on_shard_axis)
 
     def lend(bucket: Sequence[int]) -> Sequence[Tensor]:
-        return _with_sum(lambda locals: [wholes[number] for number in bucket], [parts[number] for number in bucket])
+        return _with_sum(lambda locals: [full[number] for number in bucket], [shards[number] for number in bucket])
 
-    lent = {number: whole for bucket in buckets(wholes) for number, whole in zip(bucket, lend(bucket), strict=True)}
-    return tree.like(gathered, [lent[number] for number in range(len(wholes))])
-
-
-def _with_sum(function: Linear, parts: Sequence[Shard]) -> Sequence[Tensor]:
-    """The whole tensors that `function` makes of the parts; their gradients are summed over the ranks, and cut."""
-    dims, axis = [part.dim for part in parts], parts[0].axis
-    if axis.size == 1 and all(part.axis.gathered is None for part in parts):
-        return [part.local for part in parts]
-    return with_transpose(function, lambda wholes: reduce_scatter(wholes, dims, axis))([part.local for part in parts])
+    lent = {number: tensor for bucket in buckets(full) for number, tensor in zip(bucket, lend(bucket), strict=True)}
+    return tree.like(gathered, [lent[number] for number in range(len(full))])
 
 
-def _gathered(locals: Sequence[Tensor], parts: Sequence[Shard]) -> list[Tensor]:
-    dims, axis = [part.dim for part in parts], parts[0].axis
-    rounded = [local.to(part.axis.gathered or local.dtype) for local, part in zip(locals, parts, strict=True)]
-    return [whole.to(local.dtype) for whole, local in zip(all_gather(rounded, dims, axis), locals, strict=True)]
+def _with_sum(function: Linear, shards: Sequence[Shard]) -> Sequence[Tensor]:
+    """The full tensors that `function` makes of the shards; their gradients are reduce-scattered."""
+    dims, axis = [shard.dim for shard in shards], shards[0].axis
+    if axis.size == 1 and all(shard.axis.gathered is None for shard in shards):
+        return [shard.local for shard in shards]
+    return with_transpose(function, lambda full: reduce_scatter(full, dims, axis))([shard.local for shard in shards])
+
+
+def _gathered(locals: Sequence[Tensor], shards: Sequence[Shard]) -> list[Tensor]:
+    dims, axis = [shard.dim for shard in shards], shards[0].axis
+    rounded = [local.to(shard.axis.gathered or local.dtype) for local, shard in zip(locals, shards, strict=True)]
+    return [tensor.to(local.dtype) for tensor, local in zip(all_gather(rounded, dims, axis), locals, strict=True)]
 
 
 def on_shard_axis(value: object) -> bool:
@@ -77,4 +80,4 @@ def on_shard_axis(value: object) -> bool:
 
 
 def _is_spread(params: Tree) -> bool:
-    return any(part.axis.size > 1 for part in tree.leaves(params, on_shard_axis) if on_shard_axis(part))
+    return any(shard.axis.size > 1 for shard in tree.leaves(params, on_shard_axis) if on_shard_axis(shard))
