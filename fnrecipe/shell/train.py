@@ -112,8 +112,9 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
         write_facts(session)
     if jit_mode(config.trainer.jit, device) != "off" and (config.regime.num_steps is None or first < config.regime.num_steps):
         display.line("tracing the step")
+    source = training_source(session)  # which may look for files, and may be stopped at once
     session.signals.at_once = False  # from here on, a step is finished and saved first
-    with closing(cast("Generator[Any]", training_source(session)(start.cursor))) as stream:
+    with closing(cast("Generator[Any]", source(start.cursor))) as stream:
         last = observed(
             scheduled(fold(step, start.state, stream), start, config.regime, partial(_stop, session)),
             partial(announced, first=partial(_after_first_step, session, unread)),
