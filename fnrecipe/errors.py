@@ -84,6 +84,12 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def few(names: Sequence[str], limit: int = 10) -> str:
+    """The first of the names, and how many there are."""
+    more = f", … ({len(names):,} in all)" if len(names) > limit else ""
+    return ", ".join(map(one_line, names[:limit])) + more
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The hint for a mistyped `name`: the nearest of the `valid` names, or a list of them if none is near."""
     names = sorted(valid)

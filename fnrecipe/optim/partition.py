@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.errors import UsageError
+from fnrecipe.errors import UsageError, few
 from fnrecipe.optim.transform import Report, Transform, init_parts, update_parts
 from fnrecipe.parallel.mesh import is_shard, outline
 from fnrecipe.tree import Tree
@@ -131,5 +131,4 @@ def _named(reports: Mapping[str, Report]) -> Report:
 
 
 def _few(params: Tree) -> str:
-    paths = list(tree.paths(params, is_shard))
-    return ", ".join(paths[:3]) + (f", … ({len(paths)} in all)" if len(paths) > 3 else "")
+    return few(list(tree.paths(params, is_shard)), 3)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.parallel.collectives import all_gather
-from fnrecipe.parallel.mesh import Axis, is_shard
+from fnrecipe.parallel.mesh import Axis, is_shard, unwrapped
 from fnrecipe.tree import Tree
 
 
@@ -41,11 +39,4 @@ def finite(values: Tree, like: Tree, params: Tree) -> Tensor:
 
 def _axes(params: Tree) -> dict[Axis, None]:
     """The axes over which tensors are sharded, in the same order on all ranks, as collectives need it."""
-    return dict.fromkeys(axis for leaf in tree.leaves(params, is_shard) for axis in _sharded_axes(leaf))
-
-
-def _sharded_axes(leaf: Tree) -> Iterator[Axis]:
-    while is_shard(leaf):
-        if leaf.dim is not None:
-            yield leaf.axis
-        leaf = leaf.local
+    return dict.fromkeys(axis for leaf in tree.leaves(params, is_shard) for axis in unwrapped(leaf)[1])

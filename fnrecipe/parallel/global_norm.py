@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.parallel.collectives import all_gather
-from fnrecipe.parallel.mesh import Axis, is_shard
+from fnrecipe.parallel.mesh import Axis, is_shard, unwrapped
 from fnrecipe.tree import Tree
 
 
@@ -26,21 +26,13 @@ def global_norm(values: Tree) -> Tensor:
     # of the graph for all blocks.
     groups: dict[tuple[Axis, ...], list[Tensor]] = defaultdict(list)
     for leaf in tree.leaves(values, is_shard):
-        tensor, axes = _unwrapped(leaf)
+        tensor, axes = unwrapped(leaf)
         groups[tuple(axes)] += _blocks(tensor, axes)
     norms = torch.stack(torch._foreach_norm(list(chain(*groups.values()))))
     by_group = torch.split(norms, [len(blocks) for blocks in groups.values()])
     of_ranks = [_gathered(local, axes) for local, axes in zip(by_group, groups, strict=True)]
     total: Tensor = torch.linalg.vector_norm(torch.cat(of_ranks))
     return total
-
-
-def _unwrapped(leaf: Tree) -> tuple[Tensor, dict[Axis, int]]:
-    """The tensor within nested shards, and the dimension along which each axis shards it."""
-    if not is_shard(leaf):
-        return leaf, {}
-    tensor, axes = _unwrapped(leaf.local)
-    return tensor, axes if leaf.dim is None else {leaf.axis: leaf.dim, **axes}
 
 
 def _blocks(tensor: Tensor, axes: dict[Axis, int]) -> list[Tensor]:

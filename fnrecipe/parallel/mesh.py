@@ -126,6 +126,14 @@ def is_shard(value: object) -> TypeGuard[Shard]:
     return isinstance(value, Shard)
 
 
+def unwrapped(leaf: Tree) -> tuple[Tensor, dict[Axis, int]]:
+    """The tensor within nested shards, and the dimension along which each axis shards it; the axis cut first comes first."""
+    if not is_shard(leaf):
+        return leaf, {}
+    tensor, axes = unwrapped(leaf.local)
+    return tensor, axes if leaf.dim is None else {leaf.axis: leaf.dim, **axes}
+
+
 def global_slice(leaf: Tree) -> tuple[torch.Size, list[tuple[int, int]]]:
     """The shape of the unsharded tensor of `leaf`, and the (start, stop) of `leaf` in it along each dimension."""
     if not isinstance(leaf, Shard):
@@ -148,10 +156,7 @@ def outline(leaf: Shard | Tensor) -> Tensor:
 
 def is_primary(leaf: Tree, mesh: Mesh) -> bool:
     """Whether this rank is the first of those that hold the same shard of the same tensor."""
-    sharded = set()
-    while is_shard(leaf):
-        sharded |= {leaf.axis} if leaf.dim is not None else set()
-        leaf = leaf.local
+    _, sharded = unwrapped(leaf)
     return all(axis.index == 0 or axis in sharded for axis in mesh.axes)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.parallel.collectives import all_gather
-from fnrecipe.parallel.mesh import Axis, Shard, is_shard
+from fnrecipe.parallel.mesh import Shard, is_shard, unwrapped
 from fnrecipe.tree import Tree
 
 
@@ -20,17 +18,15 @@ def whole(values: Tree) -> Tree:
     (Contiguous, because matrix products of the same numbers in another layout may round otherwise.)
     """
     leaves, spec = pytree.tree_flatten(values, is_shard)
-    tensors = [tree.leaves(leaf)[0] for leaf in leaves]
-    cuts = [_cuts(leaf) for leaf in leaves]
-    for depth in range(max(map(len, cuts), default=0)):
-        groups: dict[Axis, list[int]] = defaultdict(list)
-        for number, layers in enumerate(cuts):
-            if depth < len(layers):
-                groups[layers[depth][1]].append(number)
-        for axis, numbers in groups.items():
-            gathered = all_gather([tensors[n] for n in numbers], [cuts[n][depth][0] for n in numbers], axis)
-            for number, tensor in zip(numbers, gathered, strict=True):
-                tensors[number] = tensor
+    found = [unwrapped(leaf) for leaf in leaves]
+    tensors, cuts = [tensor for tensor, _ in found], [axes for _, axes in found]
+    # All tensors are cut over the axes of the mesh in the same order, which those show that are cut over most of them. So the
+    # axes can be gathered one after the other, the one that was cut last first.
+    for axis in reversed(dict.fromkeys(axis for axes in sorted(cuts, key=len, reverse=True) for axis in axes)):
+        numbers = [number for number, axes in enumerate(cuts) if axis in axes]
+        gathered = all_gather([tensors[n] for n in numbers], [cuts[n][axis] for n in numbers], axis)
+        for number, tensor in zip(numbers, gathered, strict=True):
+            tensors[number] = tensor
     return pytree.tree_unflatten([tensor.contiguous() for tensor in tensors], spec)
 
 
@@ -38,11 +34,6 @@ def cut_like(values: Tree, like: Tree) -> Tree:
     """This rank's parts of whole `values`, each cut as the one in its place in `like` is; the inverse of `whole`."""
     parts, spec = pytree.tree_flatten(like, is_shard)
     return pytree.tree_unflatten([_cut(*pair) for pair in zip(tree.leaves(values), parts, strict=True)], spec)
-
-
-def _cuts(leaf: Shard | Tensor) -> list[tuple[int | None, Axis]]:
-    """Dimension and axis of each cut, the last one first."""
-    return [*_cuts(leaf.local), (leaf.dim, leaf.axis)] if isinstance(leaf, Shard) else []
 
 
 def _cut(tensor: Tensor, like: Shard | Tensor) -> Shard | Tensor:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fnrecipe import checkpoint
 from fnrecipe.config.layers import difference, flatten, read_file, values
-from fnrecipe.errors import FnrecipeError, UsageError, one_line
+from fnrecipe.errors import FnrecipeError, UsageError, few
 from fnrecipe.runtime.files import opened
 
 CONFIG, RUN = "config.yaml", "run.json"
@@ -153,12 +153,6 @@ def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) ->
         lines = [f"  {name}: {_show(old.get(name))} there, {_show(new.get(name))} now" for name in facts]
         lines += [f"  {kind}: {few(names)}" for kind, names in kinds.items() if names]
         raise UsageError("\n".join([f"{out}: holds a run {what}; {advice}", *lines]))
-
-
-def few(names: Sequence[str], limit: int = 10) -> str:
-    """The first of the names, and how many there are."""
-    more = f", … ({len(names):,} in all)" if len(names) > limit else ""
-    return ", ".join(map(one_line, names[:limit])) + more
 
 
 def _is_extension(path: str, old: Any, new: Any) -> bool:

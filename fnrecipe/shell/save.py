@@ -6,7 +6,7 @@ import torch
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.data import Cursor, joint
-from fnrecipe.errors import NonFiniteError
+from fnrecipe.errors import NonFiniteError, few
 from fnrecipe.observe import Tick
 from fnrecipe.recipe import C
 from fnrecipe.runtime.gang import all_gather_objects
@@ -37,4 +37,4 @@ def check_finite(session: Session[C], state: State, name: str) -> None:
     mine = [path for path, fine in zip(leaves, good, strict=True) if not fine]
     bad = list(dict.fromkeys(path for paths in all_gather_objects(session.gang, mine) for path in paths))
     if bad:
-        raise NonFiniteError(f"{name} has numbers that are not finite: {run_dir.few(bad, 3)}")
+        raise NonFiniteError(f"{name} has numbers that are not finite: {few(bad, 3)}")

@@ -52,8 +52,7 @@ def _watch(evaluation: Evaluation[C], paths: set[str]) -> Evaluation[C]:
 def warning(recipe: Recipe[Any], config: Any, paths: set[str]) -> str:
     """A line that names what differs from the recipe's own config, is not among the keys read and never will be; or ''."""
     before, now = (values(flatten(unstructure(value), "")) for value in (recipe.config, config))
-    streams = [evaluation.stream for evaluation in recipe.evaluations.values()]
-    names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), *streams])
+    names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), recipe.evaluations])
     found = unread(difference(before, now), paths | read_by_shell(recipe) | tags(config), names)
     listed = ", ".join(found)
     return f"config: expected keys that the recipe {recipe.name} reads, found {listed}, which it ignores" if found else ""

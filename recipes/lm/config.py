@@ -45,14 +45,14 @@ class LMConfig:
     common: CommonSection = field(factory=CommonSection)
 
     def conflicts(self) -> Iterator[Problem]:
-        context, rows, leaves = self.model.config.max_seq_len, self.dataset.batch_size, self.gang.num_microbatches
+        context, rows, microbatches = self.model.config.max_seq_len, self.dataset.batch_size, self.gang.num_microbatches
         if self.dataset.max_seq_len > context:
             expected = f"at most model.config.max_seq_len = {context}"
             yield Problem("dataset.max_seq_len", expected, str(self.dataset.max_seq_len))
-        if rows % leaves:
-            yield Problem("dataset.batch_size", f"a multiple of gang.num_microbatches = {leaves}", str(rows))
-        if self.gang.sharding in ("zero2", "fsdp") and self.dataset.num_lanes % leaves:
-            expected = f"a multiple of gang.num_microbatches = {leaves} for gang.sharding={self.gang.sharding}"
+        if rows % microbatches:
+            yield Problem("dataset.batch_size", f"a multiple of gang.num_microbatches = {microbatches}", str(rows))
+        if self.gang.sharding in ("zero2", "fsdp") and self.dataset.num_lanes % microbatches:
+            expected = f"a multiple of gang.num_microbatches = {microbatches} for gang.sharding={self.gang.sharding}"
             yield Problem("dataset.num_lanes", expected, str(self.dataset.num_lanes))
         if self.model.dtype == "bfloat16" and self.trainer.dtype == "float16":
             yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 from fnrecipe.config import resolve
-from fnrecipe.data import Cursor, Source, Stream, pipe
 from fnrecipe.errors import CheckpointError, DataError, FnrecipeError
 from fnrecipe.recipe import Recipe
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.shell import train as run
 from tests.checkpoints import sign
 from tests.helpers import end, last_step, pairs, start
+from tests.shell.stages import before_batch
 
 SHORT: dict[str, Any] = {
     "regime__num_steps": 4,
@@ -34,18 +33,6 @@ SHORT: dict[str, Any] = {
 def train(texts: Path, out: Path, trained: Recipe[Any] = recipe, **changes: Any) -> int:
     config, _ = resolve(recipe.config, (), pairs(texts, **{**SHORT, **changes}))
     return run.train(trained, config, out)
-
-
-def before_batch(number: int, act: Callable[[], Any]) -> Recipe[Any]:
-    """The recipe, whose stream does something before it gives its batch of that number."""
-
-    def stage(source: Source[Any], cursor: Cursor = None) -> Stream[Any]:
-        for count, entry in enumerate(source(cursor), 1):
-            if count == number:
-                act()
-            yield entry
-
-    return attrs.evolve(recipe, stream=lambda config, place: pipe(recipe.stream(config, place), stage))
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)

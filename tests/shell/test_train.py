@@ -32,6 +32,7 @@ from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
 from fnrecipe.shell.recorders import jsonl as record
 from tests.helpers import pairs, remains, rows
+from tests.shell.stages import before_batch
 
 
 def train(texts: Path, out: Path, trained: Recipe[Any] = recipe, *, with_changes: bool = False, **changes: Any) -> int:
@@ -50,18 +51,6 @@ def checkpoints(out: Path) -> list[int]:
 
 def log(out: Path) -> str:
     return (out / run_dir.log(0)).read_text()
-
-
-def before_batch(number: int, act: Callable[[], Any]) -> Recipe[Any]:
-    """The recipe, whose stream does something before it gives its batch of that number, from 1, of this process."""
-
-    def stage(source: Source[Any], cursor: Cursor = None) -> Stream[Any]:
-        for reached, entry in enumerate(source(cursor), 1):
-            if reached == number:
-                act()
-            yield entry
-
-    return attrs.evolve(recipe, stream=lambda config, place: pipe(recipe.stream(config, place), stage))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from fnrecipe.config.layers import flatten
 from fnrecipe.config.reads import READ_BY_SHELL, recorded
 from fnrecipe.inspect.graph import trace_step
 from fnrecipe.optim.transform import Transform
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.shell import run_dir, start
 from fnrecipe.shell import train as run
@@ -31,6 +31,11 @@ KEYS = sorted(flatten(unstructure(lm.config), ""))
 def sgd(config: Any) -> Transform:
     rate = optim.cosine_annealing(config.optimizer.config.lr, num_warmup_steps=0, num_steps=9, final_scale=0.1)
     return optim.scale_by_learning_rate(rate)
+
+
+def late(config: Any) -> Any:
+    """A loss of an evaluation, which reads its key when it is called: behind the first step."""
+    return lambda params, batch, key: (config.trainer.max_grad_norm, {})
 
 
 mine = attrs.evolve(lm, name="mine", update=sgd)
@@ -62,6 +67,7 @@ def test_no_key_of_the_default_recipe_is_said_to_be_ignored(
     ("recipe", "given", "ignored"),
     [
         (mine, "trainer.max_grad_norm=0.5", "trainer.max_grad_norm"),
+        (attrs.evolve(mine, evaluations={"a": Evaluation(lm.stream, late)}), "trainer.max_grad_norm=0.5", ""),
         (mine, "optimizer.config.weight_decay=0.5", "optimizer.config.weight_decay"),
         (mine, "lr_scheduler.config.final_lr_scale=0.5", "lr_scheduler.config.final_lr_scale"),
         (mine, "optimizer.config.lr=0.5", ""),
