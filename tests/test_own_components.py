@@ -105,7 +105,7 @@ def train(here: Path, *args: str | Path) -> None:
 def test_components_in_files_train_and_go_on_from_their_saved_config(here: Path, texts: Path) -> None:
     train(here, "whole", "--config", *changes(texts))
     found = rows(here / "whole/metrics/train.jsonl")
-    losses = [row["loss"] for row in found]
+    losses = [row["train/loss"] for row in found]
     assert len(losses) == 20
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     assert [row["train/lr"] for row in found] == pytest.approx([0.02 * 0.5 ** (step // 10) for step in range(1, 21)])
@@ -122,7 +122,7 @@ def test_a_family_in_a_file_trains_on_two_ranks_and_from_worker_processes(here: 
     own = {"model__family": "deep/my_model.py", "gang__sharding": "zero2", "dataset__num_workers": 1}
     train(here, "one", "--config", *changes(texts, **{**own, "gang__sharding": "replicate", "dataset__num_workers": 0}))
     train(here, "two", "--nproc", "2", "--config", *changes(texts, **own))
-    one, two = ([row["loss"] for row in rows(here / out / "metrics/train.jsonl")] for out in ("one", "two"))
+    one, two = ([row["train/loss"] for row in rows(here / out / "metrics/train.jsonl")] for out in ("one", "two"))
     assert one == two
 
 
