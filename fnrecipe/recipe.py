@@ -60,6 +60,8 @@ class Recipe(Generic[C]):
 
     config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
     init      (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
+    pretrained  what `init` is given -> parameters that are read from files, placed likewise; None where the config names none.
+              A run that begins has these; `init` only says what they are like. None: the recipe has no such thing
     loss      config -> loss, as in `fnrecipe.loss`
     update    config -> transform, as in `fnrecipe.optim`
     trains    (config, path, parameter) -> whether that is trained, or frozen; the tensor has no numbers (`fnrecipe.optim.Mask`)
@@ -86,6 +88,7 @@ class Recipe(Generic[C]):
     update: Callable[[C], Transform]
     stream: Callable[[C, LaneAssignment], Source[Tree]]
     example: Callable[[C, int], Tree]
+    pretrained: Callable[[C, Tensor, Placement], Tree | None] | None = None
     evaluations: Mapping[str, Evaluation[C]] = attrs.field(factory=dict)
     observers: Callable[[C, Write], Sequence[Observer]] = lambda config, write: ()
     recorders: Callable[[C], Sequence[Recorder]] = lambda config: ()

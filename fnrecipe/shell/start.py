@@ -9,7 +9,8 @@ import torch
 from fnrecipe import checkpoint, tree
 from fnrecipe.build import init_train_state
 from fnrecipe.config import unstructure, yaml
-from fnrecipe.errors import CheckpointError
+from fnrecipe.config.tagged import tagged_sections
+from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import global_slice, is_shard
 from fnrecipe.recipe import C
@@ -30,14 +31,16 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
         UsageError: if it was made from other data, unless `with_changes`.
     """
     display, out = session.display, session.out
-    state = init_train_state(session.recipe, session.config, session.mesh, session.device)
+    found = checkpoint.newest(out / run_dir.CHECKPOINTS, display.line, session.gang)
+    if found is None:
+        _tell_weights(session)
+    state = init_train_state(session.recipe, session.config, session.mesh, session.device, pretrained=found is None)
     size = sum(global_slice(leaf)[0].numel() for leaf in tree.leaves(state.params, is_shard))
     ranks = "" if session.gang.alone else f", {session.gang.size} ranks"
     where = f"{session.device.type} ({torch.get_num_threads()} threads{ranks})"
     display.line(f"{session.recipe.name}: {size:,} parameters on {where}, in {out}")
     if TOKENIZER in session.facts:
         display.line(f"tokenizer: {session.facts[TOKENIZER]}")
-    found = checkpoint.newest(out / run_dir.CHECKPOINTS, display.line, session.gang)
     if found is not None:
         if not with_changes:
             run_dir.check_identity(out, found.files, session.facts)
@@ -51,6 +54,20 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
     if session.gang.leads:
         checkpoint.tidy(out / run_dir.CHECKPOINTS, step)
     return Tick(step, cursor, states=[state])
+
+
+def _tell_weights(session: Session[C]) -> None:
+    """A line for each section of the config that names weights to begin with.
+
+    Raises:
+        UsageError: if the recipe does not read any.
+    """
+    named = {path: weights for path, section in tagged_sections(session.config) if (weights := getattr(section, "path", None))}
+    for path, weights in named.items():
+        if session.recipe.pretrained is None:
+            expected = f"null: the recipe {session.recipe.name} has no `pretrained`, which reads weights"
+            raise UsageError(f"{path}.path: expected {expected}; found {weights}")
+        session.display.line(f"weights: {weights}")
 
 
 def write_facts(session: Session[C]) -> None:
