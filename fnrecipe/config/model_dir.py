@@ -100,6 +100,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def token_text(token: object) -> str:
+    """The text of a token in a tokenizer_config.json, where it may stand with its properties; empty if there is none."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
 def _hugging_face(directory: Path, families: Kind[Family[AttrsInstance]]) -> Described:
     path = directory / HUGGING_FACE
     values = read_json(path)
@@ -127,14 +133,8 @@ def _tokenizer_beside(directory: Path) -> dict[str, object]:
         return {}
     path = directory / TOKENIZER_CONFIG
     told = read_json(path) if path.is_file() else {}
-    ends = {name: _content(told.get(name)) for name in ("bos_token", "eos_token")}
+    ends = {name: token_text(told.get(name)) for name in ("bos_token", "eos_token")}
     return {"family": "hf", "path": str(directory / TOKENIZER), **{name: text for name, text in ends.items() if text}}
-
-
-def _content(token: object) -> str:
-    """The text of a token, which may be written with its properties."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else ""
 
 
 def _run(directory: Path, families: Kind[Family[AttrsInstance]]) -> Described:

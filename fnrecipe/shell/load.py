@@ -27,15 +27,17 @@ _log = logging.getLogger(__name__)
 
 
 class LoadedRun(NamedTuple):
-    """The recipe and the config of a run, and the parameters of its newest whole checkpoint: whole tensors on the CPU."""
+    """The recipe and the config of a run, and the parameters of a checkpoint: whole tensors on the CPU."""
 
     recipe: Recipe[Any]
     config: Any
     params: Tree
 
 
-def load(run: str | Path, recipe: Recipe[Any] | str | None = None) -> LoadedRun:
+def load(run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int | None = None) -> LoadedRun:
     """The run in the output directory `run`, whatever number of processes trained it and however they cut its state.
+
+    The parameters are those of its newest whole checkpoint, or of the one of `step`.
 
     The recipe is found by its name in `run.json`, and its code runs, as it does to train it. Where it is somewhere else by now,
     or for a run of somebody whom you do not trust, give the `recipe`, or a name by which `fnrecipe train` finds one.
@@ -49,10 +51,16 @@ def load(run: str | Path, recipe: Recipe[Any] | str | None = None) -> LoadedRun:
     if not (out / run_dir.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
     config, _ = resolve(found.config, [out / run_dir.CONFIG])
+    return LoadedRun(found, config, _params(found, config, _checkpoint(out, step)))
+
+
+def _checkpoint(out: Path, step: int | None) -> Checkpoint:
+    if step is not None:
+        return checkpoint.of_step(out / run_dir.CHECKPOINTS, step)
     newest = checkpoint.newest(out / run_dir.CHECKPOINTS, _log.warning)
     if newest is None:
         raise CheckpointError(f"{out}: expected a checkpoint, found none")
-    return LoadedRun(found, config, _params(found, config, newest))
+    return newest
 
 
 def _recorded(out: Path) -> Recipe[Any]:
