@@ -12,14 +12,27 @@ from torch._C._functorch import is_batchedtensor
 torch.library.define("fnrecipe::optimization_barrier", "(Tensor value, Tensor earlier) -> Tensor")
 torch.library.define("fnrecipe::opaque_clone", "(Tensor value) -> Tensor")
 torch.library.define("fnrecipe::keep_alive", "(Tensor(a!) gathered, Tensor sent) -> ()")
+torch.library.define(
+    "fnrecipe::efficient_attention_backward",
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor cumulative, int longest, Tensor logsumexp,"
+    " Tensor seed, Tensor offset, float scale, int? window) -> (Tensor, Tensor, Tensor)",
+)
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
 opaque_clone = torch.ops.fnrecipe.opaque_clone
 """A copy of a value by a kernel of its own: Inductor does not fuse it into the kernels that read it."""
 keep_alive = torch.ops.fnrecipe.keep_alive
 """Does nothing, but counts as a read of `sent`, which stays allocated until here, and as a write into `gathered`."""
+efficient_attention_backward = torch.ops.fnrecipe.efficient_attention_backward
+"""The backward kernel of the memory-efficient attention, for ragged rows [1, N, H, E], causal, within `window` positions.
+
+torch's own function of shapes for it lacks two of its arguments (2.11 to 2.13), so it cannot be traced as it is.
+"""
 mm = torch.ops.fnrecipe.mm
 """The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
+
+CAUSAL = 2
+"""The memory-efficient kernel's number for a causal mask, of sequences whose last query is that of the last key."""
 
 
 def may_be_differentiated(value: Tensor) -> bool:
@@ -55,6 +68,27 @@ def _barrier_by_vmap(info: object, dims: Sequence[int | None], value: Tensor, ea
     return optimization_barrier(value, earlier), dims[0]
 
 
+def _efficient_attention_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    cumulative: Tensor,
+    longest: int,
+    logsumexp: Tensor,
+    seed: Tensor,
+    offset: Tensor,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, ...]:
+    inputs = gradient, query, key, value, None, out, cumulative, cumulative, longest, longest, logsumexp, 0.0, seed, offset
+    found: tuple[Tensor, ...] = torch.ops.aten._efficient_attention_backward(
+        *inputs, CAUSAL, False, scale=scale, window_size=window
+    )
+    return found[:3]
+
+
 def _mm_by_onednn(left: Tensor, right: Tensor) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right.t(), None, "none", [], "")
     return product
@@ -69,6 +103,12 @@ torch.library.register_fake("fnrecipe::opaque_clone", torch.empty_like)
 
 torch.library.impl("fnrecipe::keep_alive", "CompositeExplicitAutograd", lambda gathered, sent: None)
 torch.library.register_fake("fnrecipe::keep_alive", lambda gathered, sent: None)
+
+torch.library.impl("fnrecipe::efficient_attention_backward", "CompositeExplicitAutograd", _efficient_attention_backward)
+torch.library.register_fake(
+    "fnrecipe::efficient_attention_backward",
+    lambda _, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value))),
+)
 
 torch.library.impl("fnrecipe::mm", "CPU", _mm_by_onednn)
 torch.library.register_fake("fnrecipe::mm", lambda left, right: left.new_empty(left.shape[0], right.shape[1]))

@@ -16,13 +16,19 @@ Tree: TypeAlias = Any
 C = TypeVar("C", bound=type)
 
 
+STATIC = {"static": True}
+"""Metadata of a field that is no child of a `node` but part of its structure: it is compared, and no tensor."""
+
+
 def node(cls: C) -> C:
-    """Class decorator: registers a frozen attrs class as a tree whose children are its fields."""
-    names = [field.name for field in attrs.fields(cls)]
+    """Class decorator: registers a frozen attrs class as a tree whose children are its fields, but for the `STATIC` ones."""
+    fields = attrs.fields(cls)
+    names = [field.name for field in fields if not field.metadata.get("static")]
+    static = [field.name for field in fields if field.metadata.get("static")]
     pytree.register_pytree_node(
         cls,
-        lambda value: ([getattr(value, name) for name in names], None),
-        lambda children, _: cls(**dict(zip(names, children, strict=True))),
+        lambda value: ([getattr(value, name) for name in names], tuple((name, getattr(value, name)) for name in static)),
+        lambda children, context: cls(**dict(zip(names, children, strict=True)), **dict(context)),
         serialized_type_name=f"fnrecipe.{cls.__name__}",
         flatten_with_keys_fn=lambda value: ([(pytree.GetAttrKey(n), getattr(value, n)) for n in names], None),
     )

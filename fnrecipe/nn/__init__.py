@@ -23,5 +23,6 @@ from fnrecipe.nn.linear import logits as logits
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits as DeferredLogits
 from fnrecipe.nn.norm import rms_norm as rms_norm
 from fnrecipe.nn.policy import Policy as Policy
+from fnrecipe.nn.rotary import llama3_scaled as llama3_scaled
 from fnrecipe.nn.rotary import rotary as rotary
 from fnrecipe.nn.rotary import rotate as rotate

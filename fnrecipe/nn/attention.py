@@ -1,11 +1,12 @@
 """Causal attention in packed rows. The mask is made once for all layers, in the form that the device's kernel takes.
 
-`attention_mask` chooses a kernel by device and by scope; `attention` runs the kernel of the mask that it gets. B rows, T
+`attention_mask` chooses a kernel by device, scope and window; `attention` runs the kernel of the mask that it gets. B rows, T
 positions, H heads, G key-value heads, E head width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
@@ -20,7 +21,7 @@ from torch._functorch.autograd_function import VmapInfo
 from torch.func import vjp
 
 from fnrecipe import tree
-from fnrecipe.nn.block_mask import BlockMask, block_mask, flex_backward, flex_forward
+from fnrecipe.nn.ragged import RaggedMask, ragged_backward, ragged_forward, ragged_mask
 from fnrecipe.ops import Context
 
 aten = torch.ops.aten
@@ -43,43 +44,58 @@ class BiasMask:
     bias: Tensor
 
 
-AttentionMask: TypeAlias = CausalMask | BiasMask | BlockMask
+AttentionMask: TypeAlias = CausalMask | BiasMask | RaggedMask
 """Which positions each position attends to, as a tree of tensors."""
 
 
-def attention_mask(segments: Tensor, scope: AttentionScope, dtype: torch.dtype) -> AttentionMask:
-    """The mask of rows of segments, int64 [B, T], for attention in `dtype`: dense on the CPU, lists of blocks elsewhere."""
-    if scope == "row":
+def attention_mask(
+    segments: Tensor,
+    scope: AttentionScope,
+    dtype: torch.dtype,
+    window: int | None = None,
+    max_documents: int | None = None,
+) -> AttentionMask:
+    """The mask of rows of segments, int64 [B, T], for attention in `dtype`: dense on the CPU, bounds of documents elsewhere.
+
+    A position attends to at most `window` positions, of which it is the last; None: to all before it. `max_documents` bounds
+    the documents of a row; None: each position may be one, which is right for any row, and slow on a GPU.
+    """
+    length = segments.shape[1]
+    window = None if window is None or window >= length else window
+    if scope == "row" and window is None:
         return CausalMask()
+    segments = torch.zeros_like(segments) if scope == "row" else segments
     if segments.device.type != "cpu":
-        return block_mask(segments)
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    return BiasMask(torch.where(same, 0.0, -torch.inf).to(dtype))
+        return ragged_mask(segments, 1 if scope == "row" else max_documents or length, window)
+    seen = segments[:, None, :, None] == segments[:, None, None, :]
+    if window is not None:
+        seen = seen & _near(length, window, segments.device)
+    return BiasMask(torch.where(seen, 0.0, -torch.inf).to(dtype))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
     """Softmax attention with grouped key-value heads, [B, H, T, E]; query [B, H, T, E], key and value [B, G, T, E].
 
-    The first derivative is a kernel's, the second that of the formula; with `CausalMask` on a GPU torch has no second one.
+    `scale` multiplies the scores; None: 1 / √E. The first derivative is a kernel's, the second that of the formula; with
+    `CausalMask` on a GPU torch has no second one.
     """
-    half, on_cpu = query.dtype.itemsize < 4, query.device.type == "cpu"
-    if isinstance(mask, CausalMask) and not on_cpu:
-        # For float32 and float64 torch has no fused kernel with grouped heads, and would allocate T x T scores.
-        key, value = (x if half else _repeated(x, query.shape[1]) for x in (key, value))
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=half)
-    if on_cpu and half:
-        # Given grouped heads, the CPU's kernel sums the gradients of a group in the dtype of its inputs: in bfloat16, with 8
-        # queries a key, that is twice the error (0.0097 instead of 0.0049).
+    half, on_cpu = query.dtype.itemsize < 4, query.device.type == "cpu" and not isinstance(mask, RaggedMask)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if half == on_cpu:
+        # On a GPU only the kernels for half precision have grouped heads. Those of the CPU do, but sum the gradients of a group
+        # in the dtype of their inputs: in bfloat16, with 8 queries a key, that is twice the error (0.0097 instead of 0.0049).
         key, value = (_repeated(x, query.shape[1]) for x in (key, value))
+    if isinstance(mask, CausalMask) and not on_cpu:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=half)
     leaves, spec = pytree.tree_flatten(mask)
-    mixed: Tensor = _Attention.apply(spec, query, key, value, *leaves)[0]  # type: ignore[no-untyped-call]
+    mixed: Tensor = _Attention.apply((spec, scale), query, key, value, *leaves)[0]  # type: ignore[no-untyped-call]
     return mixed
 
 
-def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention by its definition, softmax(query keyᵀ / √E) value, over the pairs in mask, bool [B or 1, 1, T, T]."""
+def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention by its definition, softmax(scale · query keyᵀ) value, over the pairs in mask, bool [B or 1, 1, T, T]."""
     key, value = (_repeated(x, query.shape[1]) for x in (key, value))
-    scores = query @ key.mT * query.shape[-1] ** -0.5
+    scores = query @ key.mT * scale
     return torch.where(mask, scores, -torch.inf).softmax(-1) @ value
 
 
@@ -88,32 +104,44 @@ def _repeated(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
-def _dense_mask(mask: AttentionMask, length: int, device: torch.device) -> Tensor:
+def _near(length: int, window: int, device: torch.device) -> Tensor:
+    """Whether a key is among the `window` last positions up to the query, or behind it, bool [T, T]."""
+    number = torch.arange(length, device=device)
+    return number[:, None] - number < window
+
+
+def dense_mask(mask: AttentionMask, length: int, device: torch.device) -> Tensor:
+    """The pairs of positions, query and key, that a mask lets see each other, bool [B or 1, 1, T, T]."""
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if isinstance(mask, CausalMask):
         return causal
     if isinstance(mask, BiasMask):
         return causal & (mask.bias == 0)
-    return causal & (mask.segments[:, None, :, None] == mask.segments[:, None, None, :])
+    seen = causal & (mask.numbers[:, None, :, None] == mask.numbers[:, None, None, :])
+    return seen if mask.window is None else seen & _near(length, mask.window, device)
 
 
-def _forward(mask: AttentionMask, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention, and the logsumexp of its scores in the form that the backward kernel takes."""
-    if isinstance(mask, BlockMask):
-        return flex_forward(mask, query, key, value)
+def _forward(mask: AttentionMask, scale: float, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """Attention, then what the backward kernel needs of it."""
+    if isinstance(mask, RaggedMask):
+        return ragged_forward(mask, query, key, value, scale)
     # Given a mask and `is_causal`, the kernel skips what lies above the diagonal: the same bits for half of the work.
     # `scaled_dot_product_attention` refuses to pass both on. Batched products with explicit scores are no faster on short rows.
-    output: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, True, attn_mask=_bias(mask)
+    output: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, True, attn_mask=_bias(mask), scale=scale
     )
     return output
 
 
-def _backward(mask: AttentionMask, gradient: Tensor, mixed: Tensor, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    if isinstance(mask, BlockMask):
-        return flex_backward(mask, gradient, mixed, logsumexp, *inputs)
+def _backward(
+    mask: AttentionMask, scale: float, gradient: Tensor, mixed: Tensor, others: Sequence[Tensor], *inputs: Tensor
+) -> tuple[Tensor, ...]:
+    if isinstance(mask, RaggedMask):
+        query, key, value = inputs
+        return ragged_backward(mask, scale, gradient, mixed, others, query, key, value)
+    (logsumexp,) = others
     gradients: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        gradient, *inputs, mixed, logsumexp, 0.0, True, attn_mask=_bias(mask)
+        gradient, *inputs, mixed, logsumexp, 0.0, True, attn_mask=_bias(mask), scale=scale
     )
     return gradients
 
@@ -122,92 +150,100 @@ def _bias(mask: CausalMask | BiasMask) -> Tensor | None:
     return mask.bias if isinstance(mask, BiasMask) else None
 
 
-# Two Functions of our own, because the kernels have no rules under `torch.func`: neither FlexAttention's two operations nor a
-# second derivative of the CPU's flash attention. What runs in a `forward` is below all transforms, where `make_fx` records the
-# kernels. `_Attention` differentiates to `_Gradient`, which is a kernel; `_Gradient` differentiates to the formula, T x T. A
-# mask is a tree, so the Functions get its leaves and its structure. `vmap` is more rows.
+# Two Functions of our own, because the kernels have no rules under `torch.func`: neither those for ragged rows nor a second
+# derivative of the CPU's flash attention. What runs in a `forward` is below all transforms: there `make_fx` records kernels.
+# `_Attention` differentiates to `_Gradient`, which is a kernel; `_Gradient` differentiates to the formula, T x T. A mask is a
+# tree, so the Functions get its structure, with the scale, and its leaves. `vmap` is more rows on the CPU; what ragged kernels
+# keep for the gradient has no rows, so there it is a loop.
 
-Inputs: TypeAlias = tuple[pytree.TreeSpec, *tuple[Tensor, ...]]
-"""The structure of a mask, then tensors, of which the last are the mask's leaves."""
+Static: TypeAlias = tuple[pytree.TreeSpec, float]
+"""The structure of a mask, and the scale."""
+
+Inputs: TypeAlias = tuple[Static, Tensor, Tensor, Tensor, *tuple[Tensor, ...]]
+"""Then query, key, value and the mask's leaves."""
+
+GradientInputs: TypeAlias = tuple[Static, Tensor, Tensor, Tensor, Tensor, Tensor, *tuple[Tensor, ...]]
+"""Then the gradient, query, key, value, the attention, what else its kernel gave, and the mask's leaves."""
 
 Batched: TypeAlias = tuple[tuple[Tensor, ...], tuple[int, ...]]
 """Results of `vmap`, and the dimension of each along which it maps."""
 
 
 class _Context(Context, Protocol):
-    spec: pytree.TreeSpec
+    static: Static
+    num_others: int
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(spec: pytree.TreeSpec, query: Tensor, key: Tensor, value: Tensor, *leaves: Tensor) -> tuple[Tensor, Tensor]:
-        return _forward(pytree.tree_unflatten(leaves, spec), query, key, value)
+    def forward(static: Static, query: Tensor, key: Tensor, value: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+        spec, scale = static
+        return _forward(pytree.tree_unflatten(leaves, spec), scale, query, key, value)
 
     @staticmethod
-    def setup_context(ctx: _Context, inputs: Inputs, output: tuple[Tensor, Tensor]) -> None:
-        ctx.spec = inputs[0]
-        ctx.mark_non_differentiable(output[1])
+    def setup_context(ctx: _Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
+        ctx.static, query, key, value, *leaves = inputs
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output, *inputs[1:])
+        ctx.save_for_backward(query, key, value, *output, *leaves)
 
     @staticmethod
-    def backward(ctx: _Context, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        num_leaves = ctx.static[0].num_leaves
         if gradient is None:  # in a second derivative, all of which comes from `_Gradient`
-            return (None,) * (4 + ctx.spec.num_leaves)
-        gradients = _Gradient.apply(ctx.spec, gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return None, *gradients, *[None] * ctx.spec.num_leaves
+            return (None,) * (4 + num_leaves)
+        gradients = _Gradient.apply(ctx.static, gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return None, *gradients, *[None] * num_leaves
 
     @staticmethod
-    def vmap(info: VmapInfo, dims: Sequence[int | None], spec: pytree.TreeSpec, *tensors: Tensor) -> Batched:
-        return _as_rows(_Attention, info.batch_size, dims[1:], spec, tensors)
+    def vmap(info: VmapInfo, dims: Sequence[int | None], static: Static, *tensors: Tensor) -> Batched:
+        return _mapped(_Attention, info.batch_size, dims[1:], static, tensors)
 
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(
-        spec: pytree.TreeSpec,
-        gradient: Tensor,
-        mixed: Tensor,
-        logsumexp: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *leaves: Tensor,
+        static: Static, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, *others: Tensor
     ) -> tuple[Tensor, ...]:
-        return _backward(pytree.tree_unflatten(leaves, spec), gradient, mixed, logsumexp, query, key, value)
+        spec, scale = static
+        num_others = len(others) - spec.num_leaves
+        mask = pytree.tree_unflatten(others[num_others:], spec)
+        return _backward(mask, scale, gradient, mixed, others[:num_others], query, key, value)
 
     @staticmethod
-    def setup_context(ctx: _Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
-        ctx.spec = inputs[0]
-        gradient, _, _, *others = inputs[1:]
-        ctx.save_for_backward(gradient, *others)
+    def setup_context(ctx: _Context, inputs: GradientInputs, output: tuple[Tensor, ...]) -> None:
+        ctx.static, gradient, query, key, value, _, *others = inputs
+        ctx.num_others = len(others) - ctx.static[0].num_leaves
+        ctx.save_for_backward(gradient, query, key, value, *others[ctx.num_others :])
 
     @staticmethod
     def backward(ctx: _Context, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         # An argument without a gradient may still be wrapped by a functorch level that has exited.
         gradient, query, key, value, *leaves = [unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]
-        mask = _dense_mask(pytree.tree_unflatten(leaves, ctx.spec), query.shape[2], query.device)
+        spec, scale = ctx.static
+        mask = dense_mask(pytree.tree_unflatten(leaves, spec), query.shape[2], query.device)
 
         def pullback(gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            gradients: tuple[Tensor, ...] = vjp(partial(formula, mask=mask), *inputs)[1](gradient)
+            gradients: tuple[Tensor, ...] = vjp(partial(formula, mask=mask, scale=scale), *inputs)[1](gradient)
             return gradients
 
-        of_gradient, *of_inputs = vjp(pullback, gradient, query, key, value)[1](slopes)
-        return None, of_gradient, None, None, *of_inputs, *[None] * len(leaves)
+        of_inputs = vjp(pullback, gradient, query, key, value)[1](slopes)
+        return None, *of_inputs, *[None] * (1 + ctx.num_others + len(leaves))
 
     @staticmethod
-    def vmap(info: VmapInfo, dims: Sequence[int | None], spec: pytree.TreeSpec, *tensors: Tensor) -> Batched:
-        return _as_rows(_Gradient, info.batch_size, dims[1:], spec, tensors)
+    def vmap(info: VmapInfo, dims: Sequence[int | None], static: Static, *tensors: Tensor) -> Batched:
+        return _mapped(_Gradient, info.batch_size, dims[1:], static, tensors)
 
 
-def _as_rows(
-    function: type[torch.autograd.Function],
-    size: int,
-    dims: Sequence[int | None],
-    spec: pytree.TreeSpec,
-    tensors: Sequence[Tensor],
+def _mapped(
+    function: type[torch.autograd.Function], size: int, dims: Sequence[int | None], static: Static, tensors: Sequence[Tensor]
 ) -> Batched:
-    """`function` under `vmap` over an axis of `size`: that axis becomes more rows."""
+    """`function` under `vmap` over an axis of `size`."""
+    if static[0].type is RaggedMask:
+        turns = [[x if dim is None else x.select(dim, i) for x, dim in zip(tensors, dims, strict=True)] for i in range(size)]
+        found = [function.apply(static, *turn) for turn in turns]  # type: ignore[no-untyped-call]
+        results = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+        return results, (0,) * len(results)
     stacked = [x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, dims, strict=True)]
-    results = function.apply(spec, *(x.flatten(0, 1) for x in stacked))  # type: ignore[no-untyped-call]
-    return tuple(x.unflatten(0, (size, -1)) for x in results), (0,) * len(results)
+    rows = function.apply(static, *(x.flatten(0, 1) for x in stacked))  # type: ignore[no-untyped-call]
+    return tuple(x.unflatten(0, (size, -1)) for x in rows), (0,) * len(rows)

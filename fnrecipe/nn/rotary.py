@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary(
+    positions: Tensor, width: int, theta: float, scaled: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines, float32 [B, 1, T, E], of rotary positions (Su et al. 2021, arXiv:2104.09864); positions [B, T].
 
-    The first half of the sines is negative, as `rotate` needs it.
+    The first half of the sines is negative, as `rotate` needs it. `scaled`: of the frequencies [E / 2], in radians a position.
     """
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
     # Inductor materialises a value of several readers if an `exp` is in it; cosines of a power it would compute again in each
     # kernel that rotates (33 of a step's 860 ms on a CPU). So the frequencies are an `exp`, not a power.
-    angles = positions[:, None, :, None].float() * torch.exp(exponents * -math.log(theta))
+    frequencies = torch.exp(exponents * -math.log(theta))
+    angles = positions[:, None, :, None].float() * (scaled(frequencies) if scaled else frequencies)
     cosines, sines = angles.cos(), angles.sin()
     return torch.cat([cosines, cosines], -1), torch.cat([-sines, sines], -1)
+
+
+def llama3_scaled(
+    frequencies: Tensor,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
+) -> Tensor:
+    """Frequencies for a context that is `factor` times as long (Grattafiori et al. 2024, arXiv:2407.21783).
+
+    What turns less than `low_freq_factor` times in the original context is divided by `factor`, what turns more than
+    `high_freq_factor` times is kept; between the two the share of what is kept grows with the number of turns.
+    """
+    turns = original_max_position_embeddings / (2 * math.pi) * frequencies
+    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return (1 - kept) * frequencies / factor + kept * frequencies
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate, groupby
 from typing import Any
 
 import pytest
@@ -15,16 +16,31 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
 from fnrecipe.compiler import trace
-from fnrecipe.nn import block_mask
-from fnrecipe.nn.attention import AttentionMask, CausalMask, attention, attention_mask
+from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask
+from fnrecipe.nn.ragged import ragged_mask
 from tests.helpers import assert_close, assert_same_bits
+from tests.nn import ragged_kernels
 
-ROWS, LENGTH, HEADS, WIDTH = 2, 24, 4, 4
+ROWS, LENGTH, HEADS, WIDTH, WINDOW = 2, 24, 4, 4, 5
+
+
+def _dense(scope: AttentionScope, window: int | None = None) -> Callable[[Tensor], AttentionMask]:
+    return lambda segments: attention_mask(segments, scope, torch.float64, window)
+
+
 MASKS: dict[str, Callable[[Tensor], AttentionMask]] = {
-    "mask": lambda segments: attention_mask(segments, "document", torch.float64),
-    "blocks": block_mask.block_mask,
-    "row": lambda segments: CausalMask(),
+    "mask": _dense("document"),
+    "mask, window": _dense("document", WINDOW),
+    "ragged": lambda segments: ragged_mask(segments, LENGTH),
+    "ragged, window": lambda segments: ragged_mask(segments, LENGTH, WINDOW),
+    "row": _dense("row"),
+    "row, window": _dense("row", WINDOW),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> Iterator[None]:
+    yield from ragged_kernels.registered()
 
 
 def segments_of(*rows: list[int], length: int = LENGTH) -> Tensor:
@@ -49,7 +65,7 @@ def inputs(groups: int, dtype: torch.dtype = torch.float64, length: int = LENGTH
     return query, key, value
 
 
-def by_definition(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Tensor:
+def by_definition(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int = LENGTH) -> Tensor:
     """One position and head after the other."""
     groups, rows = query.shape[1] // key.shape[1], []
     for row in range(len(query)):
@@ -57,12 +73,17 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -
         for head in range(query.shape[1]):
             keys, values, places = key[row, head // groups], value[row, head // groups], []
             for place, number in enumerate(segments[row].tolist()):
-                seen = [other for other in range(place + 1) if segments[row, other] == number]
+                seen = [other for other in range(max(place + 1 - window, 0), place + 1) if segments[row, other] == number]
                 scores = keys[seen] @ query[row, head, place] / query.shape[-1] ** 0.5
                 places.append(torch.softmax(scores, 0) @ values[seen])
             heads.append(torch.stack(places))
         rows.append(torch.stack(heads))
     return torch.stack(rows)
+
+
+def seen_by(kind: str, segments: Tensor) -> tuple[Tensor, int]:
+    """Segments and window for the definition."""
+    return torch.zeros_like(segments) if "row" in kind else segments, WINDOW if "window" in kind else LENGTH
 
 
 WEIGHTS = torch.randn(ROWS, HEADS, LENGTH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
@@ -84,7 +105,7 @@ def with_gradients(function: Callable[..., Tensor], *args: Any) -> Any:
 def test_values_and_gradients_are_those_of_the_definition(kind: str, segments: Tensor, groups: int) -> None:
     found = with_gradients(attention, *inputs(groups), MASKS[kind](segments))
 
-    expected = with_gradients(by_definition, *inputs(groups), torch.zeros_like(segments) if kind == "row" else segments)
+    expected = with_gradients(by_definition, *inputs(groups), *seen_by(kind, segments))
     assert_close(found, expected, 1e-12)
 
 
@@ -126,8 +147,7 @@ def test_the_second_derivative_composes_with_a_trace(kind: str) -> None:
 
     args = inputs(2)
     graph, _ = trace(ours, (*args, EXAMPLE))
-    seen = torch.zeros_like(EXAMPLE) if kind == "row" else EXAMPLE
-    expected = curvature(by_definition, *args, seen)
+    expected = curvature(by_definition, *args, *seen_by(kind, EXAMPLE))
     assert_close(graph(*args, EXAMPLE)[0], expected, 1e-10)
     assert_close(ours(*args, EXAMPLE), expected, 1e-10)
 
@@ -158,8 +178,38 @@ def test_heads_are_not_repeated_and_what_lies_above_the_diagonal_is_left_out() -
     assert kernels(torch.bfloat16) == [(1, True), (HEADS, True)]
 
 
-def test_half_precision_stays_near_the_definition() -> None:
+@pytest.mark.parametrize("ragged", [False, True])
+def test_half_precision_stays_near_the_definition(ragged: bool) -> None:
     args = inputs(1)
-    found = with_gradients(attention, *(x.bfloat16() for x in args), attention_mask(EXAMPLE, "document", torch.bfloat16))
+    mask = ragged_mask(EXAMPLE, 4) if ragged else attention_mask(EXAMPLE, "document", torch.bfloat16)
+    found = with_gradients(attention, *(x.bfloat16() for x in args), mask)
     expected = with_gradients(by_definition, *args, EXAMPLE)
     assert_close([*(x.double() for x in found[0]), found[1].double()], [*expected[0], expected[1]], 0.02)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_the_scale_multiplies_the_scores(kind: str) -> None:
+    query, key, value = inputs(2)
+    mask = MASKS[kind](EXAMPLE)
+    found = with_gradients(partial(attention, scale=0.25), query, key, value, mask)
+    assert_close(found, with_gradients(lambda q, *others: attention(q * 0.5, *others), query, key, value, mask), 1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(segments=layouts(), spare=st.integers(0, 3))
+def test_documents_of_a_row_are_its_runs_and_those_that_are_not_there_are_empty(segments: Tensor, spare: int) -> None:
+    runs = [[len(list(run)) for _, run in groupby(row)] for row in segments.tolist()]
+    limit = max(map(len, runs)) + spare
+
+    mask = ragged_mask(segments, limit)
+
+    expected = [0]
+    for row in runs:
+        sizes = [*row, *[0] * (limit - len(row))]
+        expected += [expected[-1] + end for end in accumulate(sizes)]
+    assert mask.cumulative.tolist() == expected
+    assert mask.cumulative.dtype == torch.int32
+
+
+def test_padding_behind_as_many_documents_as_a_row_may_have_joins_the_last_of_them() -> None:
+    assert ragged_mask(segments_of([5, 1, 9], [24]), 3).cumulative.tolist() == [0, 5, 6, 24, 48, 48, 48]

@@ -9,14 +9,16 @@ from attrs import field, frozen
 from fnrecipe.config.affects import CUT
 from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.errors import Problem
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, fixed, reader, rope, same, stored, writer
 from fnrecipe.models.model import Family
+from fnrecipe.models.rope import RopeScaling
 
 
 @frozen
 class LlamaConfig:
     """Shape of a Llama decoder. `ffn_inner_dim` is the width itself: no factor of 2/3 is applied to it.
 
-    `head_dim`: width of a head; null: model_dim / num_attn_heads.
+    `head_dim`: width of a head; null: model_dim / num_attn_heads. `rope_scaling`: null: as in the first two Llamas.
     """
 
     vocab_size: PositiveInt = field(default=32000, metadata=CUT)
@@ -29,6 +31,7 @@ class LlamaConfig:
     ffn_inner_dim: PositiveInt = field(default=11008, metadata=CUT)
     tied_embeddings: bool = False
     rope_theta: Positive = 10000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: Positive = 1e-5
     init_std: Positive = 0.02
 
@@ -82,6 +85,7 @@ ARCHS = {
         ffn_inner_dim=8192,
         tied_embeddings=True,
         rope_theta=500_000.0,
+        rope_scaling=RopeScaling(factor=32.0),
     ),
     "llama3_2_3b": LlamaConfig(
         vocab_size=128256,
@@ -94,6 +98,7 @@ ARCHS = {
         ffn_inner_dim=8192,
         tied_embeddings=True,
         rope_theta=500_000.0,
+        rope_scaling=RopeScaling(factor=32.0),
     ),
     "smollm2_135m": LlamaConfig(
         vocab_size=49152,
@@ -107,6 +112,20 @@ ARCHS = {
         rope_theta=100_000.0,
     ),
 }
-"""By the shapes that were published; rotary frequencies are not scaled, as those of Llama 3.2 are."""
+"""By the shapes that were published."""
 
-family = Family(config=LlamaConfig, archs=ARCHS, parameters=num_parameters)
+KEYS = (
+    same(defaults={"num_attention_heads": 32, "num_key_value_heads": None, "rms_norm_eps": 1e-6}),
+    rope(),
+    fixed(hidden_act="silu", attention_bias=False, mlp_bias=False),
+)
+
+hugging_face = HuggingFace(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    tensors=lambda config: stored(DECODER_NAMES, tied=config.tied_embeddings),
+    read_config=reader(LlamaConfig, *KEYS),
+    write_config=writer(*KEYS),
+)
+
+family = Family(config=LlamaConfig, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)

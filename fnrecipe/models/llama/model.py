@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import attrs
 import torch
 from torch import Tensor
 
 from fnrecipe import nn, random, tree
 from fnrecipe.models.flops import TokenFlops, token_flops
-from fnrecipe.models.llama.config import ARCHS, LlamaConfig, num_parameters
+from fnrecipe.models.llama.config import LlamaConfig, family
 from fnrecipe.models.model import Model
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask
 from fnrecipe.nn.policy import Policy
@@ -101,7 +102,8 @@ def apply(
     """
     if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    angles = nn.rotary(positions, config.head_width, config.rope_theta)
+    scaled = partial(nn.llama3_scaled, **attrs.asdict(config.rope_scaling)) if config.rope_scaling else None
+    angles = nn.rotary(positions, config.head_width, config.rope_theta, scaled)
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = nn.embedding(tokens, outer["embedding"])
     x = x.to(policy.dtype or x.dtype)
@@ -169,4 +171,4 @@ def rules(config: LlamaConfig) -> Mapping[str, int]:
     return TENSOR_RULES
 
 
-model = Model(config=LlamaConfig, archs=ARCHS, parameters=num_parameters, init=init, apply=apply, flops=flops, rules=rules)
+model = Model(**attrs.asdict(family, recurse=False), init=init, apply=apply, flops=flops, rules=rules)

@@ -1,0 +1,127 @@
+"""Attention within documents by kernels for sequences of different lengths, for GPUs: no pair of two documents is computed.
+
+These are torch's own kernels behind nested tensors: FlashAttention 2 (Dao 2023, arXiv:2307.08691) in half precision, the
+memory-efficient kernel (Rabe & Staats 2021, arXiv:2112.05682) in float32. They are plain operations of a graph, so they are
+traced, compiled around and captured in CUDA graphs as any other. B rows, T positions, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fnrecipe import tree
+from fnrecipe.ops import CAUSAL, efficient_attention_backward
+
+aten = torch.ops.aten
+
+_MULTIPLE = 8
+"""Head widths that kernels take are multiples of this."""
+
+
+@tree.node
+@attrs.frozen(eq=False)
+class RaggedMask:
+    """The earlier positions of the same document, of which at most `window` with itself.
+
+    numbers     int64 [B, T]: number of each position's document in its row, from 0; padding is a document, too
+    cumulative  int32 [B * N + 1]: where documents begin in the flattened rows, N of each row, then the number of all
+                positions; documents that are not there are empty
+    """
+
+    numbers: Tensor
+    cumulative: Tensor
+    window: int | None = attrs.field(default=None, metadata=tree.STATIC)
+
+
+def ragged_mask(segments: Tensor, limit: int, window: int | None = None) -> RaggedMask:
+    """The mask of rows of segments, int64 [B, T], each of at most `limit` documents: where the segment changes, one begins."""
+    # Kernels want a fixed number of documents, or every batch would be a graph of its own. A document that is not there begins
+    # where the row ends, and so is empty. A row of exactly `limit` documents gives its padding to the last of them: padding
+    # comes last, so no position with a target attends to it.
+    rows, length = segments.shape
+    numbers = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0)).cumsum(1)
+    wanted = torch.arange(limit, device=segments.device).expand(rows, limit).contiguous()
+    starts = torch.searchsorted(numbers, wanted) + torch.arange(0, rows * length, length, device=segments.device)[:, None]
+    return RaggedMask(numbers, F.pad(starts.flatten(), (0, 1), value=rows * length).int(), window)
+
+
+def ragged_forward(mask: RaggedMask, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """Attention [B, H, T, E], then what `ragged_backward` needs of it; query [B, H, T, E], key and value [B, G, T, E].
+
+    Only in half precision may G be less than H.
+    """
+    forward = _flash if query.dtype.itemsize < 4 else _efficient
+    mixed, *others = forward(mask, query.shape[2], scale, *map(_flat, (query, key, value)))
+    return _rows(mixed, query), *others
+
+
+def ragged_backward(
+    mask: RaggedMask,
+    scale: float,
+    gradient: Tensor,
+    mixed: Tensor,
+    others: Sequence[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of query, key and value from `gradient`, that of the attention `mixed`; others: from `ragged_forward`."""
+    backward = _flash_backward if query.dtype.itemsize < 4 else _efficient_backward
+    slopes = backward(mask, query.shape[2], scale, others, *map(_flat, (gradient, query, key, value, mixed)))
+    return tuple(_rows(slope, like) for slope, like in zip(slopes, (query, key, value), strict=True))
+
+
+def _flash(mask: RaggedMask, longest: int, scale: float, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    starts, left = mask.cumulative, mask.window and mask.window - 1
+    found: tuple[Tensor, ...] = aten._flash_attention_forward(
+        query, key, value, starts, starts, longest, longest, 0.0, True, False, scale=scale, window_size_left=left
+    )
+    return found[:4]
+
+
+def _flash_backward(
+    mask: RaggedMask,
+    longest: int,
+    scale: float,
+    others: Sequence[Tensor],
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+) -> tuple[Tensor, ...]:
+    (logsumexp, *random), starts, left = others, mask.cumulative, mask.window and mask.window - 1
+    inputs = gradient, query, key, value, mixed, logsumexp, starts, starts, longest, longest
+    found: tuple[Tensor, ...] = aten._flash_attention_backward(*inputs, 0.0, True, *random, scale=scale, window_size_left=left)
+    return found
+
+
+def _efficient(mask: RaggedMask, longest: int, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
+    bounds, batch = (mask.cumulative, mask.cumulative, longest, longest), [x[None] for x in inputs]
+    found = aten._efficient_attention_forward(*batch, None, *bounds, 0.0, CAUSAL, True, scale=scale, window_size=mask.window)
+    return found[0][0], *found[1:4]
+
+
+def _efficient_backward(
+    mask: RaggedMask, longest: int, scale: float, others: Sequence[Tensor], *inputs: Tensor
+) -> tuple[Tensor, ...]:
+    batch = [x[None] for x in inputs]
+    found = efficient_attention_backward(*batch, mask.cumulative, longest, *others, scale, mask.window)
+    return tuple(slope[0] for slope in found)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """x [B, H, T, E] as the kernels take it: [B * T, H, E], with zeros behind E up to a width that they know."""
+    missing = -x.shape[-1] % _MULTIPLE
+    return (F.pad(x, (0, missing)) if missing else x).transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _rows(x: Tensor, like: Tensor) -> Tensor:
+    """x [B * T, H, E or more] in the shape of `like`, [B, H, T, E]."""
+    batch, _, length, width = like.shape
+    return x[..., :width].view(batch, length, -1, width).transpose(1, 2)
