@@ -27,9 +27,7 @@ from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
 
 
-def init_train_state(
-    recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, *, pretrained: bool = False
-) -> State:
+def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, *, pretrained: bool = False) -> State:
     """The state before the first step; with `pretrained`, the parameters are read where the config names files of them."""
     key = random.key(config.common.seed, device)
     init_key = random.fold_in(key, "init")

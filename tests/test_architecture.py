@@ -45,7 +45,9 @@ ARROWS = {
 }
 """Which rooms each room imports from; all of them stand above it."""
 PURE = {
-    room for room in ARROWS if room not in ("config", "data", "runtime", "checkpoint", "interop", "shell", "inspect", "recipes", "cli")
+    room
+    for room in ARROWS
+    if room not in ("config", "data", "runtime", "checkpoint", "interop", "shell", "inspect", "recipes", "cli")
 }
 IMPURE = {"os", "io", "pathlib", "time", "datetime", "json", "random", "logging", "subprocess", "signal", "socket", "shutil"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}

@@ -134,8 +134,8 @@ def choose(path: str, section: Tagged, sources: Sequence[Layer]) -> Choice:
     same = [all(old[tag] == tags[tag] for tag in tags if tag != section.SHORT) for old in history]
     numbers = frozenset(number for number, alike in enumerate(same) if alike)
     try:
-        source, values = section.beside(tags) if tags != history[0] else ("", {})
-        beside = {key: Located(value, source) for key, value in values.items()}
+        name, values = section.beside(tags) if tags != history[0] else ("", {})
+        beside = {key: Located(value, name) for key, value in values.items()}
         return Choice(path, tags, derived, section.bases(tags), numbers, beside)
     except TagError:  # which is told when the values are structured
         return Choice(path, tags, derived, section.bases(history[0]), frozenset([0]), valid=False)

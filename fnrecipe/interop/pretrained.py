@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import attrs
 import torch
@@ -33,7 +34,8 @@ def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | N
         return None
     if not is_directory(section.path):
         raise UsageError(f"model.path: expected a directory with weights to begin with, found none: {section.path}")
-    model, config, dtype = find_model(section.family), section.config, getattr(torch, section.dtype)
+    model, dtype = find_model(section.family), getattr(torch, section.dtype)
+    config = cast("AttrsInstance", section.config)
     if is_hugging_face(section.path):
         return weights.read(Path(section.path), model, config, dtype, key, place)
     return _of_run(Path(section.path), model, config, dtype, key, place)

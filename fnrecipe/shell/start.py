@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ from fnrecipe.config.tagged import tagged_sections
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import global_slice, is_shard
-from fnrecipe.recipe import C
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
@@ -70,12 +71,11 @@ def _tell_weights(session: Session[C]) -> None:
         session.display.line(f"weights: {weights}")
 
 
-def write_facts(session: Session[C]) -> None:
+def write_facts(recipe: Recipe[C], config: C, device: torch.device, out: Path) -> None:
     """Writes the config, and what somebody needs to know to run this again."""
-    recipe, seed = session.recipe, session.config.common.seed
-    facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": seed, **host.facts(session.device)}
-    replace(session.out / run_dir.CONFIG, yaml.dump(unstructure(session.config)).encode())
-    replace(session.out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
+    facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": config.common.seed, **host.facts(device)}
+    replace(out / run_dir.CONFIG, yaml.dump(unstructure(config)).encode())
+    replace(out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 
 
 def wait_for_leader(session: Session[C], step: int) -> None:

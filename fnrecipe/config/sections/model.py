@@ -68,7 +68,7 @@ class ModelSection(Tagged):
 
     @classmethod
     def follow(cls, before: Tags, written: Tags) -> dict[str, object]:
-        """A name or a path brings family and arch; a family ends the name and arch of another one, an arch another one's name."""
+        """A name or a path brings family and arch; a family ends another one's name and arch, an arch another one's name."""
         name, family, arch, path = (written.get(tag) for tag in ("name", "family", "arch", "path"))
         after = {**before, **written}
         if isinstance(path, str) and path != before["path"]:
@@ -82,13 +82,13 @@ class ModelSection(Tagged):
     @classmethod
     def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
         name, family, arch = tags["name"], tags["family"], tags["arch"]
+        described = _checked_path(tags)
         if name is not None:
             names = named()
             if name not in [*names]:
                 raise TagError("name", "null or the name of an architecture", name, did_you_mean(str(name), names))
             if (family, arch) != (names[name], name):
                 raise TagError("name", f"null beside model.family={family}, model.arch={arch}", name)
-        described = _checked_path(tags)
         found = find_tagged("family", family, FAMILIES)
         if missing := {"vocab_size", "max_seq_len"} - {f.name for f in attrs.fields(found.config)}:
             raise TagError("family", f"a family whose config has {' and '.join(sorted(missing))}", family)
@@ -107,7 +107,9 @@ class ModelSection(Tagged):
     def beside(cls, tags: Tags) -> tuple[str, Mapping[str, object]]:
         """The tokenizer of the directory `path`, if it has one."""
         described = _checked_path(tags)
-        return ("", {}) if described is None else (described.source, {f"tokenizer.{k}": v for k, v in described.tokenizer.items()})
+        return (
+            ("", {}) if described is None else (described.source, {f"tokenizer.{k}": v for k, v in described.tokenizer.items()})
+        )
 
 
 def _family_at(path: str) -> str | None:

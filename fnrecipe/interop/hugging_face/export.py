@@ -22,6 +22,7 @@ from fnrecipe.errors import UsageError, few
 from fnrecipe.interop.hugging_face.directory import INDEX, WEIGHTS
 from fnrecipe.interop.hugging_face.names import places
 from fnrecipe.interop.hugging_face.tokenizer import TokenizerFiles, pretty, tokenizer_files
+from fnrecipe.interop.hugging_face.weights import init_outline
 from fnrecipe.models.hugging_face import HuggingFace, Stored
 from fnrecipe.models.model import find_family, find_model
 from fnrecipe.runtime.files import sync
@@ -92,7 +93,7 @@ def _config(model: ModelSection) -> AttrsInstance:
 
 def _checked(model: ModelSection, params: Tree) -> dict[str, Tensor]:
     """The parameters by their paths."""
-    outline = find_model(model.family).init(model.config, torch.zeros(2, dtype=torch.int64, device="meta"), lambda _, leaf: leaf)
+    outline = init_outline(find_model(model.family), _config(model))
     wanted = {path: tuple(leaf.shape) for path, leaf in tree.paths(outline).items()}
     leaves: dict[str, Tensor] = tree.paths(params)
     if {path: tuple(leaf.shape) for path, leaf in leaves.items()} != wanted:
@@ -112,9 +113,7 @@ def _joined(name: str, parts: Mapping[str, Tensor], stored: Mapping[str, Stored]
     return cast
 
 
-def _configs(
-    model: ModelSection, part: HuggingFace[AttrsInstance], tokenizer: TokenizerFiles, dtype: str
-) -> dict[str, bytes]:
+def _configs(model: ModelSection, part: HuggingFace[AttrsInstance], tokenizer: TokenizerFiles, dtype: str) -> dict[str, bytes]:
     """`config.json` and `generation_config.json`; ids and generation as they were where the tokenizer came with a model."""
     ids: dict[str, object] = {"bos_token_id": tokenizer.tokenizer.bos, "eos_token_id": tokenizer.tokenizer.eos}
     generation = pretty({"_from_model_config": True, **ids})

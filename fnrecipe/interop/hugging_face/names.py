@@ -1,4 +1,4 @@
-"""Which tensors of a directory are which parameters, and everything about their names and shapes that does not fit. No torch."""
+"""Which tensors of a directory are which parameters, and what of their names and shapes does not fit. No torch here."""
 
 from __future__ import annotations
 

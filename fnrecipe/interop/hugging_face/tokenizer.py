@@ -78,7 +78,7 @@ def _byte_level(tokenizer: Tokenizer) -> bytes:
 
 
 def _characters() -> list[str]:
-    """The characters by which byte-level vocabularies spell the bytes 0 to 255: printable ones themselves, others from 256 on."""
+    """The characters by which byte-level vocabularies spell the bytes 0 to 255: printable ones as they are, others from 256."""
     kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in kept else next(others)) for byte in range(0x100)]
