@@ -122,7 +122,7 @@ def _hugging_face(directory: Path, families: Kind[Family[AttrsInstance]]) -> Des
     try:
         config = part.read_config(values)
     except ConfigError as error:
-        raise UsageError(f"{directory}/{error}") from None
+        raise UsageError(f"{directory}: {error}") from None
     dtype = values.get("dtype", values.get("torch_dtype"))
     return Described(str(path), types[kind], config, str(dtype or ""), _tokenizer_beside(directory))
 

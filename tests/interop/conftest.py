@@ -39,7 +39,8 @@ def write_tokenizer(directory: Path, vocab_size: int = 280) -> None:
     special = ["<|end|>", "<|begin|>"]
     trained = train_bpe(iter([" ".join(WORDS)] * 3), vocab_size, special, show_progress=False)
     trained.save(str(directory / "tokenizer.json"))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": {"content": "<|begin|>"}, "eos_token": "<|end|>"}
+    begin = {"__type": "AddedToken", "content": "<|begin|>"}
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": "<|end|>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(told))
     (directory / "chat_template.jinja").write_text(TEMPLATE)
 
