@@ -1,4 +1,4 @@
-"""The parameters of a model as a table: how large each is, how it begins, how tensor parallelism cuts it. Nothing imports torch.
+"""The parameters of a model as a table: how large each is, how it begins, how tensor parallelism cuts it. No torch here.
 
 A key is a pattern of paths, in which `*` is the number of a layer: "layers.*.query". Linear weights are [out, in].
 """

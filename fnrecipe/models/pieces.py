@@ -53,14 +53,29 @@ def output(config: DecoderConfig, weights: Tree, x: Tensor, mixed: Tensor) -> Te
     return x + nn.linear(joined(mixed), weights["output"])
 
 
+def normed_heads(config: DecoderConfig, weights: Tree, query: Tensor, key: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+    """Query and key heads, each normalised by itself, then rotated."""
+    query = nn.rms_norm(query, weights["query_norm"], config.norm_eps)
+    key = nn.rms_norm(key, weights["key_norm"], config.norm_eps)
+    return rotated(query, angles), rotated(key, angles)
+
+
 def gated(config: DecoderConfig, weights: Tree, x: Tensor) -> tuple[Tensor, Tensor]:
     """The two products with the normalised x in a gated feed-forward unit."""
-    x = nn.entered(nn.rms_norm(x, weights["ffn_norm"], config.norm_eps), weights["gate"])
+    return gate_and_up(config, weights, nn.rms_norm(x, weights["ffn_norm"], config.norm_eps))
+
+
+def gate_and_up(config: DecoderConfig, weights: Tree, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = nn.entered(x, weights["gate"])
     return nn.linear(x, weights["gate"]), nn.linear(x, weights["up"])
 
 
+def gated_down(config: DecoderConfig, weights: Tree, gates: Tensor, values: Tensor) -> Tensor:
+    return nn.linear(nn.swiglu(gates, values), weights["down"])
+
+
 def down(config: DecoderConfig, weights: Tree, x: Tensor, gates: Tensor, values: Tensor) -> Tensor:
-    return x + nn.linear(nn.swiglu(gates, values), weights["down"])
+    return x + gated_down(config, weights, gates, values)
 
 
 def feed_forward(piece: Piece, x: Tensor) -> Tensor:
