@@ -189,7 +189,7 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 
 
 LIGHT = [*select("config", "errors", "cli", "data", "components"), "fnrecipe.recipes.lm.config"]
-LIGHT += [name for name in select("models") if name.endswith((".config", ".hugging_face", ".rope"))]
+LIGHT += [name for name in select("models") if name.endswith((".config", ".hugging_face", ".rope", ".parameters"))]
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -106,20 +106,23 @@ class Keys(Generic[C]):
 
 
 def same(keys: Mapping[str, str] = DECODER_KEYS, defaults: Mapping[str, object] | None = None) -> Keys[AttrsInstance]:
-    """Keys whose values are those of fields of ours, by field; one that a family lacks is left out, null is not written.
+    """Keys whose values are those of fields of ours, by field; one that a family lacks is left out.
 
-    `defaults`: by key, where transformers' default is not that of our class. No key-value heads are as many as query heads.
+    `defaults`: by key, where transformers' default is not that of our class. Null is written only where the default is another.
+    No key-value heads are as many as query heads.
     """
+    others = defaults or {}
 
     def read(values: Mapping[str, object]) -> dict[str, object]:
-        known = {**(defaults or {}), **values}
+        known = {**others, **values}
         if "num_key_value_heads" in known and known["num_key_value_heads"] is None:
             known["num_key_value_heads"] = known.get("num_attention_heads")
         return {field: known[key] for field, key in keys.items() if key in known}
 
     def write(config: AttrsInstance) -> dict[str, object]:
         data = unstructure(config)
-        return {key: data[field] for field, key in keys.items() if data.get(field) is not None}
+        given = {key: data[field] for field, key in keys.items() if field in data}
+        return {key: value for key, value in given.items() if value is not None or others.get(key) is not None}
 
     return Keys(read, write)
 
@@ -159,6 +162,51 @@ def rope(theta: float = 10000.0) -> Keys[HasRope]:
         return {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": parameters}
 
     return Keys(read, write)
+
+
+def every_nth(field: str, default: int, *, values: str, interval: str, nth: object, others: object) -> Keys[HasLayers]:
+    """The list `values` with an item for each layer, of which every n-th is `nth` and all others `others`; `field` is n.
+
+    `interval`: a key for n, which is read where there is no list, and written beside it.
+    """
+
+    def items(number: int, layers: int) -> list[object]:
+        return [others if (layer + 1) % number else nth for layer in range(layers)]
+
+    def read(config: Mapping[str, object]) -> dict[str, object]:
+        found, number = config.get(values), config.get(interval, default)
+        if found is None:
+            return {field: number}
+        first = found.index(nth) if isinstance(found, list) and nth in found else len(found) if isinstance(found, list) else 0
+        for n in (number, first + 1):
+            if isinstance(n, int) and n > 0 and isinstance(found, list) and found == items(n, len(found)):
+                return {field: n}
+        raise ConfigError([Problem(values, f"{nth} in every n-th layer and {others} in the others", _shown(found), SOURCE)])
+
+    def write(config: HasLayers) -> dict[str, object]:
+        number = getattr(config, field)
+        return {values: items(number, config.num_layers), interval: number}
+
+    return Keys(read, write)
+
+
+def all_layers(key: str, value: object) -> Keys[object]:
+    """A list with an item for each layer that may be there, all of them `value`; it is not written."""
+
+    def read(config: Mapping[str, object]) -> dict[str, object]:
+        found = config.get(key)
+        if found is not None and (not isinstance(found, list) or any(item != value for item in found)):
+            raise ConfigError([Problem(key, f"{value} in each layer", _shown(found), SOURCE)])
+        return {}
+
+    return Keys(read, lambda config: {})
+
+
+class HasLayers(Protocol):
+    """What is read of a config with kinds of layers."""
+
+    @property
+    def num_layers(self) -> int: ...
 
 
 class HasRope(Protocol):

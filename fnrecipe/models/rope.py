@@ -27,3 +27,11 @@ class RopeScaling:
         low, high = self.low_freq_factor, self.high_freq_factor
         if high <= low:
             yield Problem("high_freq_factor", f"a number above low_freq_factor = {low}", str(high))
+
+
+@frozen
+class Rope:
+    """Rotary positions: their base and their scaling."""
+
+    theta: float
+    scaling: RopeScaling | None = None

@@ -21,6 +21,7 @@ from fnrecipe.nn.linear import entered as entered
 from fnrecipe.nn.linear import linear as linear
 from fnrecipe.nn.linear import logits as logits
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits as DeferredLogits
+from fnrecipe.nn.norm import layer_norm as layer_norm
 from fnrecipe.nn.norm import rms_norm as rms_norm
 from fnrecipe.nn.policy import Policy as Policy
 from fnrecipe.nn.rotary import llama3_scaled as llama3_scaled

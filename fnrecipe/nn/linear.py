@@ -28,12 +28,25 @@ def entered(x: Tensor, weight: Weight) -> Tensor:
     return tensor_parallel.all_positions(x, weight.axis) if isinstance(weight, Shard) else x
 
 
-def linear(x: Tensor, weight: Weight) -> Tensor:
-    """x [..., D] times the transpose of weight [F, D], cast to the dtype of x: [..., F]."""
-    if not isinstance(weight, Shard):
-        return F.linear(x, weight.to(x.dtype))
+def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
+    """x [..., D] times the transpose of weight [F, D], plus bias [F], both cast to the dtype of x: [..., F].
+
+    The bias of a weight that is sharded along its first dimension is sharded too; of one along its second, it is shared.
+    """
+    if isinstance(weight, Shard):
+        return _sharded_linear(x, weight, bias)
+    assert not isinstance(bias, Shard)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _sharded_linear(x: Tensor, weight: Shard, bias: Weight | None) -> Tensor:
     product = F.linear(x, weight.local.to(x.dtype))
-    return product if weight.dim == 0 else tensor_parallel.sum_of_positions(product, weight.axis)
+    if weight.dim != 0:
+        product = tensor_parallel.sum_of_positions(product, weight.axis)
+    if bias is None:
+        return product
+    assert isinstance(bias, Shard)
+    return product + (bias.local if bias.dim == 0 else tensor_parallel.shared(bias)).to(x.dtype)
 
 
 def logits(x: Tensor, weight: Weight, chunk: int | None = None) -> Logits:

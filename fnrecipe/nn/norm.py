@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe.nn.linear import Weight
@@ -19,6 +20,16 @@ def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
     scale = tensor_parallel.shared(weight) if isinstance(weight, Shard) else weight
     normed: Tensor = _RMSNorm.apply(x, scale, eps)[0]  # type: ignore[no-untyped-call]
     return normed
+
+
+def layer_norm(x: Tensor, weight: Weight, bias: Weight, eps: float) -> Tensor:
+    """Layer norm over the last axis (Ba et al. 2016, arXiv:1607.06450); x [..., D], weight and bias [D].
+
+    Computed in float32 at least, and rounded to the dtype of x.
+    """
+    wide = _wide(x)
+    scale, shift = (tensor_parallel.shared(y) if isinstance(y, Shard) else y for y in (weight, bias))
+    return F.layer_norm(wide, x.shape[-1:], scale.to(wide.dtype), shift.to(wide.dtype), eps).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -27,7 +27,7 @@ def hugging_face(family: str) -> Any:
 
 def comparable(config: Any) -> Any:
     """`config` with the width of a head in full, as transformers always writes it."""
-    return attrs.evolve(config, head_dim=config.head_width) if hasattr(config, "head_width") else config
+    return attrs.evolve(config, head_dim=config.head_width) if hasattr(config, "head_dim") else config
 
 
 @pytest.mark.parametrize(("family", "arch"), ARCHS)

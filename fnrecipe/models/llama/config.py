@@ -11,6 +11,7 @@ from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.errors import Problem
 from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, fixed, reader, rope, same, stored, writer
 from fnrecipe.models.model import Family
+from fnrecipe.models.parameters import Parameter, count, in_layers
 from fnrecipe.models.rope import RopeScaling
 
 
@@ -50,12 +51,30 @@ class LlamaConfig:
             yield Problem("num_key_value_heads", f"a divisor of num_attn_heads = {heads}", str(groups))
 
 
+def parameters(config: LlamaConfig) -> dict[str, Parameter]:
+    """Whole heads, feed-forward units and rows of the vocabulary are cut."""
+    model, inner = config.model_dim, config.ffn_inner_dim
+    queries, keys = (number * config.head_width for number in (config.num_attn_heads, config.num_key_value_heads))
+    norm = Parameter((model,), start="ones")
+    layer = {
+        "attention_norm": norm,
+        "query": Parameter((queries, model), 0),
+        "key": Parameter((keys, model), 0),
+        "value": Parameter((keys, model), 0),
+        "output": Parameter((model, queries), 1, "writer"),
+        "ffn_norm": norm,
+        "gate": Parameter((inner, model), 0),
+        "up": Parameter((inner, model), 0),
+        "down": Parameter((model, inner), 1, "writer"),
+    }
+    embedding = Parameter((config.vocab_size, model), 0, looked_up=not config.tied_embeddings)
+    head = {} if config.tied_embeddings else {"head": Parameter((config.vocab_size, model), 0)}
+    return {"embedding": embedding, **in_layers(layer), "norm": norm, **head}
+
+
 def num_parameters(config: LlamaConfig) -> tuple[int, int]:
     """Parameters of the vocabulary, embedding and head; and those of the layers and the last norm."""
-    model, head = config.model_dim, config.head_width
-    attention = 2 * model * head * (config.num_attn_heads + config.num_key_value_heads)
-    layer = 2 * model + attention + 3 * config.ffn_inner_dim * model
-    return config.vocab_size * model * (1 if config.tied_embeddings else 2), config.num_layers * layer + model
+    return count(parameters(config), config.num_layers)
 
 
 ARCHS = {
