@@ -55,12 +55,10 @@ def export(
         UsageError: if `out` is there already, the family has no form of Hugging Face, the parameters are not those of the
             family, or one is too large for `dtype`.
     """
-    part, leaves = _part_of(model), _checked(model, params)
+    part, leaves = family_part(model), _checked(model, params)
     found = tokenizer_files(tokenizer, model.config.max_seq_len)
     stored = places(part, _config(model), list(leaves))
-    names: dict[str, list[str]] = {}
-    for path in leaves:
-        names.setdefault(stored[path].name, []).append(path)
+    names = _by_name(stored)
     sizes = {name: sum(_bytes(leaves[path], dtype) for path in paths) for name, paths in names.items()}
     shards = _shards(sizes, shard_size)
     files = [WEIGHTS] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
@@ -79,7 +77,32 @@ def export(
     return Exported(count, kept, len(files), sum(sizes.values()), found.tokenizer.vocab_size)
 
 
-def _part_of(model: ModelSection) -> HuggingFace[AttrsInstance]:
+def stored_tensors(model: ModelSection, params: Tree, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters as the tensors of a directory, by their names, cast to `dtype` if it is given.
+
+    Raises:
+        UsageError: as `export`.
+    """
+    leaves = _checked(model, params)
+    stored = places(family_part(model), _config(model), list(leaves))
+    for name, paths in _by_name(stored).items():
+        yield name, _joined(name, {path: leaves[path] for path in paths}, stored, dtype)
+
+
+def _by_name(stored: Mapping[str, Stored]) -> dict[str, list[str]]:
+    """The parameters that are parts of each tensor."""
+    names: dict[str, list[str]] = {}
+    for path, place in stored.items():
+        names.setdefault(place.name, []).append(path)
+    return names
+
+
+def family_part(model: ModelSection) -> HuggingFace[AttrsInstance]:
+    """How the model's family lies in files.
+
+    Raises:
+        UsageError: if transformers has no such family.
+    """
     part: HuggingFace[AttrsInstance] | None = find_family(model.family).hugging_face
     if part is None:
         raise UsageError(f"model.family: expected a family that transformers has a model of, found {model.family}")
