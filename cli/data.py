@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from fnrecipe.cli.errors import show_warnings
 from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, config_options
 from fnrecipe.cli.tables import print_table
@@ -19,7 +19,6 @@ from fnrecipe.cli.units import si
 from fnrecipe.config import ShellConfig, resolve
 from fnrecipe.errors import UsageError
 from fnrecipe.shell.find import find
-from fnrecipe.shell.once import Once
 
 if TYPE_CHECKING:
     from fnrecipe.data import Batch, Corpus, Source
@@ -52,7 +51,7 @@ def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tu
     from fnrecipe.data.tokenizer import describe
 
     found, config = _load(recipe, files, pairs, STREAM)
-    _show_warnings()
+    show_warnings()
     tokenizer, shown = _needed(found, "tokenizer", found.tokenizer)(config), 0
     names = [corpus.name for corpus in _corpora(found, config)]
     for batch, _ in _stream(found, config, valid)(None):
@@ -177,14 +176,6 @@ def _stream(recipe: Recipe[ShellConfig], config: ShellConfig, valid: bool) -> So
     if not valid:
         return recipe.stream(config, LaneAssignment())
     return _needed(recipe, "evaluations['valid']", recipe.evaluations.get("valid")).stream(config, LaneAssignment())
-
-
-def _show_warnings() -> None:
-    """Writes warnings to standard error until the command ends; those marked `once` are written once."""
-    logger, handler = logging.getLogger("fnrecipe"), logging.StreamHandler()
-    handler.addFilter(Once())
-    logger.addHandler(handler)
-    click.get_current_context().call_on_close(partial(logger.removeHandler, handler))
 
 
 def _show_row(batch: Batch, row: int, decode: Callable[[Sequence[int]], str], names: list[str]) -> None:

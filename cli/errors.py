@@ -1,11 +1,16 @@
-"""Error messages on the console."""
+"""Errors and warnings on the console."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import closing
+from functools import partial
+
+import click
 
 from fnrecipe.shell.console import Outlet
+from fnrecipe.shell.once import Once
 
 
 def show(text: str, rank: int | None = None) -> None:
@@ -14,3 +19,11 @@ def show(text: str, rank: int | None = None) -> None:
     with closing(Outlet(sys.stderr)) as errors:
         for line in text.splitlines():
             errors.write(f"{line if line.startswith(' ') else prefix + line}\n")
+
+
+def show_warnings() -> None:
+    """Writes warnings to standard error until the command ends; those marked `once` are written once."""
+    logger, handler = logging.getLogger("fnrecipe"), logging.StreamHandler()
+    handler.addFilter(Once())
+    logger.addHandler(handler)
+    click.get_current_context().call_on_close(partial(logger.removeHandler, handler))

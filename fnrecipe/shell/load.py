@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import attrs
 import torch
+from torch import Tensor
 
 from fnrecipe import checkpoint, random, tree
 from fnrecipe.checkpoint import Checkpoint
 from fnrecipe.config import resolve
 from fnrecipe.errors import CheckpointError, UsageError, one_line
-from fnrecipe.parallel.mesh import replicated
+from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.files import read
 from fnrecipe.shell import run_dir
@@ -47,11 +48,12 @@ def load(run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int 
         CheckpointError: if there is no checkpoint that is whole, or its parameters are not those of the config.
     """
     out = Path(run)
-    found = _recorded(out) if recipe is None else find(recipe).load() if isinstance(recipe, str) else recipe
+    found = recorded_recipe(out) if recipe is None else find(recipe).load() if isinstance(recipe, str) else recipe
     if not (out / run_dir.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
     config, _ = resolve(found.config, [out / run_dir.CONFIG])
-    return LoadedRun(found, config, _params(found, config, _checkpoint(out, step)))
+    key = random.key(config.common.seed)
+    return LoadedRun(found, config, read_params(found, config, _checkpoint(out, step), key, replicated))
 
 
 def _checkpoint(out: Path, step: int | None) -> Checkpoint:
@@ -63,8 +65,12 @@ def _checkpoint(out: Path, step: int | None) -> Checkpoint:
     return newest
 
 
-def _recorded(out: Path) -> Recipe[Any]:
-    """The recipe that `run.json` names."""
+def recorded_recipe(out: Path) -> Recipe[Any]:
+    """The recipe that the `run.json` of a run names.
+
+    Raises:
+        UsageError: if there is no such file, or the recipe is not found or another one.
+    """
     try:
         facts = json.loads(read(out / run_dir.RUN, _MAX_BYTES))
         name, origin = facts["recipe"], facts.get("origin")
@@ -89,8 +95,13 @@ def _instead(out: Path, name: str) -> str:
     return f"no {name} in it" if out.is_dir() else "no directory"
 
 
-def _params(recipe: Recipe[Any], config: Any, found: Checkpoint) -> Tree:
-    params = recipe.init(config, random.key(config.common.seed), replicated)
+def read_params(recipe: Recipe[Any], config: Any, found: Checkpoint, key: Tensor, place: Placement) -> Tree:
+    """The parameters in a checkpoint, as `place(path, leaf)` leaves them, on the key's device.
+
+    Raises:
+        CheckpointError: if they are not those of the config, or cannot be read.
+    """
+    params = recipe.init(config, key, place)
     like = {_PARAMS: tree.map(torch.empty_like, params)}
     del params  # what is empty takes no memory before it is filled: there is one set of parameters at a time
     tensors = {path: saved for path, saved in found.tensors.items() if path.partition(".")[0] == _PARAMS}
