@@ -36,10 +36,10 @@ ARROWS = {
     "build": "compiler config contract data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
-    "interop": "checkpoint config data errors models parallel runtime tree",
+    "interop": "checkpoint compiler config data errors models nn parallel presets random runtime transforms tree",
     "recipes": "components config data errors interop loss models optim parallel presets recipe tree",
-    "shell": "build checkpoint compiler config data errors fold interop loss models observe parallel random recipe recipes "
-    "runtime step transforms tree",
+    "shell": "build checkpoint compiler config data errors fold interop loss models observe parallel presets random recipe "
+    "recipes runtime step transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
     "cli": "compiler config data errors inspect interop runtime shell",
 }
