@@ -5,6 +5,7 @@ python -m fnrecipe.interop.lm_eval run --model fnrecipe --model_args pretrained=
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ _GREEDY = 1e-6
 """A temperature at which the likeliest token is the one that is sampled."""
 
 Scored = tuple[float, bool]
+_log = logging.getLogger(__name__)
 
 
 class Request(Protocol):
@@ -144,6 +146,8 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: object
     ) -> list[Scored]:
         found = [_cut(given, ids, self.max_length) for _, given, ids in requests]
+        if cut := sum(each.lost > 0 for each in found):
+            _log.warning("%d of %d contexts are cut to fit in rows of %d tokens", cut, len(found), self.max_length)
         order = sorted(range(len(found)), key=lambda number: -_length(found[number]))
         scored = dict(zip(order, self._in_batches([found[number] for number in order]), strict=True))
         return [scored[number] for number in range(len(found))]

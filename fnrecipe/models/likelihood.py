@@ -55,9 +55,9 @@ def _nats(logits: nn.Logits, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Nats of the targets [B, T], float32, and whether each is the likeliest token; deferred logits a chunk at a time."""
     if not isinstance(logits, DeferredLogits):
         return _of_chunk(nn.all_logits(logits), targets)
-    x, weight = logits.x.flatten(0, -2), logits.weight.to(logits.x.dtype)
-    chunks = zip(torch.split(x, logits.chunk), torch.split(targets.flatten(), logits.chunk), strict=True)
-    nats, likeliest = zip(*(_of_chunk(F.linear(part, weight), chosen) for part, chosen in chunks), strict=True)
+    chunks = (torch.split(tensor, logits.chunk) for tensor in (logits.x.flatten(0, -2), targets.flatten()))
+    parts = ((nn.all_logits(attrs.evolve(logits, x=part)), chosen) for part, chosen in zip(*chunks, strict=True))
+    nats, likeliest = zip(*(_of_chunk(part, chosen) for part, chosen in parts), strict=True)
     return torch.cat(nats).view_as(targets), torch.cat(likeliest).view_as(targets)
 
 
