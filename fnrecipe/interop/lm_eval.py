@@ -60,7 +60,7 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
 
     pretrained     the directory
     dtype          of activations
-    device         auto, cpu or cuda
+    device         cpu, cuda, cuda:1, …; auto: a GPU if there is one
     batch_size     rows at a time
     max_length     of a row, in tokens; by default the context of the model
     max_gen_toks   tokens to be generated, where a task does not say
@@ -81,11 +81,11 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self._device = host.pick_device(device.partition(":")[0])
+        self._device = _device(device)
         section, tokenizer = _sections(pretrained)
         self.tokens = _tokenizer(tokenizer)
         self.add_bos_token = _begins(tokenizer) if add_bos_token is None else add_bos_token
-        self.rows = int(batch_size)
+        self.rows = _rows(batch_size)
         self.max_length: int = section.config.max_seq_len if max_length is None else max_length
         self.max_gen_toks, self.key = max_gen_toks, random.key(seed, self._device)
         self.params = read_params(section, self.key, replicated)
@@ -162,6 +162,20 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
             with torch.no_grad():
                 values, greedy = self.likelihoods(self.params, *moved)
             yield from list(zip(values.tolist(), greedy.tolist(), strict=True))[: len(batch)]
+
+
+def _device(name: str) -> torch.device:
+    """The device called `name`; without a GPU the CPU for one, which the harness names where its user names none."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        _log.warning("device: there is no %s here; the model is on the CPU", name)
+        return torch.device("cpu")
+    return host.pick_device("auto") if name == "auto" else torch.device(name)
+
+
+def _rows(batch_size: int | str) -> int:
+    if not str(batch_size).isdecimal() or int(batch_size) < 1:
+        raise UsageError(f"batch_size: expected a number of rows from 1, found {batch_size}")
+    return int(batch_size)
 
 
 def _sections(path: str) -> tuple[ModelSection, TokenizerSection]:

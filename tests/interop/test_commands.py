@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fnrecipe.config.sections.model import named
+from fnrecipe.errors import UsageError
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
 
 Run = Callable[..., Ended]
@@ -98,3 +101,10 @@ def test_what_cannot_be_used_is_told(fnrecipe: Run, saved: Path) -> None:
         assert_usage_error(
             fnrecipe("export", "nowhere", "--out", "there", "--shard-size", size), "--shard-size: expected a size"
         )
+
+
+def test_the_absence_of_lm_evaluation_harness_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "fnrecipe.interop.lm_eval", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UsageError, match=r"expected lm-evaluation-harness: pip install 'fnrecipe\[lm-eval\]'"):
+        importlib.import_module("fnrecipe.interop.lm_eval")
