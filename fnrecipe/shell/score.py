@@ -30,7 +30,7 @@ from fnrecipe.data import (
     tolerate,
 )
 from fnrecipe.data.windows import ScoredBatch, Window, collate_windows, rows_of_windows
-from fnrecipe.errors import NonFiniteError, UsageError
+from fnrecipe.errors import FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.loss import Loss, Sums
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Evaluation
@@ -130,6 +130,7 @@ def placed(found: Subject) -> Iterator[Place]:
 
     Raises:
         UsageError: if the number of ranks does not divide what they share.
+        FnrecipeError: if there is too little memory for what is done there.
     """
     config = found.config
     replicas, shards, _ = axis_sizes(config.gang, world_size())
@@ -140,7 +141,12 @@ def placed(found: Subject) -> Iterator[Place]:
         gang = stack.enter_context(joined(device, config.gang.timeout))
         stack.enter_context(last_words(gang))
         host.prepare(config.common.torch.num_threads, jit_mode(config.trainer.jit, device))
-        yield Place(gang, make_mesh(config.gang, gang, device, found.recipe.rules(config)), device)
+        try:
+            yield Place(gang, make_mesh(config.gang, gang, device, found.recipe.rules(config)), device)
+        except (MemoryError, RuntimeError) as error:
+            if message := host.out_of_memory(error):
+                raise FnrecipeError(message) from error
+            raise
 
 
 def _sums_of_batch(found: Subject, place: Place) -> Callable[[Tree, Tree], Sums]:
