@@ -59,7 +59,7 @@ class Recipe(Generic[C]):
     """What is trained, on what, and how. A config without what every run reads is refused at once, by a UsageError.
 
     config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
-    init      (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
+    init      (config, key, place) -> parameters on the key's device, each as `place(path, leaf)` leaves it
     pretrained  what `init` is given -> parameters that are read from files, placed likewise; None where the config names none.
               A run that begins has these; `init` only says what they are like. None: the recipe has no such thing
     loss      config -> loss, as in `fnrecipe.loss`

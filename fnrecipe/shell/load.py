@@ -90,9 +90,9 @@ def _instead(out: Path, name: str) -> str:
 
 
 def _params(recipe: Recipe[Any], config: Any, found: Checkpoint) -> Tree:
-    params = recipe.init(config, random.key(config.common.seed), replicated)
-    like = {_PARAMS: tree.map(torch.empty_like, params)}
-    del params  # what is empty takes no memory before it is filled: there is one set of parameters at a time
+    # No number is drawn: on the device meta, `init` says no more than what the parameters are like.
+    outline = recipe.init(config, random.key(config.common.seed, torch.device("meta")), replicated)
+    like = {_PARAMS: tree.map(lambda leaf: torch.empty_like(leaf, device="cpu"), outline)}
     tensors = {path: saved for path, saved in found.tensors.items() if path.partition(".")[0] == _PARAMS}
     restored: Tree = checkpoint.restore(attrs.evolve(found, tensors=tensors), like)[_PARAMS]
     return restored
