@@ -19,7 +19,7 @@ from fnrecipe import nn, random, tree
 from fnrecipe.models.flops import TokenFlops, token_flops
 from fnrecipe.models.model import Family, Model
 from fnrecipe.models.parameters import Table, cuts, pattern, shapes
-from fnrecipe.models.rope import Rope
+from fnrecipe.models.rope import Llama3Scaling, Rope, YarnScaling
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention_mask
 from fnrecipe.nn.policy import Policy
 from fnrecipe.parallel.mesh import Placement, replicated
@@ -160,8 +160,16 @@ def apply(
 def _angles(rope: Rope | None, positions: Tensor, width: int) -> Angles:
     if rope is None:
         return ()
-    scaled = partial(nn.llama3_scaled, **attrs.asdict(rope.scaling)) if rope.scaling else None
-    return nn.rotary(positions, width, rope.theta, scaled)
+    match rope.scaling:
+        case None:
+            return nn.rotary(positions, width, rope.theta)
+        case Llama3Scaling():
+            return nn.rotary(positions, width, rope.theta, partial(nn.llama3_scaled, **attrs.asdict(rope.scaling)))
+        case YarnScaling(factor, length, sharpened, fast, slow):
+            scaled = partial(nn.yarn_scaled, theta=rope.theta, factor=factor, length=length, fast=fast, slow=slow)
+            sharper = 1 + 0.1 * math.log(max(factor, 1)) if sharpened is None else sharpened
+            cosines, sines = nn.rotary(positions, width, rope.theta, scaled)
+            return cosines * sharper, sines * sharper
 
 
 def _layer(decoder: Decoder[C], config: C, policy: Policy, number: int) -> Callable[..., Tensor]:

@@ -49,8 +49,12 @@ def heads(config: DecoderConfig, weights: Tree, x: Tensor, angles: Angles) -> tu
     return rotated(query, angles), rotated(key, angles), value
 
 
+def mixed_down(config: DecoderConfig, weights: Tree, mixed: Tensor) -> Tensor:
+    return nn.linear(joined(mixed), weights["output"])
+
+
 def output(config: DecoderConfig, weights: Tree, x: Tensor, mixed: Tensor) -> Tensor:
-    return x + nn.linear(joined(mixed), weights["output"])
+    return x + mixed_down(config, weights, mixed)
 
 
 def normed_heads(config: DecoderConfig, weights: Tree, query: Tensor, key: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,24 @@ def llama3_scaled(
     return (1 - kept) * frequencies / factor + kept * frequencies
 
 
+def yarn_scaled(frequencies: Tensor, *, theta: float, factor: float, length: int, fast: float, slow: float) -> Tensor:
+    """Frequencies of base `theta` for a context that is `factor` times as long (Peng et al. 2023, arXiv:2309.00071).
+
+    What turns less than `slow` times in the original context of `length` is divided by `factor`, what turns more than `fast`
+    times is kept; between the two the share of what is kept falls with the number of the frequency.
+    """
+    size = len(frequencies)
+
+    def number(turns: float) -> float:
+        """Of the frequency that turns so often."""
+        return size * math.log(length / (turns * 2 * math.pi)) / math.log(theta)
+
+    first, last = max(math.floor(number(fast)), 0), min(math.ceil(number(slow)), 2 * size - 1)
+    numbers = torch.arange(size, dtype=frequencies.dtype, device=frequencies.device)
+    divided = ((numbers - first) / max(last - first, 0.001)).clamp(0, 1)
+    return divided * frequencies / factor + (1 - divided) * frequencies
+
+
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """x [B, H, T, E] rotated by its positions; dimension i pairs with i + E/2, as in Hugging Face's weights."""
     return x * cosines.to(x.dtype) + x.roll(x.shape[-1] // 2, -1) * sines.to(x.dtype)

@@ -160,10 +160,17 @@ def test_flops_are_those_of_the_products_and_of_what_each_position_sees(family: 
     assert found.causal == pytest.approx(products + 12 * width * (seen - sum(windows) / 2) / length, rel=1e-6)
 
 
-WINDOWS: dict[str, tuple[int | None, ...]] = {"mistral": (5, 5, 5)}
+WINDOWS: dict[str, tuple[int | None, ...]] = {
+    "gemma2": (5, None, 5),
+    "gemma3": (5, None, 5),
+    "mistral": (5, 5, 5),
+    "olmo3": (5, 5, None),
+}
 """Of each layer of the tiny models; of those that are not here, none has one."""
 
 PUBLISHED = {
+    "gemma2": {"gemma2_2b": 2_614_341_888, "gemma2_9b": 9_241_705_984},
+    "gemma3": {"gemma3_270m": 268_098_176, "gemma3_1b": 999_885_952},
     "gpt2": {
         "gpt2": 124_439_808,
         "gpt2_medium": 354_823_168,
@@ -184,6 +191,7 @@ PUBLISHED = {
         "qwen3_8b": 8_190_735_360,
     },
     "olmo2": {"olmo2_1b": 1_484_916_736, "olmo2_7b": 7_298_617_344, "olmo2_13b": 13_716_198_400},
+    "olmo3": {"olmo3_7b": 7_298_011_136, "olmo3_32b": 32_233_522_176},
     "smollm3": {"smollm3_3b": 3_075_098_624},
 }
 """Parameters, as they were published."""
