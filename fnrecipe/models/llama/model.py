@@ -105,7 +105,7 @@ def apply(
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = nn.embedding(tokens, outer["embedding"])
     x = x.to(policy.dtype or x.dtype)
-    mask = attention_mask(segments, scope, x.dtype)
+    mask = attention_mask(segments, scope, x.dtype, max_documents=policy.max_documents)
     for number, weights in enumerate(params["layers"].values()):
         x = _layer(config, policy, number)(weights, x, angles, mask)
     x = nn.rms_norm(x, outer["norm"], config.norm_eps)
