@@ -151,7 +151,7 @@ def apply(
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = decoder.embed(config, outer, tokens, positions, policy.dtype)
     windows = dict.fromkeys(kind.window for kind in kinds)
-    masks = {window: attention_mask(segments, scope, x.dtype, window) for window in windows}
+    masks = {window: attention_mask(segments, scope, x.dtype, window, policy.max_documents) for window in windows}
     for number, (weights, kind) in enumerate(zip(params["layers"].values(), kinds, strict=True)):
         x = _layer(decoder, config, policy, number)(weights, x, angles[kind.rope], masks[kind.window])
     return decoder.logits(config, outer, x, policy.logits_at_once)

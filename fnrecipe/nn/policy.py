@@ -17,9 +17,11 @@ class Policy:
     remat            what is recomputed in the backward pass: nothing; all but matrix products and attention; layers
     every_nth_layer  which layers are recomputed under `layerwise`
     logits_at_once   positions whose logits may be allocated at once; None: all
+    max_documents    documents in a row at most, which rows must keep to; None: as many as it has positions
     """
 
     dtype: torch.dtype | None = None
     remat: Remat = "off"
     every_nth_layer: int = 1
     logits_at_once: int | None = None
+    max_documents: int | None = None
