@@ -7,7 +7,6 @@ from typing import Any
 
 import attrs
 import torch
-import transformers
 from torch import Tensor
 
 from fnrecipe import random, tree
@@ -94,6 +93,8 @@ def taken(place: Any, tensor: Tensor) -> Tensor:
 
 def reference(model: Model[Any], config: Any, params: Tree) -> Any:
     """Hugging Face's model with our weights."""
+    import transformers  # not where ranks import this module: it takes seconds
+
     assert model.hugging_face is not None
     found = places(model, config, params)
     parts: dict[str, dict[int, Tensor]] = {}

@@ -94,6 +94,14 @@ ARCHS = {
     "llama3_8b": LlamaConfig(
         vocab_size=128256, max_seq_len=8192, num_key_value_heads=8, ffn_inner_dim=14336, rope_theta=500_000.0
     ),
+    "llama3_1_8b": LlamaConfig(
+        vocab_size=128256,
+        max_seq_len=131072,
+        num_key_value_heads=8,
+        ffn_inner_dim=14336,
+        rope_theta=500_000.0,
+        rope_scaling=Llama3Scaling(),
+    ),
     "llama3_2_1b": LlamaConfig(
         vocab_size=128256,
         max_seq_len=131072,
@@ -129,6 +137,25 @@ ARCHS = {
         ffn_inner_dim=1536,
         tied_embeddings=True,
         rope_theta=100_000.0,
+    ),
+    "smollm2_360m": LlamaConfig(
+        vocab_size=49152,
+        max_seq_len=8192,
+        model_dim=960,
+        num_attn_heads=15,
+        num_key_value_heads=5,
+        ffn_inner_dim=2560,
+        tied_embeddings=True,
+        rope_theta=100_000.0,
+    ),
+    "smollm2_1_7b": LlamaConfig(
+        vocab_size=49152,
+        max_seq_len=8192,
+        model_dim=2048,
+        num_layers=24,
+        ffn_inner_dim=8192,
+        tied_embeddings=True,
+        rope_theta=130_000.0,
     ),
 }
 """By the shapes that were published."""
