@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe.nn import linear_cross_entropy
-from fnrecipe.nn.linear_cross_entropy import DeferredLogits
+from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size
+from fnrecipe.nn.policy import Chunk
 from fnrecipe.parallel import tensor_parallel
 from fnrecipe.parallel.mesh import Shard
 
@@ -36,10 +37,10 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     return product if weight.dim == 0 else tensor_parallel.sum_of_positions(product, weight.axis)
 
 
-def logits(x: Tensor, weight: Weight, chunk: int | None = None) -> Logits:
+def logits(x: Tensor, weight: Weight, chunk: Chunk = None) -> Logits:
     """x [B, T, D] times the head [V, D]: [B, T, V], sharded like the head; deferred if `chunk` is given."""
     if chunk is not None and not isinstance(weight, Shard):
-        return DeferredLogits(x, weight, chunk)
+        return DeferredLogits(x, weight, chunk_size(x, weight) if chunk == "auto" else chunk)
     product = linear(entered(x, weight), weight)
     return Shard(product, -1, weight.axis) if isinstance(weight, Shard) else product
 
