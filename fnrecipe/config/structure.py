@@ -200,7 +200,9 @@ def _union(value: object, cls: object) -> object:
 
 
 def _described(kind: Any) -> str:
-    """What a value of a scalar kind is expected to be, with its bound."""
+    """What a value of a scalar kind is expected to be, with its bound, or which words it may be."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
     bounds = [bound.expected for bound in get_args(kind) if isinstance(bound, Bound)]
     return bounds[0] if bounds else _SCALARS[kind]
 

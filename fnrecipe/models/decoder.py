@@ -21,7 +21,7 @@ from fnrecipe.models.model import Family, Model
 from fnrecipe.models.parameters import Table, cuts, pattern, shapes
 from fnrecipe.models.rope import Llama3Scaling, Rope, YarnScaling
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention_mask
-from fnrecipe.nn.policy import Policy
+from fnrecipe.nn.policy import Chunk, Policy
 from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.transforms import unshard, unsharded_layer
 from fnrecipe.tree import Tree
@@ -81,7 +81,7 @@ class Decoder(Generic[C]):
     kind: Callable[[C, int], Kind]
     layer: Callable[[C, Piece, Tensor, Angles, AttentionMask], Tensor]
     embed: Callable[[C, Tree, Tensor, Tensor, torch.dtype | None], Tensor]
-    logits: Callable[[C, Tree, Tensor, int | None], nn.Logits]
+    logits: Callable[[C, Tree, Tensor, Chunk], nn.Logits]
 
 
 def make_model(family: Family[C], decoder: Decoder[C]) -> Model[C]:
@@ -168,8 +168,7 @@ def _angles(rope: Rope | None, positions: Tensor, width: int) -> Angles:
         case YarnScaling(factor, length, sharpened, fast, slow):
             scaled = partial(nn.yarn_scaled, theta=rope.theta, factor=factor, length=length, fast=fast, slow=slow)
             sharper = 1 + 0.1 * math.log(max(factor, 1)) if sharpened is None else sharpened
-            cosines, sines = nn.rotary(positions, width, rope.theta, scaled)
-            return cosines * sharper, sines * sharper
+            return nn.rotary(positions, width, rope.theta, scaled, sharper)
 
 
 def _layer(decoder: Decoder[C], config: C, policy: Policy, number: int) -> Callable[..., Tensor]:

@@ -17,6 +17,7 @@ from fnrecipe.models.gemma2.config import Gemma2Config, family, parameters
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.rope import Rope
 from fnrecipe.nn.attention import AttentionMask
+from fnrecipe.nn.policy import Chunk
 from fnrecipe.tree import Tree
 
 
@@ -77,7 +78,7 @@ def fed(config: DecoderConfig, weights: Tree, x: Tensor, written: Tensor) -> Ten
     return x + normed(config, weights["ffn_post_norm"], written)
 
 
-def logits(config: Gemma2Config, outer: Tree, x: Tensor, chunk: int | None) -> nn.Logits:
+def logits(config: Gemma2Config, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logits:
     head = outer.get("head", outer["embedding"])
     return nn.logits(normed(config, outer["norm"], x), head, chunk, config.final_logit_softcapping)
 

@@ -11,6 +11,7 @@ from fnrecipe.models.gemma2 import model as gemma2
 from fnrecipe.models.gemma3.config import Gemma3Config, family, parameters
 from fnrecipe.models.rope import Rope
 from fnrecipe.nn.attention import AttentionMask
+from fnrecipe.nn.policy import Chunk
 from fnrecipe.tree import Tree
 
 
@@ -33,7 +34,7 @@ def normed_heads(config: Gemma3Config, weights: Tree, query: Tensor, key: Tensor
     return pieces.rotated(query, angles), pieces.rotated(key, angles)
 
 
-def logits(config: Gemma3Config, outer: Tree, x: Tensor, chunk: int | None) -> nn.Logits:
+def logits(config: Gemma3Config, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logits:
     return nn.logits(gemma2.normed(config, outer["norm"], x), outer.get("head", outer["embedding"]), chunk)
 
 
