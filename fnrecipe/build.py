@@ -54,14 +54,12 @@ def make_step(
     Raises:
         UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
     """
-    if config.trainer.cuda_graph and (device.type != "cuda" or mesh.ranks > 1):
-        where = f"several ranks ({mesh.ranks})" if mesh.ranks > 1 else f"the device {device.type}"
-        raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
+    captured = _captured(config, mesh, device)
     step, mode = plain_step(recipe, config, mesh, device), jit_mode(config.trainer.jit, device)
     if mode == "off":
         return without_draws(step)
     backend = with_progress(BACKENDS[mode])
-    return jit(step, donate=1, backend=cuda_graph(backend) if config.trainer.cuda_graph else backend)
+    return jit(step, donate=1, backend=cuda_graph(backend) if captured else backend)
 
 
 def make_evaluation(
@@ -72,11 +70,14 @@ def make_evaluation(
     device: torch.device,
     with_progress: Callable[[Backend], Backend] = lambda b: b,
 ) -> Callable[[Tree, Tree], Sums]:
-    """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is."""
+    """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is, on parameters of its state."""
     loss = evaluation.loss(config) if evaluation.loss else recipe.loss(config)
     sums = evaluate(checked_loss(recipe.name, loss), _local_microbatches(config, mesh), mesh)
     mode = jit_mode(config.trainer.jit, device)
-    return without_draws(sums) if mode == "off" else jit(sums, backend=with_progress(BACKENDS[mode]))
+    if mode == "off":
+        return without_draws(sums)
+    backend = with_progress(BACKENDS[mode])
+    return jit(sums, fixed=1, backend=cuda_graph(backend) if _captured(config, mesh, device) else backend)
 
 
 def batches(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: torch.device) -> Source[Tree]:
@@ -113,6 +114,15 @@ def to_host(batch: Tree, device: torch.device) -> Tree:
 def to_device(batch: Tree, device: torch.device) -> Tree:
     """A batch of tensors on a device, whose work behind this call sees them: the host does not wait for the copy."""
     return tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
+
+
+def _captured(config: ShellConfig, mesh: Mesh, device: torch.device) -> bool:
+    """Whether graphs are captured as CUDA graphs: where there is one GPU, unless the config says no."""
+    wanted, possible = config.trainer.cuda_graph, device.type == "cuda" and mesh.ranks == 1
+    if wanted is True and not possible:
+        where = f"several ranks ({mesh.ranks})" if mesh.ranks > 1 else f"the device {device.type}"
+        raise UsageError(f"trainer.cuda_graph: expected auto or false for {where}, found true")
+    return possible and wanted is not False
 
 
 def _scaling(config: ShellConfig) -> LossScaling | None:

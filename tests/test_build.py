@@ -68,11 +68,11 @@ def test_a_cuda_graph_is_refused_where_there_can_be_none(
     texts: Path, device: torch.device, mesh: Mesh, where: str, how: str
 ) -> None:
     config, _ = resolve(recipe.config, (), pairs(texts, trainer__cuda_graph="true", trainer__jit=how))
-    with pytest.raises(UsageError, match=f"^trainer.cuda_graph: expected false for {where}, found true$"):
+    with pytest.raises(UsageError, match=f"^trainer.cuda_graph: expected auto or false for {where}, found true$"):
         make_step(recipe, config, mesh, device)
 
 
-def test_the_step_is_captured_if_the_config_says_so_and_the_evaluation_never(
+def test_on_one_gpu_the_step_and_the_evaluation_are_captured_unless_the_config_says_no(
     texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = first_batches(texts, "cpu", 4)
@@ -91,5 +91,5 @@ def test_the_step_is_captured_if_the_config_says_so_and_the_evaluation_never(
 
     recorders: list[Recorder] = []
     monkeypatch.setattr(build, "cuda_graph", lambda backend: cuda_graph(backend, lambda function: recorders[-1](function)))
-    assert_same_bits(train(trainer__cuda_graph="true"), train())
-    assert [(len(recorder.recorded), len(recorder.replayed)) for recorder in recorders] == [(1, 3), (0, 0)]
+    assert_same_bits(train(), train(trainer__cuda_graph="false"))
+    assert [(len(recorder.recorded), len(recorder.replayed)) for recorder in recorders] == [(2, 6), (0, 0)]

@@ -2,7 +2,6 @@
 
 from fnrecipe.data.batch import Batch as Batch
 from fnrecipe.data.batch import collate as collate
-from fnrecipe.data.batch import cumulative_lengths as cumulative_lengths
 from fnrecipe.data.blocks import Block as Block
 from fnrecipe.data.blocks import Blocks as Blocks
 from fnrecipe.data.blocks import read_blocks as read_blocks

@@ -14,7 +14,7 @@ from attrs import AttrsInstance
 
 from fnrecipe.config.structure import structure, unstructure
 from fnrecipe.errors import ConfigError, Problem
-from fnrecipe.models.rope import RopeScaling
+from fnrecipe.models.rope import SCALINGS, RopeScaling
 
 C = TypeVar("C")
 T = TypeVar("T", bound=AttrsInstance)
@@ -144,22 +144,57 @@ def fixed(**expected: object) -> Keys[object]:
     return Keys(read, lambda config: {key: value for key, value in expected.items() if value is not None})
 
 
-def rope(theta: float = 10000.0) -> Keys[HasRope]:
+def rope(theta: float = 10000.0, kind: str = "llama3") -> Keys[HasRope]:
     """The base of the rotary frequencies and their scaling: `rope_parameters` of transformers 5, and the two keys of 4.
 
-    Both are written, and they agree; transformers 5 reads `rope_scaling` first. `theta`: where there is no base.
+    Both are written, and they agree; transformers 5 reads `rope_scaling` first. `theta`: where there is no base; `kind`: the
+    only type of scaling that the family's config takes.
     """
 
     def read(values: Mapping[str, object]) -> dict[str, object]:
         key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
         parameters = section(values, key)
         base = parameters.get("rope_theta", values.get("rope_theta", theta))
-        return {"rope_theta": base, "rope_scaling": _scaling(key, parameters, values)}
+        return {"rope_theta": base, "rope_scaling": _scaling(key, kind, parameters, values)}
 
     def write(config: HasRope) -> dict[str, object]:
-        scaling = config.rope_scaling and {"rope_type": "llama3", **unstructure(config.rope_scaling)}
+        given = unstructure(config.rope_scaling) if config.rope_scaling else {}
+        scaling = {"rope_type": kind, **{key: value for key, value in given.items() if value is not None}} if given else None
         parameters = {**(scaling or {"rope_type": "default"}), "rope_theta": config.rope_theta}
         return {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": parameters}
+
+    return Keys(read, write)
+
+
+def rope_by_kind(theta: float, kind: str, sliding_theta: float | None = None) -> Keys[Any]:
+    """`rope`, for the layers that see everything; those with a window are not scaled, and have a base of their own.
+
+    `sliding_theta`: theirs, where there is none: of the field `rope_local_theta`. None: theirs is that of the others.
+    """
+    full, local = rope(theta, kind), "rope_local_base_freq"  # as transformers 4 calls it
+
+    def read(values: Mapping[str, object]) -> dict[str, object]:
+        by_kind = section(values, "rope_parameters")
+        data = full.read({**values, "rope_parameters": by_kind.get("full_attention")})
+        sliding = section(by_kind, "sliding_attention")
+        if (found := sliding.get("rope_type", "default")) != "default":
+            raise ConfigError([Problem("rope_parameters.sliding_attention.rope_type", "default", _shown(found), SOURCE)])
+        other = data["rope_theta"] if sliding_theta is None else values.get(local, sliding_theta)
+        base = sliding.get("rope_theta", other)
+        if sliding_theta is not None:
+            return {**data, "rope_local_theta": base}
+        if base != other:
+            raise ConfigError([Problem("rope_parameters.sliding_attention.rope_theta", _shown(other), _shown(base), SOURCE)])
+        return dict(data)
+
+    def write(config: Any) -> dict[str, object]:
+        data = full.write(config)
+        base = config.rope_theta if sliding_theta is None else config.rope_local_theta
+        by_kind = {
+            "full_attention": data["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": base},
+        }
+        return {**data, "rope_parameters": by_kind, **({} if sliding_theta is None else {local: base})}
 
     return Keys(read, write)
 
@@ -219,19 +254,29 @@ class HasRope(Protocol):
     def rope_scaling(self) -> RopeScaling | None: ...
 
 
-def _scaling(key: str, parameters: Mapping[str, object], values: Mapping[str, object]) -> dict[str, object] | None:
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+def _scaling(key: str, kind: str, parameters: Mapping[str, object], values: Mapping[str, object]) -> dict[str, object] | None:
+    found = parameters.get("rope_type", parameters.get("type", "default"))
     if parameters.get("partial_rotary_factor", 1) != 1:
         raise ConfigError([Problem(f"{key}.partial_rotary_factor", "1", _shown(parameters["partial_rotary_factor"]), SOURCE)])
-    if kind == "default":
+    if found == "default":
         return None
-    if kind != "llama3":
-        raise ConfigError([Problem(f"{key}.rope_type", "default or llama3", _shown(kind), SOURCE)])
+    if found != kind:
+        raise ConfigError([Problem(f"{key}.rope_type", f"default or {kind}", _shown(found), SOURCE)])
     known = {"original_max_position_embeddings": values.get("max_position_embeddings"), **parameters}
-    names = [field.name for field in attrs.fields(RopeScaling)]
-    if missing := [Problem(f"{key}.{name}", "a number", "nothing", SOURCE) for name in names if known.get(name) is None]:
-        raise ConfigError(missing)
-    return {name: known[name] for name in names}
+    given = {name: value for name, value in known.items() if value is not None and name not in _NOT_OF_SCALING}
+    fields = {field.name for field in attrs.fields(SCALINGS[kind])}
+    problems = [Problem(f"{key}.{name}", "nothing", _shown(given[name]), SOURCE) for name in given if name not in fields]
+    problems += [Problem(f"{key}.{name}", "a number", "nothing", SOURCE) for name in _NEEDED[kind] if name not in given]
+    if problems:
+        raise ConfigError(problems)
+    return given
+
+
+_NOT_OF_SCALING = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_NEEDED = {
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
 
 
 def section(values: Mapping[str, object], key: str) -> Mapping[str, object]:

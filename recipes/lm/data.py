@@ -122,9 +122,9 @@ def batches(
         parts = [partial(tokens, *source, reader) for source in zip(corpora, numbers, strict=True)]
         documents = partial(blend, parts, size=lambda document: len(document.ids))
         if dataset.packing == "concat":
-            return pipe(documents, partial(concat, length=dataset.max_seq_len))
+            return pipe(documents, partial(concat, length=dataset.max_seq_len, limit=dataset.documents_per_row))
         key = None if order == "sequential" else (seed, reader)
-        packed = partial(pack, length=dataset.max_seq_len, key=key)
+        packed = partial(pack, length=dataset.max_seq_len, limit=dataset.documents_per_row, key=key)
         return pipe(documents, partial(map_windows, window=growing(dataset.pack_window, fed), function=packed))
 
     return partial(

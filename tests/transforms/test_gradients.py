@@ -58,6 +58,11 @@ TENSOR: dict[str, dict[str, Any]] = {
 }
 
 
+def chosen(*names: str) -> dict[str, dict[str, Any]]:
+    """Some of the modes."""
+    return {name: (MODES | HYBRID | TENSOR)[name] for name in names}
+
+
 def loss(params: Tree, batch: Batch, key: Tensor | None, policy: Policy = Policy()) -> tuple[Tensor, Sums]:
     """The loss, which is not finite for a leaf with a POISON in it."""
     total, sums = next_token_loss(partial(llama.apply, CONFIG, policy=policy))(params, batch)
@@ -119,8 +124,13 @@ def _numbers(rows: list[Any]) -> Tree:
     return [tree.map(lambda leaf: torch.nan_to_num(leaf.double()), row) for row in rows]
 
 
+def check_updates(rank: int, size: int) -> None:
+    check(rank, size, MODES | {"tensor": TENSOR["tensor"]}, ["fused"], [False])
+    check(rank, size, chosen("zero1", "fsdp"), ["chain", "sgd"], [False])
+
+
 def test_two_ranks_eagerly() -> None:
-    on_ranks(2, check, MODES | {"tensor": TENSOR["tensor"]}, list(UPDATES), [False])
+    on_ranks(2, check_updates)
 
 
 def test_two_ranks_traced() -> None:
@@ -142,13 +152,13 @@ def test_ranks_that_gather_pieces_of_layers_have_the_bits_of_one_process_in_half
 
 @pytest.mark.slow
 def test_four_ranks_eagerly_and_traced() -> None:
-    on_ranks(4, check, MODES | HYBRID | TENSOR, ["chain"], [False])
+    on_ranks(4, check, HYBRID | TENSOR, ["chain"], [False])
     on_ranks(4, check, {"tensor": TENSOR["tensor and fsdp"]}, ["fused"], [True])
 
 
 @pytest.mark.slow
 def test_eight_ranks_eagerly() -> None:
-    on_ranks(8, check, MODES | HYBRID, ["fused"], [False])
+    on_ranks(8, check, chosen("replicate", "zero2", "fsdp", "hybrid fsdp"), ["fused"], [False])
 
 
 HALF: dict[str, Any] = {"policy": Policy(torch.float16, logits_at_once=7), "scaling": LossScaling(2.0**14, 1.0, interval=1)}
@@ -175,10 +185,14 @@ def test_two_ranks_have_the_bits_of_one_process_with_a_loss_scale_and_with_a_sta
     on_ranks(2, check_precisions)
 
 
+def check_precisions_traced(rank: int, size: int) -> None:
+    check_precision(rank, size, HALF, ["zero2"], traced=True)
+    check_precision(rank, size, PURE, ["zero1", "fsdp"], traced=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [HALF, PURE], ids=["float16", "bfloat16"])
-def test_two_ranks_have_the_bits_of_one_process_in_half_precision_traced(options: dict[str, Any]) -> None:
-    on_ranks(2, check_precision, options, [*MODES], True)
+def test_two_ranks_have_the_bits_of_one_process_in_half_precision_traced() -> None:
+    on_ranks(2, check_precisions_traced)
 
 
 def check_rounding(rank: int, size: int) -> None:

@@ -49,6 +49,8 @@ class DataSource:
 
 @frozen
 class DatasetSection:
+    """`max_documents_per_row`: packing keeps to it, as a GPU's kernels want a bound; null: max_seq_len / 32, at least 16."""
+
     sources: tuple[DataSource, ...] = (DataSource("stdlib:"),)
     valid_sources: tuple[DataSource, ...] = ()
     valid_fraction: ProperFraction = 0.05
@@ -60,6 +62,7 @@ class DatasetSection:
     packing: Literal["best_fit", "concat"] = "best_fit"
     pack_window: PositiveInt = 512
     max_seq_len: PositiveInt = 1024
+    max_documents_per_row: PositiveInt | None = None
     attention: Literal["document", "row"] = "document"
     batch_size: PositiveInt = 8
     num_lanes: PositiveInt = 8
@@ -67,6 +70,10 @@ class DatasetSection:
     num_workers: NonNegativeInt = field(default=0, metadata=RUNTIME)
     prefetch: NonNegativeInt = field(default=2, metadata=RUNTIME)
     cache: str | None = field(default=None, converter=optional(expanded), metadata=RUNTIME)
+
+    @property
+    def documents_per_row(self) -> int:
+        return self.max_documents_per_row or max(16, self.max_seq_len // 32)
 
     def conflicts(self) -> Iterator[Problem]:
         if not self.sources:
