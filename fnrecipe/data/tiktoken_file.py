@@ -41,7 +41,7 @@ def tiktoken_tokenizer(
     Raises:
         UsageError: if the file is no rank file, there is no such pattern, special tokens do not fit, or tiktoken is missing.
     """
-    if pattern not in PATTERNS:
+    if pattern is None or pattern not in PATTERNS:
         hint = did_you_mean(pattern or "", PATTERNS) if pattern else f"valid names: {', '.join(PATTERNS)}"
         found = "null" if pattern is None else repr(pattern)
         raise UsageError(f"tokenizer.pattern: expected how text is cut before BPE, found {found}; {hint}")
@@ -50,8 +50,7 @@ def tiktoken_tokenizer(
     data = read_bytes(path)
     ranks = _ranks(data, path)
     special = _special(ranks, pattern, special_tokens, path)
-    vocab = {**{token.decode(errors="replace"): rank for token, rank in ranks.items()}, **special}
-    before, behind = ends_in_folder(folder, vocab)
+    before, behind = ends_in_folder(folder, special)
     names_of_ends = choose_ends(special, special, path, asked=(bos_token, eos_token), before=before, behind=behind)
     inner = _load(ranks, pattern, special, path)
     bos, eos = (special[name] for name in names_of_ends)

@@ -1,7 +1,7 @@
 """The regular expressions by which published vocabularies in tiktoken's format cut text before BPE, with their special tokens.
 
-A rank file holds neither. The expressions are part of the vocabularies: gpt2, cl100k and o200k as `tiktoken` defines them, llama3
-and qwen2 as the models' own tokenizers do.
+A rank file holds neither. The expressions are part of the vocabularies: gpt2, cl100k and o200k as `tiktoken` defines them,
+llama3 and qwen2 as the models' own tokenizers do.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ PATTERNS: Mapping[str, Pattern] = {
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s", {"<|endoftext|>": 50256}
     ),
     "cl100k": Pattern(
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
         {
             "<|endoftext|>": 100257,
             "<|fim_prefix|>": 100258,
