@@ -108,7 +108,8 @@ def render(
 ) -> Rendered:
     """The text of `messages`; with `add_generation_prompt`, and of what stands before the assistant's next one.
 
-    A key of a message that is null is left out. Where messages or tools spell one of the names `literal`, that is remembered.
+    A key of a message that is null is left out; reasoning may have any of the names `reasoning_content`, `thinking` and
+    `reasoning`, as `transformers` reads them. Where messages or tools spell one of the names `literal`, that is remembered.
 
     Raises:
         DataError: if the template raises an error; it names the message without which there is none.
@@ -223,11 +224,18 @@ def _render(
             return {key: shown(inner) for key, inner in value.items()}
         return [shown(inner) for inner in value] if isinstance(value, list | tuple) else value
 
-    known = [{key: shown(value) for key, value in message.items() if value is not None} for message in messages]
+    known = [shown(_with_reasoning(message)) for message in messages]
     given = {**template.tokens, **variables, "messages": known, "tools": shown(tools), "documents": None}
     rendering = Rendering(begin, end, template.now, deadline)
     marked = "".join(generate(_compiled(template), rendering, {**given, "add_generation_prompt": add_generation_prompt}))
     return _unmarked(marked, begin, end, inside)
+
+
+def _with_reasoning(message: Message) -> Message:
+    """A message without keys that are null, whose reasoning stands under the names that templates read, whatever its own."""
+    given = {key: value for key, value in message.items() if value is not None}
+    found = next((given[key] for key in ("reasoning_content", "thinking", "reasoning") if key in given), None)
+    return given if found is None else {"thinking": found, **given, "reasoning_content": found}
 
 
 def _works(attempt: Callable[[], object]) -> bool:
