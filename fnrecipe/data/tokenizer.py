@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 
 import attrs
 import numpy as np
@@ -84,6 +85,13 @@ def describe(tokenizer: Tokenizer) -> str:
     if tokenizer.bos == tokenizer.eos:
         return f"{tokenizer.vocab_size:,} tokens, BOS and EOS {eos} ({tokenizer.eos})"
     return f"{tokenizer.vocab_size:,} tokens, BOS {bos} ({tokenizer.bos}), EOS {eos} ({tokenizer.eos})"
+
+
+def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of `ids`, in which special tokens stand by their names."""
+    names = {number: name for name, number in tokenizer.special.items()}
+    runs = groupby(ids, lambda number: number in names)
+    return "".join("".join(names[i] for i in run) if special else tokenizer.decode(list(run)) for special, run in runs)
 
 
 def tokenize(
