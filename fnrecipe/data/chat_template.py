@@ -141,7 +141,7 @@ def encode_chat(
     """The tokens of `messages`, and which of them the assistant writes.
 
     Special tokens are those that the template writes; what a message spells stays text. The assistant's part is what stands
-    in `{% generation %}`; in a template without it, what its messages add to the text before them, which includes the
+    in `{% generation %}`; in a template without it, what each of its messages adds to the text of those before and the
     generation prompt. A token is trained if one of its characters belongs to the assistant.
 
     Raises:
