@@ -84,6 +84,7 @@ def _load(data: bytes, path: str) -> SentencePieceProcessor:
         with mute():
             inner = SentencePieceProcessor(model_proto=data)
             inner.encode("a text")
+            inner.id_to_piece(list(range(inner.vocab_size())))
     except Exception as error:
         raise UsageError(one_line(f"tokenizer.path: {path} is not a SentencePiece model: {error}")) from None
     return inner
