@@ -22,6 +22,7 @@ from fnrecipe.shell.train import train
 from fnrecipe.step import State
 from tests.helpers import assert_same_bits, pairs
 from tests.interop.reading import read, section
+from tests.recipes.regression import recipe as regression
 
 SETTINGS = {
     "regime__num_steps": 4,
@@ -96,6 +97,18 @@ def test_an_import_is_a_run_at_step_0_that_trains(directory: Path, trained: Path
     assert steps == ["step_00000000", "step_00000002", "step_00000004"]
     shutil.rmtree(run / "checkpoints/step_00000000")
     assert checkpoints(run) == checkpoints(trained)
+
+
+def test_a_run_may_end_with_an_export(trained: Path, texts: Path, tmp_path: Path) -> None:
+    lm, run = find("lm").load(), Path(shutil.copytree(trained, tmp_path / "run"))
+    told = ["regime.export_hugging_face=true", f"model.path={trained}"]
+    for _ in range(2):  # one that is there gives way
+        assert train(lm, config_of(texts, "regime.export_hugging_face=true", files=[run / "config.yaml"]), run) == 0
+        assert_same_bits(read(run / "hugging_face"), fnrecipe.load(run).params)
+    assert not list(run.glob(".hugging_face*"))
+    mine = attrs.evolve(lm, name="mine", config=regression.config)
+    with pytest.raises(UsageError, match="mine: expected a recipe with the sections model and tokenizer"):
+        train(mine, attrs.evolve(regression.config, regime=config_of(texts, *told).regime), tmp_path / "out")
 
 
 def test_a_recipe_that_reads_no_weights_says_so(directory: Path, texts: Path, tmp_path: Path) -> None:
