@@ -35,12 +35,16 @@ DECODER_KEYS = {
 
 @attrs.frozen
 class Keys(Generic[C_contra]):
-    """Some keys of `config.json`: `read` gives fields of a config as plain data, `write` the keys that they are read from.
-    `read` raises a ConfigError for what the family cannot compute.
+    """Some keys of `config.json`.
+
+    read   the mapping in the file -> fields of a config as plain data. Raises a ConfigError for what cannot be computed
+    write  config -> the keys that they are read from
+    names  the key of each field, for what is wrong with its value
     """
 
     read: Callable[[Mapping[str, object]], Mapping[str, object]]
     write: Callable[[C_contra], Mapping[str, object]]
+    names: Mapping[str, str] = attrs.field(factory=dict)
 
 
 def same(keys: Mapping[str, str] = DECODER_KEYS, defaults: Mapping[str, object] | None = None) -> Keys[AttrsInstance]:
@@ -62,7 +66,7 @@ def same(keys: Mapping[str, str] = DECODER_KEYS, defaults: Mapping[str, object] 
         given = {key: data[field] for field, key in keys.items() if field in data}
         return {key: value for key, value in given.items() if value is not None or others.get(key) is not None}
 
-    return Keys(read, write)
+    return Keys(read, write, keys)
 
 
 def fixed(**expected: object) -> Keys[object]:
@@ -146,6 +150,8 @@ def every_nth(field: str, default: int, *, values: str, interval: str, nth: obje
         if given is None:
             return {field: number}
         layers = given if isinstance(given, list) else []
+        if len(layers) != (wanted := config.get("num_hidden_layers", len(layers))):
+            raise ConfigError([Problem(values, f"an item for each of {wanted} layers", _shown(given), SOURCE)])
         first = layers.index(nth) if nth in layers else len(layers)
         for n in (number, first + 1):
             if isinstance(n, int) and n > 0 and given == items(n, len(layers)):
@@ -231,6 +237,12 @@ def reader(cls: type[T], *parts: Keys[T]) -> Callable[[Mapping[str, object]], T]
     """A `read_config` of such parts. Quantised weights and partly rotated heads are no family's."""
 
     all_parts: list[Keys[T]] = [fixed(quantization_config=None, partial_rotary_factor=1.0), *parts]
+    names = {field: key for part in parts for field, key in part.names.items()}
+
+    def by_key(problem: Problem) -> Problem:
+        """A problem of a field, told of the key that the field was read from."""
+        field, dot, rest = problem.path.partition(".")
+        return attrs.evolve(problem, path=f"{names.get(field, field)}{dot}{rest}", source=SOURCE, hint="")
 
     def read(values: Mapping[str, object]) -> T:
         data: dict[str, object] = {}
@@ -243,7 +255,7 @@ def reader(cls: type[T], *parts: Keys[T]) -> Callable[[Mapping[str, object]], T]
         try:
             config = structure(data, cls())
         except ConfigError as error:
-            problems += map(_by_key, error.problems)
+            problems += map(by_key, error.problems)
         if problems:
             raise ConfigError(problems)
         return config
@@ -254,12 +266,6 @@ def reader(cls: type[T], *parts: Keys[T]) -> Callable[[Mapping[str, object]], T]
 def writer(*parts: Keys[T]) -> Callable[[T], dict[str, object]]:
     """A `write_config` of such parts."""
     return lambda config: {key: value for part in parts for key, value in part.write(config).items()}
-
-
-def _by_key(problem: Problem) -> Problem:
-    """A problem of a field, told of the key that the field was read from."""
-    field, dot, rest = problem.path.partition(".")
-    return attrs.evolve(problem, path=f"{DECODER_KEYS.get(field, field)}{dot}{rest}", source=SOURCE, hint="")
 
 
 def _shown(value: object) -> str:

@@ -227,6 +227,12 @@ def test_what_was_released_is_the_arch(arch: str) -> None:
             "rope_scaling.rope_type: expected default or llama3, found 'linear'",
         ),
         ("smollm3", {"no_rope_layers": [0, 1, 1]}, "no_rope_layers: expected 0 in every n-th layer and 1 in the others, found"),
+        (
+            "olmo3",
+            {"num_hidden_layers": 2, "layer_types": [SLIDING]},
+            "layer_types: expected an item for each of 2 layers, found",
+        ),
+        ("gpt2", {"n_embd": "7", "n_inner": 4}, "n_embd: expected an integer, found '7'"),
         ("gpt2", {"activation_function": "relu"}, "activation_function: expected gelu_new, found 'relu'"),
         ("gemma2", {"hidden_activation": "silu"}, "hidden_activation: expected gelu_pytorch_tanh, found 'silu'"),
     ],

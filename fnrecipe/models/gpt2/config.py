@@ -119,7 +119,7 @@ def _read_inner(values: Mapping[str, object]) -> dict[str, object]:
     return {"ffn_inner_dim": 4 * model if inner is None and isinstance(model, int) else inner}
 
 
-INNER: Keys[GPT2Config] = Keys(_read_inner, lambda config: {"n_inner": config.ffn_inner_dim})
+INNER: Keys[GPT2Config] = Keys(_read_inner, lambda config: {"n_inner": config.ffn_inner_dim}, {"ffn_inner_dim": "n_inner"})
 KEYS: tuple[Keys[GPT2Config], ...] = (
     same(NAMES),
     INNER,
