@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import attrs
@@ -26,11 +26,17 @@ from fnrecipe.tree import Tree
 
 aten = torch.ops.aten
 
-_COUNTED_AS: dict[object, object] = {
-    mm: aten.mm,
-    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+_ATTENTION: dict[object, tuple[int, int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: (0, 2),
+    aten._scaled_dot_product_flash_attention: (0, 2),
+    aten._scaled_dot_product_efficient_attention: (0, 2),
+    aten._scaled_dot_product_cudnn_attention: (0, 2),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, 5),
+    aten._scaled_dot_product_flash_attention_backward: (1, 5),
+    aten._scaled_dot_product_efficient_attention_backward: (1, 5),
+    aten._scaled_dot_product_cudnn_attention_backward: (1, 5),
 }
+"""Where the query stands among the arguments, the key behind it, and the number of products of the size of the scores."""
 _MORE_VIEWS = {aten._unsafe_view.default, operator.getitem}
 
 
@@ -62,8 +68,7 @@ def node_cost(node: Node) -> Cost:
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda argument: argument.meta.get("val"))
     result = node.meta.get("val")
     packet: object = node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target
-    formula = flop_registry.get(_COUNTED_AS.get(packet, packet))
-    flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
+    flops = _flops(packet, args, kwargs, result)
     written = result if result is not None else _written(node, args)
     return Cost(1, flops, _bytes((args, kwargs)) + _bytes(written))
 
@@ -78,6 +83,15 @@ def operation_costs(graph: GraphModule) -> dict[str, Cost]:
 
 def total(costs: Iterable[Cost]) -> Cost:
     return sum(costs, NOTHING)
+
+
+def _flops(packet: object, args: Sequence[Tree], kwargs: Mapping[str, Tree], result: Tree) -> int:
+    if packet in _ATTENTION:  # torch counts it likewise, but before 2.13 refuses heads that share keys
+        first, products = _ATTENTION[packet]
+        query, key = args[first : first + 2]
+        return products * 2 * query.numel() * key.shape[2]
+    formula = flop_registry.get(aten.mm if packet is mm else packet)
+    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
 
 def _name(node: Node) -> str:

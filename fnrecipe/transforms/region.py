@@ -36,6 +36,7 @@ def region(function: Callable[..., Tree], name: str) -> Callable[..., Tree]:
             if not traced:
                 graph, spec = trace(_apart(function), args)
                 traced.append((graph, spec, _used_inputs(graph)))
+                graph.graph.output_node().update_arg(0, tuple(graph.graph.output_node().args[0]))  # torch 2.11 takes no list
                 mode.tracer.root.register_module(mode.tracer.get_fresh_qualname(name), traced[0][0])
             ((graph, spec, used),) = traced
             returned: Any = graph.graph.output_node().args[0]
