@@ -89,7 +89,7 @@ def _flops(packet: object, args: Sequence[Tree], kwargs: Mapping[str, Tree], res
     if packet in _ATTENTION:  # torch counts it likewise, but before 2.13 refuses heads that share keys
         first, products = _ATTENTION[packet]
         query, key = args[first : first + 2]
-        return products * 2 * query.numel() * key.shape[2]
+        return int(products * 2 * query.numel() * key.shape[2])
     formula = flop_registry.get(aten.mm if packet is mm else packet)
     return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
