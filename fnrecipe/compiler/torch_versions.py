@@ -11,4 +11,5 @@ def inductor_takes_gathers() -> bool:
     Before 2.13 torch functionalises no operator outside of aten whose result is its argument, as `all_gather_into_tensor_out`
     returns `out`; the operator without `out` corrupts the heap on gloo (`fnrecipe.parallel.collectives`).
     """
-    return torch.__version__ >= (2, 13)
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 13)
