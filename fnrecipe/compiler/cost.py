@@ -26,17 +26,22 @@ from fnrecipe.tree import Tree
 
 aten = torch.ops.aten
 
-_ATTENTION: dict[object, tuple[int, int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: (0, 2),
-    aten._scaled_dot_product_flash_attention: (0, 2),
-    aten._scaled_dot_product_efficient_attention: (0, 2),
-    aten._scaled_dot_product_cudnn_attention: (0, 2),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, 5),
-    aten._scaled_dot_product_flash_attention_backward: (1, 5),
-    aten._scaled_dot_product_efficient_attention_backward: (1, 5),
-    aten._scaled_dot_product_cudnn_attention_backward: (1, 5),
+_ATTENTION: dict[object, tuple[int, int | None, int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: (0, None, 2),
+    aten._scaled_dot_product_flash_attention: (0, None, 2),
+    aten._scaled_dot_product_efficient_attention: (0, None, 2),
+    aten._scaled_dot_product_cudnn_attention: (0, None, 2),
+    aten._flash_attention_forward: (0, 6, 2),
+    aten._efficient_attention_forward: (0, 7, 2),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, None, 5),
+    aten._scaled_dot_product_flash_attention_backward: (1, None, 5),
+    aten._scaled_dot_product_efficient_attention_backward: (1, None, 5),
+    aten._scaled_dot_product_cudnn_attention_backward: (1, None, 5),
+    aten._flash_attention_backward: (1, 9, 5),
+    torch.ops.fnrecipe.efficient_attention_backward: (1, 6, 5),
 }
-"""Where the query stands among the arguments, the key behind it, and the number of products of the size of the scores."""
+"""Which argument is the query, the key behind it; which is the length of a row, None for that of the key [B, G, T, E]; and
+the number of products of the size of the scores."""
 _MORE_VIEWS = {aten._unsafe_view.default, operator.getitem}
 
 
@@ -86,10 +91,12 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 def _flops(packet: object, args: Sequence[Tree], kwargs: Mapping[str, Tree], result: Tree) -> int:
-    if packet in _ATTENTION:  # torch counts it likewise, but before 2.13 refuses heads that share keys
-        first, products = _ATTENTION[packet]
+    # torch counts dense attention likewise, but before 2.13 refuses heads that share keys. For rows of several documents it
+    # takes as many of them as there may be, each as long as the row; here all pairs of a row count, whatever the mask.
+    if packet in _ATTENTION:
+        first, row, products = _ATTENTION[packet]
         query, key = args[first : first + 2]
-        return int(products * 2 * query.numel() * key.shape[2])
+        return int(products * 2 * query.numel() * (key.shape[2] if row is None else args[row]))
     formula = flop_registry.get(aten.mm if packet is mm else packet)
     return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
