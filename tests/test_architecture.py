@@ -187,6 +187,7 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 
 LIGHT = [*select("config", "errors", "cli", "data", "components"), "fnrecipe.recipes.lm.config"]
 LIGHT += [name for name in select("models") if name.endswith(".config")]
+LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
 
 @pytest.mark.parametrize("name", LIGHT)
