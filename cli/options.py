@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import click
 
-from fnrecipe import recipes
 from fnrecipe.config.paths import expanded
 from fnrecipe.errors import UsageError, did_you_mean
+from fnrecipe.shell.find import presets
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -72,11 +72,6 @@ class ConfigFile(FilePath):
         if name not in known:
             raise UsageError(f"--config-file {text}: expected a preset, found none; {did_you_mean(name, known)}")
         return known[name]
-
-
-def presets() -> dict[str, Path]:
-    """The config files in the folders `presets` of the recipes that come with fnrecipe, by name."""
-    return {path.stem: path for path in sorted(Path(recipes.__path__[0]).glob("*/presets/*.yaml"))}
 
 
 def config_options(command: Command) -> Command:

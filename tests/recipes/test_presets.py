@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fnrecipe.cli.options import presets
 from fnrecipe.config import resolve
 from fnrecipe.errors import did_you_mean
 from fnrecipe.models.model import find_family
 from fnrecipe.recipes.lm.config import config as defaults
+from fnrecipe.shell.find import presets
 from tests.cli.helpers import assert_usage_error, fnrecipe_here
 
 PRESETS = presets()
