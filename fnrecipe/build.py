@@ -12,6 +12,7 @@ from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
 from fnrecipe.compiler.pure import without_draws
+from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import ShellConfig
 from fnrecipe.contract import check_batch_size, check_params, checked_loss
 from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, map_items, pipe, prefetch
@@ -52,16 +53,15 @@ def make_step(
     """The train step of a recipe over a mesh, as `trainer.jit` says; `with_progress` may wrap what runs its graph.
 
     Raises:
-        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
+        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured; for
+            all-gathers where torch cannot compile them.
     """
-    if config.trainer.cuda_graph and (device.type != "cuda" or mesh.ranks > 1):
-        where = f"several ranks ({mesh.ranks})" if mesh.ranks > 1 else f"the device {device.type}"
-        raise UsageError(f"trainer.cuda_graph: expected false for {where}, found true")
-    step, mode = plain_step(recipe, config, mesh, device), jit_mode(config.trainer.jit, device)
+    captured = _captured(config, mesh, device)
+    step, mode = plain_step(recipe, config, mesh, device), _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(step)
     backend = with_progress(BACKENDS[mode])
-    return jit(step, donate=1, backend=cuda_graph(backend) if config.trainer.cuda_graph else backend)
+    return jit(step, donate=1, backend=cuda_graph(backend) if captured else backend)
 
 
 def make_evaluation(
@@ -72,11 +72,14 @@ def make_evaluation(
     device: torch.device,
     with_progress: Callable[[Backend], Backend] = lambda b: b,
 ) -> Callable[[Tree, Tree], Sums]:
-    """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is."""
+    """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is, on parameters of its state."""
     loss = evaluation.loss(config) if evaluation.loss else recipe.loss(config)
     sums = evaluate(checked_loss(recipe.name, loss), _local_microbatches(config, mesh), mesh)
-    mode = jit_mode(config.trainer.jit, device)
-    return without_draws(sums) if mode == "off" else jit(sums, backend=with_progress(BACKENDS[mode]))
+    mode = _checked_mode(config, mesh, device)
+    if mode == "off":
+        return without_draws(sums)
+    backend = with_progress(BACKENDS[mode])
+    return jit(sums, fixed=1, backend=cuda_graph(backend) if _captured(config, mesh, device) else backend)
 
 
 def batches(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: torch.device) -> Source[Tree]:
@@ -115,8 +118,25 @@ def to_device(batch: Tree, device: torch.device) -> Tree:
     return tree.map(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
+def _captured(config: ShellConfig, mesh: Mesh, device: torch.device) -> bool:
+    """Whether graphs are captured as CUDA graphs: where there is one GPU, unless the config says no."""
+    wanted, possible = config.trainer.cuda_graph, device.type == "cuda" and mesh.ranks == 1
+    if wanted is True and not possible:
+        where = f"several ranks ({mesh.ranks})" if mesh.ranks > 1 else f"the device {device.type}"
+        raise UsageError(f"trainer.cuda_graph: expected auto or false for {where}, found true")
+    return possible and wanted is not False
+
+
 def _scaling(config: ShellConfig) -> LossScaling | None:
     return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
+
+
+def _checked_mode(config: ShellConfig, mesh: Mesh, device: torch.device) -> JitMode:
+    mode = jit_mode(config.trainer.jit, device)
+    if mode == "inductor" and mesh.gathers and not inductor_takes_gathers():
+        expected = f"trace or off for several ranks ({mesh.ranks}) under torch {torch.__version__}"
+        raise UsageError(f"trainer.jit: expected {expected}, found {config.trainer.jit}; torch 2.13 compiles their all-gathers")
+    return mode
 
 
 def _local_microbatches(config: ShellConfig, mesh: Mesh) -> int:

@@ -100,6 +100,7 @@ torch.library.register_vmap("fnrecipe::optimization_barrier", _barrier_by_vmap)
 
 torch.library.impl("fnrecipe::opaque_clone", "CompositeExplicitAutograd", torch.clone)
 torch.library.register_fake("fnrecipe::opaque_clone", torch.empty_like)
+torch.library.register_vmap("fnrecipe::opaque_clone", lambda info, dims, value: (opaque_clone(value), dims[0]))
 
 torch.library.impl("fnrecipe::keep_alive", "CompositeExplicitAutograd", lambda gathered, sent: None)
 torch.library.register_fake("fnrecipe::keep_alive", lambda gathered, sent: None)

@@ -27,15 +27,15 @@ def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
     return params
 
 
-def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope) -> Apply:
-    """(parameters, tokens, segments, positions) -> logits."""
-    return partial(find_model(model.family).apply, model.config, policy=policy(trainer), scope=scope)
+def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, max_documents: int | None = None) -> Apply:
+    """(parameters, tokens, segments, positions) -> logits, for rows of at most `max_documents`."""
+    return partial(find_model(model.family).apply, model.config, policy=policy(trainer, max_documents), scope=scope)
 
 
-def policy(trainer: TrainerSection) -> Policy:
+def policy(trainer: TrainerSection, max_documents: int | None = None) -> Policy:
     checkpointing = trainer.activation_checkpointing
     dtype = getattr(torch, trainer.dtype)
-    return Policy(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once)
+    return Policy(dtype, checkpointing.mode, checkpointing.every_nth_layer, trainer.logits_at_once, max_documents)
 
 
 def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callable[[float], Schedule]:

@@ -14,8 +14,9 @@ from tests.helpers import end, pairs, start, write_texts  # noqa: E402
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that several workers end at about the same time."""
-    longest = ["runtime/test_gang.py", "test_shard.py", "test_default_run.py", "shell/test_progress.py", "test_benchmarks.py"]
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    longest = ["default_run", "gradients", "gang", "whole", "frozen", "keys", "regression", "progress", "signals", "benchmarks"]
+    names = [f"test_{name}.py" for name in longest]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,12 +7,14 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import GangSection
 from fnrecipe.models import llama
 from fnrecipe.parallel.mesh import Axis, Mesh, global_slice, is_shard
@@ -20,13 +22,20 @@ from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
 from fnrecipe.tree import Tree
 
+compiles_gathers = pytest.mark.skipif(not inductor_takes_gathers(), reason="torch compiles all-gathers from 2.13 on")
+PRELOADED = ("tests.ranks", "torch._dynamo", "fnrecipe.models.llama.model", "fnrecipe.step", "fnrecipe.transforms", "pytest")
+multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOADED])
+
 
 def on_ranks(size: int, function: Callable[..., None], *args: Any) -> None:
-    """`function(rank, size, *args)` in `size` processes that can talk to each other; what one of them raises is raised here."""
+    """`function(rank, size, *args)` in `size` processes that can talk to each other; what one of them raises is raised here.
+
+    They are forked from a process that has imported all they need, which takes seconds, and has started no thread.
+    """
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
-    multiprocessing.spawn(_joined, (size, port, function, args), nprocs=size)
+    multiprocessing.start_processes(_joined, (size, port, function, args), nprocs=size, start_method="forkserver")
 
 
 def _joined(rank: int, size: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from signal import SIGTERM
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -17,7 +19,8 @@ from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, Ticks, observed
 from fnrecipe.runtime.position import Position
 from fnrecipe.runtime.signals import Stopped
-from fnrecipe.shell.observers import announced, evaluated, saved, scheduled
+from fnrecipe.shell.observers import Publication, announced, evaluated, published, saved, scheduled
+from fnrecipe.shell.throughput import Work
 from fnrecipe.step import Metrics, State
 from fnrecipe.transforms import jit
 
@@ -148,3 +151,27 @@ def test_the_stages_of_a_run_do_what_is_due() -> None:
         partial(evaluated, evaluate=lambda tick: done.append(("evaluate", tick.number))),
     )
     assert done == [("first", 1), ("evaluate", 2), ("save", 4), ("evaluate", 4), ("save", 5), ("evaluate", 5)]
+
+
+def test_the_time_of_an_evaluation_between_two_publications_is_not_that_of_steps() -> None:
+    found: list[Publication] = []
+
+    def slow(tick: Tick) -> None:
+        time.sleep(0.2)
+
+    stages = partial(published, write=found.append, device=torch.device("cpu")), partial(evaluated, evaluate=slow)
+    began = time.monotonic()
+    observed(ticks(attrs.evolve(REGIME, validate_every_n_steps=1, checkpoint_every_n_steps=None)), *stages)
+    assert time.monotonic() - began > 1.0
+
+    assert [len(publication.pauses) for publication in found] == [2, 2]
+    work = Work(positions=1, flops=None, peak=None)
+    for publication in found:
+        rows = [{"targets": 1.0, **row} for row in publication.metrics.rows()]
+        rows = [{"step": float(number), **row} for number, row in enumerate(rows, publication.clock.step + 1)]
+        args = work, rows, publication.waits, publication.metrics.ready
+        paused = sum(end.since(began) for began, end in publication.pauses)
+        without, all_told = (1 / publication.clock.speed(*args, p).steps_per_second for p in (publication.pauses, ()))
+        steps = sum(row["step"] > publication.clock.step for row in rows)
+        assert paused >= 0.4
+        assert all_told * steps == pytest.approx(without * steps + paused)

@@ -1,8 +1,6 @@
 """CUDA graphs: the kernels that a traced graph launches, captured once and launched as a whole from then on.
 
 Thousands of launches from Python become one. The state must lie at addresses that do not change, which donation sees to.
-
-The logic is tested on the CPU with a capture that does the work again; `on_device` has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -31,15 +29,15 @@ def on_device(function: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], No
 def cuda_graph(backend: Backend, capture: Capture = on_device) -> Backend:
     """`backend`, whose run of a graph is captured at the second call, and replayed then and at every later call.
 
-    The first call runs uncaptured: compiling, tuning and loading could not be captured. Donated inputs are used in place; the
-    others are copied into static inputs. Results are copied out, because the next replay overwrites them.
+    The first call runs uncaptured: compiling, tuning and loading could not be captured. Donated and fixed inputs are used in
+    place; the others are copied into static inputs. Results are copied out, because the next replay overwrites them.
 
     Raises:
-        ValueError: at a call, if a donated input is not where it was when the graph was captured.
+        ValueError: at a call, if a fixed input is not where it was when the graph was captured.
     """
 
     def captured(graph: GraphModule) -> Run:
-        run, donated = backend(graph), graph.meta["donated"]
+        run, donated, fixed = backend(graph), graph.meta["donated"], graph.meta["fixed"]
         replays: list[Run] = []
         first = iter([run])
 
@@ -47,7 +45,7 @@ def cuda_graph(backend: Backend, capture: Capture = on_device) -> Backend:
             if (once := next(first, None)) is not None:
                 return once(*inputs)
             if not replays:
-                replays.append(_recorded(run, inputs, donated, capture))
+                replays.append(_recorded(run, inputs, donated, fixed, capture))
             return replays[0](*inputs)
 
         return call
@@ -55,15 +53,15 @@ def cuda_graph(backend: Backend, capture: Capture = on_device) -> Backend:
     return captured
 
 
-def _recorded(run: Run, inputs: Sequence[Tensor], donated: int, capture: Capture) -> Run:
-    state, addresses = inputs[:donated], _addresses(inputs[:donated])
-    static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in inputs[donated:]]
+def _recorded(run: Run, inputs: Sequence[Tensor], donated: int, fixed: int, capture: Capture) -> Run:
+    state, addresses = inputs[:fixed], _addresses(inputs[:fixed])
+    static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in inputs[fixed:]]
     replay, results = capture(lambda: run(*state, *static))
 
     def call(*inputs: Tensor) -> Sequence[Tensor]:
-        if _addresses(inputs[:donated]) != addresses:
-            raise ValueError("cuda_graph: expected the donated inputs where they were captured, found them at other addresses")
-        for buffer, leaf in zip(static, inputs[donated:], strict=True):
+        if _addresses(inputs[:fixed]) != addresses:
+            raise ValueError("cuda_graph: expected the fixed inputs where they were captured, found them at other addresses")
+        for buffer, leaf in zip(static, inputs[fixed:], strict=True):
             if isinstance(buffer, Tensor):
                 buffer.copy_(leaf, non_blocking=True)
         replay()

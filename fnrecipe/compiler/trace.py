@@ -31,11 +31,13 @@ def interpreter(graph: GraphModule) -> Run:
     return graph
 
 
-def trace(function: Callable[..., Tree], args: tuple[Tree, ...], *, donate: int = 0) -> tuple[GraphModule, pytree.TreeSpec]:
+def trace(
+    function: Callable[..., Tree], args: tuple[Tree, ...], *, donate: int = 0, fixed: int = 0
+) -> tuple[GraphModule, pytree.TreeSpec]:
     """The graph that `jit` runs for `args`, from their leaves to the results' leaves, and the structure of the results.
 
     The args may be fake tensors; each node's result is one in its `meta["val"]`. The graph's `meta["donated"]` is the number
-    of its first inputs that are donated.
+    of its first inputs that are donated, `meta["fixed"]` of those that every call finds at the same addresses.
 
     Raises:
         UsageError: if the function draws from a global generator, or looks at a number of a tensor.
@@ -60,6 +62,7 @@ def trace(function: Callable[..., Tree], args: tuple[Tree, ...], *, donate: int 
     write_in_place(graph)
     use_onednn_matmul(graph)
     graph.meta["donated"] = num_donated
+    graph.meta["fixed"] = len(tree.leaves(args[: max(donate, fixed)]))
     return graph, results[0]
 
 

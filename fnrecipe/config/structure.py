@@ -92,8 +92,8 @@ def _mended(data: object, defaults: dict[str, object], wrong: Collection[str]) -
     def mend(value: Any, default: object, path: str) -> Any:
         if path in wrong:
             return default
-        if not isinstance(default, dict):
-            return value
+        if not isinstance(default, dict) or not isinstance(value, dict):  # a section may be null, by default or as it is given
+            return default if any(other.startswith(f"{path}.") for other in wrong) else value
         return {k: mend(value.get(k, d), d, f"{path}.{k}" if path else k) for k, d in default.items()}
 
     mended: dict[str, object] = mend(data, defaults, "")
@@ -200,7 +200,9 @@ def _union(value: object, cls: object) -> object:
 
 
 def _described(kind: Any) -> str:
-    """What a value of a scalar kind is expected to be, with its bound."""
+    """What a value of a scalar kind is expected to be, with its bound, or which words it may be."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
     bounds = [bound.expected for bound in get_args(kind) if isinstance(bound, Bound)]
     return bounds[0] if bounds else _SCALARS[kind]
 

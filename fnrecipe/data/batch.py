@@ -7,10 +7,8 @@ from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from fnrecipe.data.pack import Row
-from fnrecipe.errors import UsageError
 
 Array: TypeAlias = Any
 """A NumPy array, or the tensor that was made of it: nothing here imports torch."""
@@ -56,18 +54,3 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
             sources[i, start:stop] = piece.source
             start = stop
     return Batch(tokens, targets, segments, positions, sources, segments >= 0, num_bytes)
-
-
-def cumulative_lengths(segments: NDArray[np.int64], size: int) -> NDArray[np.int32]:
-    """Where each piece of a batch begins in its flattened rows, int32 [size], as kernels for ragged attention take it.
-
-    Padding at the end of a row is a piece too; unused entries at the end repeat the number of all positions.
-
-    Raises:
-        UsageError: if there are more pieces than `size` - 1.
-    """
-    marked = np.diff(segments, axis=1, prepend=-2) != 0
-    starts = np.flatnonzero(marked)
-    if len(starts) >= size:
-        raise UsageError(f"cumulative_lengths: expected at most {size - 1} pieces in a batch, found {len(starts)}")
-    return np.concatenate([starts, np.full(size - len(starts), segments.size)]).astype(np.int32)

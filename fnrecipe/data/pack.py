@@ -3,6 +3,8 @@
 Only documents longer than a row are cut. A piece has at most length + 1 ids and overlaps the next piece of its document by
 one: every prediction of a document is in exactly one row, and none crosses from one document to another. On documents of real
 length distributions (median about a quarter of a row), windows of 512 documents leave less than 0.5 % padding.
+
+A row may be bounded in its pieces, too: kernels for ragged rows want that.
 """
 
 from __future__ import annotations
@@ -33,17 +35,29 @@ def split(document: Tokens, length: int) -> list[Tokens]:
     ]
 
 
-def best_fit(sizes: Sequence[int], length: int, filled: int = 0) -> list[list[int]]:
-    """Indices of `sizes` in rows whose sums are at most `length`: best-fit decreasing, ties in order.
+def best_fit(sizes: Sequence[int], length: int, limit: int | None = None, opened: Sequence[int] = ()) -> list[list[int]]:
+    """Indices of `sizes` in rows of at most `limit` whose sums are at most `length`: best-fit decreasing, ties in order.
 
-    If `filled` is not 0, the first row already holds that much.
+    If there are sizes `opened`, the first row already holds these.
     """
     # Best-fit decreasing: largest first, each into the open row that it leaves the least space in. Bit f of `free_bits` says
     # whether a row with f free positions is open; so the tightest fit is the lowest bit at or above `size`, without a search.
     # The sort is stable and rows are reused last in, first out: the result depends on `sizes` alone.
-    rows: list[list[int]] = [[]] if filled else []
-    open_rows: dict[int, list[int]] = defaultdict(list, {length - filled: [0]} if filled else {})
-    free_bits = 1 << (length - filled) if filled else 0
+    rows: list[list[int]] = []
+    counts: list[int] = []
+    open_rows: dict[int, list[int]] = defaultdict(list)
+    free_bits = 0
+
+    def leave(row: int, free: int) -> int:
+        """`free_bits` with a row that has `free` positions left, unless it may not hold more."""
+        if not free or (limit is not None and counts[row] >= limit):
+            return free_bits
+        open_rows[free].append(row)
+        return free_bits | 1 << free
+
+    if opened:
+        rows, counts = [[]], [len(opened)]
+        free_bits = leave(0, length - sum(opened))
     for index in np.argsort(-np.asarray(sizes), kind="stable").tolist():
         size = sizes[index]
         fitting = free_bits >> size
@@ -53,13 +67,12 @@ def best_fit(sizes: Sequence[int], length: int, filled: int = 0) -> list[list[in
             if not open_rows[free]:
                 free_bits ^= 1 << free
             rows[row].append(index)
+            counts[row] += 1
         else:
             free, row = length, len(rows)
             rows.append([index])
-        left = free - size
-        if left:
-            open_rows[left].append(row)
-            free_bits |= 1 << left
+            counts.append(1)
+        free_bits = leave(row, free - size)
     return rows
 
 
@@ -68,7 +81,9 @@ def growing(limit: int, times: int = 1, first: int = 32) -> Callable[[int], int]
     return lambda index: times * min(limit, first << min(index, 30))
 
 
-def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[int] | None) -> list[Row]:
+def pack(
+    documents: Sequence[Tokens], index: int, *, length: int, limit: int | None = None, key: Sequence[int] | None
+) -> list[Row]:
     """The rows of one window of documents, in an order that depends on `key` and the window's `index`; None: as packed.
 
     No row of a source's next epoch comes before a row of its previous one: no document is used again before all others were.
@@ -83,7 +98,7 @@ def pack(documents: Sequence[Tokens], index: int, *, length: int, key: Sequence[
         opened = [rows.pop(min(range(len(rows)), key=lambda i: _size(rows[i])))] if rows else []
         done += rows
         pieces = [piece for document in epoch for piece in split(document, length)]
-        packed = best_fit([len(piece.ids) - 1 for piece in pieces], length, sum(map(_size, opened)))
+        packed = best_fit(_sizes(pieces), length, limit, _sizes(opened[0]) if opened else ())
         found = [[pieces[i] for i in row] for row in packed]
         first: list[Row] = [[*row, *more] for row, more in zip(opened, found, strict=False)]
         others: list[Row] = [*found[len(opened) :]]
@@ -108,15 +123,20 @@ def _epochs(documents: Sequence[Tokens]) -> Iterator[list[Tokens]]:
 
 
 def _size(row: Row) -> int:
-    return sum(len(piece.ids) - 1 for piece in row)
+    return sum(_sizes(row))
 
 
-def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Stream[Row]:
+def _sizes(row: Row) -> list[int]:
+    return [len(piece.ids) - 1 for piece in row]
+
+
+def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int, limit: int | None = None) -> Stream[Row]:
     """fairseq2's rule: documents end to end, cut where a row is full; the last token of each predicts the next one's first.
 
     A row is length + 1 tokens. A document that is cut continues in the next row with the last token of this one, which is a
     target here and an input there. Positions begin at 0 in every piece. fairseq2 drops the last row if it is not full; here
-    it is padded. Cursor: [upstream cursor before the current document, how many of its tokens are in rows already].
+    it is padded, as is a row that holds `limit` pieces before it is full. Cursor: [upstream cursor before the current
+    document, how many of its tokens are in rows already].
     """
     before, used = cursor or (None, 0)
     parts: list[Tokens] = []
@@ -130,9 +150,10 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int) -> Str
             share = [document.num_bytes * end // max(size - 1, 1) for end in ends]
             parts.append(attrs.evolve(document, ids=document.ids[used : used + fill], num_bytes=share[1] - share[0]))
             used, room = used + fill, room - fill
-            if not room:
+            if not room or len(parts) == limit:
                 used -= used < size
-                yield _joined(parts), ((before, used) if used < size else (after, 0))
+                if row := _joined(parts):
+                    yield row, ((before, used) if used < size else (after, 0))
                 parts, room = [], length + 1
         before, used = after, 0
     if row := _joined(parts):

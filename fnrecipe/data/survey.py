@@ -89,7 +89,10 @@ def watch_padding(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]
 
 def _tell_padding(share: float, count: int) -> bool:
     if share > _PADDING:
-        advice = "rows of fewer tokens (dataset.max_seq_len), fewer rows or more documents hold less"
+        advice = (
+            "rows of fewer tokens (dataset.max_seq_len), more documents in a row (dataset.max_documents_per_row), "
+            "fewer rows or more documents hold less"
+        )
         once = {"once": "padding"}  # of several workers, one tells it
         _log.warning("%.0f %% of the positions of the first %d batches are padding; %s", 100 * share, count, advice, extra=once)
     return share > _PADDING

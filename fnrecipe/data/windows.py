@@ -51,14 +51,10 @@ def windows(document: Tokens, length: int, stride: int) -> list[Window]:
     ]
 
 
-def rows_of_windows(
-    documents: Sequence[Tokens], index: int, *, length: int, stride: int, together: bool
-) -> list[Sequence[Window]]:
-    """The windows of documents in rows of at most `length` predictions, by best fit; one window a row if not `together`."""
+def rows_of_windows(documents: Sequence[Tokens], index: int, *, length: int, stride: int, limit: int) -> list[Sequence[Window]]:
+    """The windows of documents in rows of at most `length` predictions and `limit` windows, by best fit."""
     found = [window for document in documents for window in windows(document, length, stride)]
-    if not together:
-        return [[window] for window in found]
-    return [[found[i] for i in row] for row in best_fit([len(window.tokens.ids) - 1 for window in found], length)]
+    return [[found[i] for i in row] for row in best_fit([len(window.tokens.ids) - 1 for window in found], length, limit)]
 
 
 def collate_windows(rows: Sequence[Sequence[Window]], length: int) -> ScoredBatch:

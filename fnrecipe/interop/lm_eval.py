@@ -20,7 +20,7 @@ from fnrecipe.config import ModelSection, TokenizerSection, TrainerSection
 from fnrecipe.config.find import NotFoundError
 from fnrecipe.config.model_dir import describe
 from fnrecipe.config.sections.model import FAMILIES
-from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer, tokenizer_file
+from fnrecipe.data import Tokenizer, open_tokenizer, tokenizer_file
 from fnrecipe.data.choices import Continuation
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.pretrained import pretrained as read_params
@@ -195,14 +195,19 @@ def _sections(path: str) -> tuple[ModelSection, TokenizerSection]:
 
 
 def _tokenizer(section: TokenizerSection) -> Tokenizer:
-    if section.path is None:
-        return byte_tokenizer()
-    return huggingface_tokenizer(section.path, section.eos_token, section.bos_token)
+    return open_tokenizer(
+        section.family,
+        section.path,
+        bos_token=section.bos_token,
+        eos_token=section.eos_token,
+        pattern=section.pattern,
+        special_tokens=section.special_tokens,
+    )
 
 
 def _begins(section: TokenizerSection) -> bool:
     """Whether the post-processor in a tokenizer's file puts a token before a text."""
-    if section.path is None:
+    if section.family != "hf" or section.path is None:
         return False
     path = Path(section.path) / "tokenizer.json" if Path(section.path).is_dir() else Path(section.path)
     return bool(tokenizer_file.ends(tokenizer_file.read(str(path)).get("post_processor"))[0])

@@ -19,9 +19,9 @@ from fnrecipe import nn, random, tree
 from fnrecipe.models.flops import TokenFlops, token_flops
 from fnrecipe.models.model import Family, Model
 from fnrecipe.models.parameters import Table, cuts, pattern, shapes
-from fnrecipe.models.rope import Rope
+from fnrecipe.models.rope import Llama3Scaling, Rope, YarnScaling
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention_mask
-from fnrecipe.nn.policy import Policy
+from fnrecipe.nn.policy import Chunk, Policy
 from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.transforms import unshard, unsharded_layer
 from fnrecipe.tree import Tree
@@ -81,7 +81,7 @@ class Decoder(Generic[C]):
     kind: Callable[[C, int], Kind]
     layer: Callable[[C, Piece, Tensor, Angles, AttentionMask], Tensor]
     embed: Callable[[C, Tree, Tensor, Tensor, torch.dtype | None], Tensor]
-    logits: Callable[[C, Tree, Tensor, int | None], nn.Logits]
+    logits: Callable[[C, Tree, Tensor, Chunk], nn.Logits]
 
 
 def make_model(family: Family[C], decoder: Decoder[C]) -> Model[C]:
@@ -146,22 +146,34 @@ def apply(
     """
     if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    kinds = [decoder.kind(config, number) for number in range(config.num_layers)]
+    kinds = [_within(decoder.kind(config, number), tokens.shape[1]) for number in range(config.num_layers)]
     angles = {rope: _angles(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = decoder.embed(config, outer, tokens, positions, policy.dtype)
     windows = dict.fromkeys(kind.window for kind in kinds)
-    masks = {window: attention_mask(segments, scope, x.dtype, window) for window in windows}
+    masks = {window: attention_mask(segments, scope, x.dtype, window, policy.max_documents) for window in windows}
     for number, (weights, kind) in enumerate(zip(params["layers"].values(), kinds, strict=True)):
         x = _layer(decoder, config, policy, number)(weights, x, angles[kind.rope], masks[kind.window])
     return decoder.logits(config, outer, x, policy.logits_at_once)
 
 
+def _within(kind: Kind, length: int) -> Kind:
+    """The kind without a window that holds a whole row of `length`, so that one mask serves all layers that see everything."""
+    return kind if kind.window is None or kind.window < length else attrs.evolve(kind, window=None)
+
+
 def _angles(rope: Rope | None, positions: Tensor, width: int) -> Angles:
     if rope is None:
         return ()
-    scaled = partial(nn.llama3_scaled, **attrs.asdict(rope.scaling)) if rope.scaling else None
-    return nn.rotary(positions, width, rope.theta, scaled)
+    match rope.scaling:
+        case None:
+            return nn.rotary(positions, width, rope.theta)
+        case Llama3Scaling():
+            return nn.rotary(positions, width, rope.theta, partial(nn.llama3_scaled, **attrs.asdict(rope.scaling)))
+        case YarnScaling(factor, length, sharpened, fast, slow):
+            scaled = partial(nn.yarn_scaled, theta=rope.theta, factor=factor, length=length, fast=fast, slow=slow)
+            sharper = 1 + 0.1 * math.log(max(factor, 1)) if sharpened is None else sharpened
+            return nn.rotary(positions, width, rope.theta, scaled, sharper)
 
 
 def _layer(decoder: Decoder[C], config: C, policy: Policy, number: int) -> Callable[..., Tensor]:

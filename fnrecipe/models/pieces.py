@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnrecipe import nn
 from fnrecipe.models.decoder import Angles, DecoderConfig, Piece
+from fnrecipe.nn.policy import Chunk
 from fnrecipe.tree import Tree
 
 
@@ -18,7 +19,7 @@ def embed(config: DecoderConfig, outer: Tree, tokens: Tensor, positions: Tensor,
     return x.to(dtype or x.dtype)
 
 
-def logits(config: DecoderConfig, outer: Tree, x: Tensor, chunk: int | None) -> nn.Logits:
+def logits(config: DecoderConfig, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logits:
     x = nn.rms_norm(x, outer["norm"], config.norm_eps)
     return nn.logits(x, outer.get("head", outer["embedding"]), chunk)
 
@@ -49,8 +50,12 @@ def heads(config: DecoderConfig, weights: Tree, x: Tensor, angles: Angles) -> tu
     return rotated(query, angles), rotated(key, angles), value
 
 
+def mixed_down(config: DecoderConfig, weights: Tree, mixed: Tensor) -> Tensor:
+    return nn.linear(joined(mixed), weights["output"])
+
+
 def output(config: DecoderConfig, weights: Tree, x: Tensor, mixed: Tensor) -> Tensor:
-    return x + nn.linear(joined(mixed), weights["output"])
+    return x + mixed_down(config, weights, mixed)
 
 
 def normed_heads(config: DecoderConfig, weights: Tree, query: Tensor, key: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe.nn import linear_cross_entropy
-from fnrecipe.nn.linear_cross_entropy import DeferredLogits
+from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size, softcapped
+from fnrecipe.nn.policy import Chunk
 from fnrecipe.parallel import tensor_parallel
 from fnrecipe.parallel.mesh import Shard
 
@@ -49,18 +50,21 @@ def _sharded_linear(x: Tensor, weight: Shard, bias: Weight | None) -> Tensor:
     return product + (bias.local if bias.dim == 0 else tensor_parallel.shared(bias)).to(x.dtype)
 
 
-def logits(x: Tensor, weight: Weight, chunk: int | None = None) -> Logits:
-    """x [B, T, D] times the head [V, D]: [B, T, V], sharded like the head; deferred if `chunk` is given."""
+def logits(x: Tensor, weight: Weight, chunk: Chunk = None, softcap: float | None = None) -> Logits:
+    """x [B, T, D] times the head [V, D]: [B, T, V], sharded like the head; deferred if `chunk` is given.
+
+    With a `softcap`, softcap · tanh(logit / softcap) of each.
+    """
     if chunk is not None and not isinstance(weight, Shard):
-        return DeferredLogits(x, weight, chunk)
-    product = linear(entered(x, weight), weight)
+        return DeferredLogits(x, weight, chunk_size(x, weight) if chunk == "auto" else chunk, softcap)
+    product = softcapped(linear(entered(x, weight), weight), softcap)
     return Shard(product, -1, weight.axis) if isinstance(weight, Shard) else product
 
 
 def all_logits(logits: Logits) -> Tensor:
     """Unsharded logits [B, T, V]."""
     if isinstance(logits, DeferredLogits):
-        return linear(logits.x, logits.weight)
+        return softcapped(linear(logits.x, logits.weight), logits.softcap)
     return tensor_parallel.all_logits(logits) if isinstance(logits, Shard) else logits
 
 

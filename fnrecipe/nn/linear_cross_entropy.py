@@ -16,18 +16,37 @@ _LIFT = 2.0**10
 stay far below float16's largest number; sums over positions, which grow with their number, are not lifted."""
 
 
+_CPU_CHUNK = 1024
+"""Positions: 256, 512 and 1024 are level in speed."""
+
+_GPU_CHUNK = 2**31
+"""Bytes of logits: each chunk is a pass over the head's gradient, so there are several only for the sake of memory."""
+
+
 @attrs.frozen(eq=False)
 class DeferredLogits:
     """Logits [B, T, V] as a product that has not been computed.
 
-    x       [B, T, D]
-    weight  [V, D]
-    chunk   positions whose logits may be allocated at once
+    x        [B, T, D]
+    weight   [V, D]
+    chunk    positions whose logits may be allocated at once
+    softcap  the bound of each logit; None: none
     """
 
     x: Tensor
     weight: Tensor
     chunk: int
+    softcap: float | None = None
+
+
+def softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits / cap), which is close to the logits where these are far below the cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def chunk_size(x: Tensor, weight: Tensor) -> int:
+    """How many positions of x [B, T, D] make one chunk of logits by the head `weight` [V, D]."""
+    return _CPU_CHUNK if x.device.type == "cpu" else max(1, _GPU_CHUNK // (weight.shape[0] * x.dtype.itemsize))
 
 
 def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +56,7 @@ def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tupl
     """
     wanted = may_be_differentiated(logits.weight)  # not of a frozen head, and not in an evaluation
     total, nats, *_ = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk, wanted
+        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk, logits.softcap, wanted
     )
     return total, nats.detach().view(targets.shape)
 
@@ -53,12 +72,12 @@ class _CrossEntropy(torch.autograd.Function):
     # Logits are the largest values of a step, vocabulary times positions. The loss is the end of the forward pass, and its
     # gradient for the logits needs nothing but them: so the gradients of x and weight are computed along with the value, a
     # chunk at a time, and saved in place of the logits. It takes the time of unchunked logits (325 ms on a CPU); `remat` of
-    # each chunk would multiply by the head again, 100 ms more. Chunks of 256, 512 or 1024 positions are level in speed. A
+    # each chunk would multiply by the head again, 100 ms more. A
     # second derivative is refused: the saved gradients are constants to autograd, and it would silently be zero.
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, chunk: int, wanted: bool
+        x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, chunk: int, softcap: float | None, wanted: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rounded = weight.to(x.dtype)
         nats: list[Tensor] = []
@@ -69,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
         for part, chosen, counted in zip(*chunks, strict=True):
             # Inductor would schedule the products of all chunks first, with all logits allocated at once.
             ordered = part if latest is None else optimization_barrier(part, latest)
-            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted)
+            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted, x.device.type == "cpu", softcap)
             nats.append(values)
             of_x.append(of_part)
             if slope is not None:
@@ -81,10 +100,12 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(
-        ctx: _Context, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, bool], output: tuple[Tensor, Tensor, Tensor, Tensor]
+        ctx: _Context,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, float | None, bool],
+        output: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> None:
         _, _, of_x, of_weight = output
-        ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[5]
+        ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[6]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(of_x, of_weight)
 
@@ -93,25 +114,35 @@ class _CrossEntropy(torch.autograd.Function):
         if any(other is not None for other in others):
             raise NotImplementedError("the cross entropy of deferred logits has no second derivative; take it of whole logits")
         of_x, of_weight = ctx.saved_tensors
-        return (of_x * gradient).to(ctx.dtype), of_weight * gradient if ctx.wanted else None, None, None, None, None
+        return (of_x * gradient).to(ctx.dtype), of_weight * gradient if ctx.wanted else None, None, None, None, None, None
 
 
-def _of_chunk(x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _of_chunk(
+    x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor, wanted: bool, in_place: bool, softcap: float | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Nats [N], and the gradients of their masked sum for x [N, D] and, if it is wanted, weight [V, D] (float32).
 
     The gradient for a float16 x is float32: it may need a loss scale before it is rounded.
     """
     # The gradient of the logits is (powers / total - onehot) * mask, with powers [N, V] and total [N, 1]. It is taken as
     # (powers - total * onehot) * (mask / total), whose second factor goes to the smaller x and its gradient, [N, D]: one pass
-    # over the logits' memory less, which is reused for all of this.
-    logits = F.linear(x, weight).float()
+    # over the logits' memory less. On a CPU that memory is reused for all of this. On a GPU nothing is written into: then a
+    # compiler makes two kernels of it, the sums of each row and the slopes, which both read the rounded logits.
+    logits = softcapped(F.linear(x, weight).float(), softcap)
+    falls = None if softcap is None else 1 - (logits / softcap).square()  # the derivative of the softcap
     chosen, highest = logits.gather(-1, targets[:, None]), logits.amax(-1, keepdim=True)
-    powers = logits.sub_(highest).exp_()
+    powers = logits.sub_(highest).exp_() if in_place else (logits - highest).exp()
     total = powers.sum(-1, keepdim=True)
     nats = (highest + total.log() - chosen)[:, 0]
     if x.dtype == torch.float16:
         powers, total = powers * (_LIFT / total), torch.full_like(total, _LIFT)
-    slopes, scale = powers.scatter_add_(-1, targets[:, None], -total).to(x.dtype), mask[:, None] / total
+    if in_place:
+        slopes = powers.scatter_add_(-1, targets[:, None], -total)
+    else:
+        onehot = targets[:, None] == torch.arange(len(weight), device=x.device)
+        slopes = powers - torch.where(onehot, total, 0)
+    slopes = (slopes if falls is None else slopes * falls).to(x.dtype)
+    scale = mask[:, None] / total
     of_x = (slopes @ weight) * scale
     of_weight = (slopes.t() @ (x * scale).to(x.dtype)).float() if wanted else None
     return nats, of_x if x.dtype == torch.float16 else of_x.to(x.dtype), of_weight

@@ -19,7 +19,8 @@ from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.identity import identity
-from fnrecipe.shell.load import LoadedRun, load
+from fnrecipe.shell.load import load
+from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import write_facts
 
 SHARD_SIZE = 5_000_000_000
@@ -34,20 +35,22 @@ def export(
     step: int | None = None,
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
+    replace: bool = False,
 ) -> Exported:
     """Writes the model of a run as the directory `out`, which transformers, vLLM and others load.
 
     run, recipe, step   as `load` takes them
     dtype               float32, bfloat16 or float16; None: that of the run
     shard_size          bytes of a file of weights at most
+    replace             whether a directory that is there gives way
 
     Raises:
         UsageError, CheckpointError: as `load`; if `out` is there already; if the recipe's model has no form of Hugging Face.
     """
     found = load(run, recipe, step=step)
-    model, tokenizer = _sections(found)
+    model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
-    return hugging_face.export(Path(out), model, tokenizer, found.params, dtype=kind, shard_size=shard_size)
+    return hugging_face.export(Path(out), model, tokenizer, found.params, dtype=kind, shard_size=shard_size, replace=replace)
 
 
 def export_gguf(
@@ -60,16 +63,30 @@ def export_gguf(
 ) -> ExportedGGUF:
     """Writes the model of a run as the GGUF file `out`, which llama.cpp and others load; the rest as for `export`."""
     found = load(run, recipe, step=step)
-    model, tokenizer = _sections(found)
+    model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
     return gguf.export(Path(out), model, tokenizer, found.params, dtype=kind, name=Path(run).resolve().name)
 
 
-def _sections(found: LoadedRun) -> tuple[ModelSection, TokenizerSection]:
-    model, tokenizer = (getattr(found.config, name, None) for name in ("model", "tokenizer"))
+def exportable(recipe: Recipe[C], config: C) -> tuple[ModelSection, TokenizerSection]:
+    """The sections of a config that an export is made of.
+
+    Raises:
+        UsageError: if there are none, or the family has no form of Hugging Face.
+    """
+    model, tokenizer = (getattr(config, name, None) for name in ("model", "tokenizer"))
     if not isinstance(model, ModelSection) or not isinstance(tokenizer, TokenizerSection):
-        raise UsageError(f"{found.recipe.name}: expected a recipe with the sections model and tokenizer, as lm has them")
+        raise UsageError(f"{recipe.name}: expected a recipe with the sections model and tokenizer, as lm has them")
+    hugging_face.part_of(model)
     return model, tokenizer
+
+
+def export_at_end(session: Session[C]) -> None:
+    """Writes the model of the last checkpoint to the run's directory, by one rank, if the config says so."""
+    if session.config.regime.export_hugging_face and session.gang.leads:
+        place = session.out / run_dir.HUGGING_FACE
+        export(session.out, place, recipe=session.recipe, replace=True)
+        session.display.line(f"exported: {place}")
 
 
 def import_model(recipe: Recipe[C], config: C, out: Path) -> Path:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import attrs
 import torch
-from torch import Tensor
 
 from fnrecipe import checkpoint, random, tree
 from fnrecipe.checkpoint import Checkpoint
@@ -52,8 +51,8 @@ def load(run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int 
     if not (out / run_dir.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
     config, _ = resolve(found.config, [out / run_dir.CONFIG])
-    key = random.key(config.common.seed)
-    return LoadedRun(found, config, read_params(found, config, _checkpoint(out, step), key, replicated))
+    params = read_params(found, config, _checkpoint(out, step), torch.device("cpu"), replicated)
+    return LoadedRun(found, config, params)
 
 
 def _checkpoint(out: Path, step: int | None) -> Checkpoint:
@@ -95,15 +94,15 @@ def _instead(out: Path, name: str) -> str:
     return f"no {name} in it" if out.is_dir() else "no directory"
 
 
-def read_params(recipe: Recipe[Any], config: Any, found: Checkpoint, key: Tensor, place: Placement) -> Tree:
-    """The parameters in a checkpoint, as `place(path, leaf)` leaves them, on the key's device.
+def read_params(recipe: Recipe[Any], config: Any, found: Checkpoint, device: torch.device, place: Placement) -> Tree:
+    """The parameters in a checkpoint, as `place(path, leaf)` leaves them, on a device.
 
     Raises:
         CheckpointError: if they are not those of the config, or cannot be read.
     """
-    params = recipe.init(config, key, place)
-    like = {_PARAMS: tree.map(torch.empty_like, params)}
-    del params  # what is empty takes no memory before it is filled: there is one set of parameters at a time
+    # No number is drawn: on the device meta, `init` says no more than what the parameters are like.
+    outline = recipe.init(config, random.key(config.common.seed, torch.device("meta")), place)
+    like = {_PARAMS: tree.map(lambda leaf: torch.empty_like(leaf, device=device), outline)}
     tensors = {path: saved for path, saved in found.tensors.items() if path.partition(".")[0] == _PARAMS}
     restored: Tree = checkpoint.restore(attrs.evolve(found, tensors=tensors), like)[_PARAMS]
     return restored

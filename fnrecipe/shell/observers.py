@@ -18,7 +18,7 @@ import torch
 from fnrecipe.config import RegimeSection
 from fnrecipe.errors import FnrecipeError
 from fnrecipe.observe import Tick, Ticks
-from fnrecipe.runtime.clock import record_event
+from fnrecipe.runtime.clock import DeviceEvent, record_event
 from fnrecipe.runtime.position import Position
 from fnrecipe.runtime.signals import Stopped
 from fnrecipe.runtime.transfer import PendingCopy, fetch, publication_delay
@@ -30,11 +30,12 @@ Folded: TypeAlias = Iterator[tuple[State, Metrics, Position]]
 
 @attrs.frozen
 class Publication:
-    """Some steps: their metrics, on their way to the host; seconds that each waited for data; and the clock that ran."""
+    """Some steps: their metrics, on their way to the host; seconds that each waited for data; the clock, and when it stood."""
 
     metrics: PendingCopy
     waits: Sequence[float]
     clock: Clock
+    pauses: Sequence[tuple[DeviceEvent, DeviceEvent]] = ()
 
 
 def scheduled(folded: Folded, start: Tick, regime: RegimeSection, stopped: Callable[[int], int | None]) -> Ticks:
@@ -90,6 +91,7 @@ def _stepped(
 def published(ticks: Ticks, *, write: Callable[[Publication], None], device: torch.device) -> Ticks:
     """Writes the metrics of all steps, in groups. The clock of a group leaves out the first step, saves and evaluations."""
     pending: list[tuple[Metrics, float]] = []  # not ticks: they would keep their states
+    pauses: list[tuple[DeviceEvent, DeviceEvent]] = []
     late: deque[Publication] = deque()
     clock: Clock | None = None
     for tick in ticks:
@@ -99,13 +101,16 @@ def published(ticks: Ticks, *, write: Callable[[Publication], None], device: tor
         if pending and tick.publish:
             assert clock is not None
             metrics, waits = zip(*pending, strict=True)
-            late.append(Publication(fetch(metrics, device), waits, clock))
-            pending = []
+            late.append(Publication(fetch(metrics, device), waits, clock, pauses))
+            pending, pauses = [], []
         while len(late) > (0 if tick.save or tick.evaluate or tick.last else publication_delay(device)):
             write(late.popleft())
+        pause = record_event(device) if pending and tick.evaluate else None
         yield tick
         if clock is not None and not pending:
             clock = Clock(tick.number, record_event(device))
+        if pause is not None:
+            pauses.append((pause, record_event(device)))
 
 
 def saved(ticks: Ticks, *, save: Callable[[Tick], None]) -> Ticks:

@@ -26,7 +26,7 @@ def publish(session: Session[C], work: Work, write: Write, publication: Publicat
     """
     found = publication.metrics.rows()
     rows = [means(row, "train") for row in found]
-    speed = publication.clock.speed(work, found, publication.waits, publication.metrics.ready)
+    speed = publication.clock.speed(work, found, publication.waits, publication.metrics.ready, publication.pauses)
     write("train", rows)
     known = {f"perf/{name}": value for name, value in attrs.asdict(speed).items() if value is not None}
     write("perf", [{"step": rows[-1]["step"], **known, "perf/peak_memory": host.peak_memory(session.device)}])

@@ -170,8 +170,8 @@ def _batches(
 ) -> Source[ScoredBatch]:
     """The windows of all documents of a source; every process reads all of them, and uses the rows of its lanes."""
     dataset, ends = found.config.dataset, found.config.tokenizer
-    together = dataset.attention == "document"  # a row whose tokens see each other is one text
     length = dataset.max_seq_len
+    limit = dataset.documents_per_row if dataset.attention == "document" else 1  # a row whose tokens see each other is one text
     documents = pipe(
         partial(read_blocks, blocks=corpus.blocks, read=corpus.read),
         partial(tolerate, limit=dataset.max_bad_records),
@@ -179,7 +179,7 @@ def _batches(
         partial(tokenized, tokenizer=tokenizer, name=corpus.name, add_bos=ends.add_bos, add_eos=ends.add_eos),
         partial(sift, reason=_too_short, name=corpus.name, needed=False),
     )
-    in_rows = partial(rows_of_windows, length=length, stride=stride, together=together)
+    in_rows = partial(rows_of_windows, length=length, stride=stride, limit=limit)
     return partial(
         batch_lanes,
         [pipe(documents, partial(map_windows, window=dataset.pack_window, function=in_rows))],

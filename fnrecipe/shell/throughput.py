@@ -73,9 +73,18 @@ class Clock:
     step: int
     started: DeviceEvent
 
-    def speed(self, work: Work, rows: Sequence[Mapping[str, float]], waits: Sequence[float], ended: DeviceEvent) -> Speed:
+    def speed(
+        self,
+        work: Work,
+        rows: Sequence[Mapping[str, float]],
+        waits: Sequence[float],
+        ended: DeviceEvent,
+        pauses: Sequence[tuple[DeviceEvent, DeviceEvent]] = (),
+    ) -> Speed:
+        """The speed of the steps of `rows` behind the one it was started after, without the time of `pauses`, to `ended`."""
         first = sum(row["step"] <= self.step for row in rows)
-        return speed(work, [row["targets"] for row in rows[first:]], waits[first:], ended.since(self.started))
+        seconds = ended.since(self.started) - sum(end.since(began) for began, end in pauses)
+        return speed(work, [row["targets"] for row in rows[first:]], waits[first:], seconds)
 
 
 def timed(source: Source[T], cursor: Cursor = None) -> Stream[T]:

@@ -17,11 +17,14 @@ from fnrecipe.compiler.trace import Backend, interpreter, trace
 from fnrecipe.tree import Tree
 
 
-def jit(function: Callable[..., Tree], *, donate: int = 0, backend: Backend = interpreter) -> Callable[..., Tree]:
+def jit(
+    function: Callable[..., Tree], *, donate: int = 0, fixed: int = 0, backend: Backend = interpreter
+) -> Callable[..., Tree]:
     """`function`, traced at the first call with new shapes, dtypes, devices or values that are no tensors; run by `backend`.
 
     The first `donate` arguments are given up: the first `donate` results, which must have the same structure, are
-    written into their buffers. The state then exists once, at addresses that never change.
+    written into their buffers. The state then exists once, at addresses that never change. The first `fixed` arguments are
+    promised to be such a state, or parts of it, which a CUDA graph can read where they are.
     """
     cache: dict[tuple[object, ...], tuple[Callable[..., Tree], pytree.TreeSpec]] = {}
 
@@ -29,7 +32,7 @@ def jit(function: Callable[..., Tree], *, donate: int = 0, backend: Backend = in
         inputs, spec = pytree.tree_flatten(args)
         signature = (str(spec), *map(_signature, inputs))
         if signature not in cache:
-            graph, outputs = trace(function, args, donate=donate)
+            graph, outputs = trace(function, args, donate=donate, fixed=fixed)
             cache[signature] = backend(graph), outputs
         run, outputs = cache[signature]
         return pytree.tree_unflatten(run(*inputs), outputs)

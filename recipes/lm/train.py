@@ -35,7 +35,9 @@ def pretrained(config: LMConfig, key: Tensor, place: Placement) -> Tree | None:
 
 
 def loss(config: LMConfig) -> Loss:
-    return next_token_loss(presets.apply(config.model, config.trainer, config.dataset.attention), source_list(config))
+    dataset = config.dataset
+    apply = presets.apply(config.model, config.trainer, dataset.attention, dataset.documents_per_row)
+    return next_token_loss(apply, source_list(config))
 
 
 def update(config: LMConfig) -> Transform:

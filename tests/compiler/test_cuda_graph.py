@@ -118,7 +118,7 @@ def test_a_state_at_other_addresses_is_refused_before_anything_is_done() -> None
     step = jit(lambda s, x: ((s[0] + x,), x * 2), donate=1, backend=cuda_graph(interpreter, recorder))
     for _ in range(3):
         state, _ = step(state, torch.ones(3))
-    with pytest.raises(ValueError, match="cuda_graph: expected the donated inputs where they were captured"):
+    with pytest.raises(ValueError, match="cuda_graph: expected the fixed inputs where they were captured"):
         step((state[0].clone(),), torch.ones(3))
     assert state[0].tolist() == [3, 3, 3]
     assert step(state, torch.ones(3))[0][0].tolist() == [4, 4, 4]
@@ -131,3 +131,14 @@ def test_each_signature_is_captured_by_itself_with_its_constants() -> None:
         for size, factor in ((2, 3), (2, 5), (4, 5)):
             assert torch.equal(scaled(torch.full((size,), float(number)), factor), torch.full((size,), float(number * factor)))
     assert (len(recorder.recorded), len(recorder.replayed)) == (3, 6)
+
+
+def test_a_fixed_argument_is_read_where_it_is_and_not_copied() -> None:
+    params, recorder = torch.arange(3.0), Recorder(())
+    total = jit(lambda p, x: (p * x).sum(), fixed=1, backend=cuda_graph(interpreter, recorder))
+    for number in range(1, 4):
+        params.fill_(number)  # as a step would, in place
+        assert total(params, torch.full((3,), 2.0)) == 6 * number
+    assert len(recorder.replayed) == 2
+    with pytest.raises(ValueError, match="cuda_graph: expected the fixed inputs where they were captured"):
+        total(params.clone(), torch.ones(3))

@@ -202,7 +202,7 @@ def test_a_long_value_is_shown_in_part() -> None:
         ),
         (
             ["trainer.jit=off", "trainer.cuda_graph=true"],
-            "trainer.cuda_graph: expected false for trainer.jit=off, found true (command line)",
+            "trainer.cuda_graph: expected auto or false for trainer.jit=off, found true (command line)",
         ),
     ],
 )

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from fnrecipe.data import (
     Batch,
@@ -20,7 +19,6 @@ from fnrecipe.data import (
     Tokens,
     batch_lanes,
     collate,
-    cumulative_lengths,
     endless,
     joint,
     readers_for,
@@ -94,37 +92,6 @@ def test_collate_of_no_rows() -> None:
 def test_join_puts_rows_one_after_the_other(parts: list[list[Row]]) -> None:
     joined = join([collate(rows, LENGTH) for rows in parts])
     assert plain(joined) == slow_batch([row for rows in parts for row in rows], LENGTH)
-
-
-def slow_bounds(segments: NDArray[np.int64]) -> list[int]:
-    """Where a piece or padding begins: at the start of a row, and wherever the number changes."""
-    return [
-        i * len(row) + j for i, row in enumerate(segments.tolist()) for j in range(len(row)) if j == 0 or row[j] != row[j - 1]
-    ]
-
-
-@given(rows=st.lists(rows_of(LENGTH), max_size=4), spare=st.integers(1, 9))
-def test_cumulative_lengths_equal_the_slow_model(rows: list[Row], spare: int) -> None:
-    segments = collate(rows, LENGTH).segments
-    expected = slow_bounds(segments)
-    size = len(expected) + spare
-    bounds = cumulative_lengths(segments, size)
-    assert (bounds.dtype, bounds.shape) == (np.int32, (size,))
-    assert bounds.tolist() == [*expected, *[segments.size] * spare]
-    assert (bounds[0], bounds[-1]) == (0, len(rows) * LENGTH)
-
-
-def test_cumulative_lengths_in_full() -> None:
-    rows = [[piece([9, 1, 2]), piece([9, 3])], [], [piece([4, 5, 6, 7, 8])], [piece([4, 5, 6, 7, 8])]]
-    assert cumulative_lengths(collate(rows, 4).segments, 9).tolist() == [0, 2, 3, 4, 8, 12, 16, 16, 16]
-
-
-@pytest.mark.parametrize("size", [0, 1, 5, 6])
-def test_more_pieces_than_cumulative_lengths_have_room_for(size: int) -> None:
-    segments = collate([[piece([9, 1, 2]), piece([9, 3])], [], [piece([4, 5])]], 4).segments
-    with pytest.raises(UsageError, match=rf"^cumulative_lengths: expected at most {size - 1} pieces in a batch, found 6$"):
-        cumulative_lengths(segments, size)
-    assert cumulative_lengths(segments, 7).tolist() == [0, 2, 3, 4, 8, 9, 12]
 
 
 NUM_LANES = 8

@@ -185,3 +185,16 @@ def test_cursors_hold_no_data() -> None:
     cursors = [cursor for _, cursor in rows_of([5000, 1, 700] * 20, 16)(None)]
     assert len(cursors) > 1000
     assert max(len(json.dumps(cursor)) for cursor in cursors) < 20
+
+
+@given(sizes=st.lists(st.integers(0, 12), max_size=12), limit=st.integers(1, 4))
+def test_a_row_ends_early_where_it_holds_as_many_pieces_as_it_may(sizes: list[int], limit: int) -> None:
+    source = partial(concat, listed(numbered(sizes)), length=16, limit=limit)
+    rows = items(source)
+    assert all(1 <= len(row) <= limit for row in rows)
+    inputs = [token for row in rows for piece in row for token in piece.ids[:-1].tolist()]
+    assert len(set(inputs)) == len(inputs)  # no prediction twice
+    ends = [int(document.ids[-1]) for document in numbered(sizes) if len(document.ids)]
+    everything = {int(token) for document in numbered(sizes) for token in document.ids}
+    assert everything - set(inputs) <= set(ends)  # only what follows a document's last token may be left out
+    check_resumes(source, limit=30)

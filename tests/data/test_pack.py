@@ -67,12 +67,13 @@ def test_split_of_a_document_without_predictions(ids: list[int]) -> None:
     assert split(document(ids), 4) == []
 
 
-def slow_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+def slow_best_fit(sizes: Sequence[int], length: int, limit: int | None = None) -> list[list[int]]:
     """The largest first, each into the fullest row that has room; of equally full ones the one that grew last."""
     rows: list[list[int]] = []
     by_age: list[list[int]] = []
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        room = [row for row in by_age if sum(sizes[i] for i in row) + sizes[index] <= length]
+        short = [row for row in by_age if limit is None or len(row) < limit]
+        room = [row for row in short if sum(sizes[i] for i in row) + sizes[index] <= length]
         row = max(reversed(room), key=lambda row: sum(sizes[i] for i in row), default=None)
         if row is None:
             rows.append(row := [])
@@ -84,21 +85,22 @@ def slow_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
 
 
 @st.composite
-def packings(draw: st.DrawFn) -> tuple[list[int], int]:
+def packings(draw: st.DrawFn) -> tuple[list[int], int, int | None]:
     length = draw(st.integers(1, 40))
-    return draw(st.lists(st.integers(1, length), max_size=60)), length
+    return draw(st.lists(st.integers(1, length), max_size=60)), length, draw(st.none() | st.integers(1, 6))
 
 
 @given(packings())
-def test_best_fit_puts_each_index_into_one_row_that_has_room(packing: tuple[list[int], int]) -> None:
-    sizes, length = packing
-    rows = best_fit(sizes, length)
+def test_best_fit_puts_each_index_into_one_row_that_has_room(packing: tuple[list[int], int, int | None]) -> None:
+    sizes, length, limit = packing
+    rows = best_fit(sizes, length, limit)
+    assert all(len(row) <= (limit or length) for row in rows)
     assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
     assert all(0 < sum(sizes[index] for index in row) <= length for row in rows)
 
 
 @given(packings())
-def test_best_fit_equals_the_slow_model(packing: tuple[list[int], int]) -> None:
+def test_best_fit_equals_the_slow_model(packing: tuple[list[int], int, int | None]) -> None:
     assert best_fit(*packing) == slow_best_fit(*packing)
 
 
@@ -198,3 +200,14 @@ def test_a_row_that_one_epoch_leaves_open_is_filled_by_the_next() -> None:
     documents = [attrs.evolve(doc, epoch=number, source=0) for number in range(40) for doc in numbered([3, 4])]
     rows = pack(documents, 0, length=100, key=(1,))
     assert [sum(len(piece.ids) - 1 for piece in row) for row in rows] == [98, 98, 84]
+
+
+@given(sizes=st.lists(st.integers(1, 12), max_size=20), limit=st.integers(1, 4), epochs=st.integers(1, 3))
+def test_no_row_holds_more_pieces_than_the_limit_not_even_one_that_two_epochs_share(
+    sizes: list[int], limit: int, epochs: int
+) -> None:
+    documents = [attrs.evolve(document, epoch=epoch) for epoch in range(epochs) for document in numbered(sizes)]
+    rows = pack(documents, 0, length=16, limit=limit, key=(1,))
+    assert all(1 <= len(row) <= limit for row in rows)
+    expected = Counter(pair for document in documents for pair in predictions(document))
+    assert Counter(pair for row in rows for pair in row_predictions(row)) == expected

@@ -37,7 +37,7 @@ def test_windows_that_do_not_overlap_are_the_pieces_that_packing_cuts(n: int) ->
 
 
 def test_context_is_input_and_no_target() -> None:
-    (first, second), padding = rows_of_windows([document(10)], 0, length=8, stride=3, together=True), []
+    (first, second), padding = rows_of_windows([document(10)], 0, length=8, stride=3, limit=16), []
     found = collate_windows([first, second, padding], 8)
     assert found.documents.tolist() == [1, 0, 0]
     assert found.batch.tokens.tolist() == [[*range(8)], [3, 4, 5, 6, 7, 8, 9, 0], [0] * 8]
@@ -46,6 +46,6 @@ def test_context_is_input_and_no_target() -> None:
 
 def test_documents_share_rows_unless_their_tokens_would_see_each_other() -> None:
     documents = [document(3), document(5), document(2)]
-    packed = rows_of_windows(documents, 0, length=8, stride=8, together=True)
+    packed = rows_of_windows(documents, 0, length=8, stride=8, limit=16)
     assert sorted(sorted(len(window.tokens.ids) - 1 for window in row) for row in packed) == [[2], [3, 5]]
-    assert [len(row) for row in rows_of_windows(documents, 0, length=8, stride=8, together=False)] == [1, 1, 1]
+    assert [len(row) for row in rows_of_windows(documents, 0, length=8, stride=8, limit=1)] == [1, 1, 1]

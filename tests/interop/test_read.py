@@ -15,7 +15,6 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.config import resolve, unstructure, yaml
 from fnrecipe.errors import UsageError
-from fnrecipe.models.llama import TENSOR_RULES
 from fnrecipe.models.model import find_model
 from fnrecipe.nn.policy import Policy
 from fnrecipe.parallel.mesh import Axis, Mesh, global_slice, is_shard
@@ -100,7 +99,7 @@ def test_two_ranks_read_their_shards(saved: Path) -> None:
 @pytest.mark.parametrize("rank", range(4))
 def test_a_rank_that_cuts_tensors_in_two_ways_keeps_their_slices(saved: Path, rank: int) -> None:
     shard, tensor = Axis("shard", 2, rank // 2, blocks=2), Axis("tensor", 2, rank % 2, blocks=2)
-    mesh = Mesh(shard=shard, tensor=tensor, rules=TENSOR_RULES)
+    mesh = Mesh(shard=shard, tensor=tensor, rules=find_model("llama").rules(section(saved / "untied").config))
     mine = tree.paths(read(saved / "untied", mesh.cut), is_shard)
     expected = {path: mesh.cut(path, leaf) for path, leaf in tree.paths(read(saved / "untied")).items()}
     assert {path: global_slice(leaf) for path, leaf in mine.items()} == {p: global_slice(e) for p, e in expected.items()}

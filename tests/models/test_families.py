@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from fnrecipe import random, tree
+from fnrecipe import nn, random, tree
 from fnrecipe.compiler import trace
 from fnrecipe.config.find import known
 from fnrecipe.config.sections.model import FAMILIES
+from fnrecipe.models import decoder
+from fnrecipe.models.gemma2 import model as gemma2
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.models.rope import Rope
 from fnrecipe.nn.policy import Policy
 from fnrecipe.tree import Tree
 from tests.helpers import assert_close, documents, packed
 
 from .families import TINY, places, random_params, reference, taken, tiny
 
+DOCUMENT = (Path(__file__).parents[2] / "docs/models.md").read_text()
 BATCH = packed([documents(9, 14), documents(24)], 24)
 
 
@@ -110,19 +116,23 @@ def test_a_policy_changes_memory_and_no_gradient(family: str, policy: Policy) ->
     assert found[1][0].item() == pytest.approx(expected[1][0].item(), rel=1e-6)
 
 
-def products(family: str, remat: Any) -> int:
-    """Matrix products in the traced gradient."""
-    config = tiny(family)
+def products(family: str, remat: Any) -> list[torch.dtype]:
+    """The dtypes of the matrix products in the traced gradient of a model that is computed in bfloat16."""
+    config = tiny(family, num_layers=1)
     params = find_model(family).init(config, random.key(0), lambda path, leaf: leaf)
-    loss = next_token_loss(apply(family, config, policy=Policy(remat=remat)))
+    loss = next_token_loss(apply(family, config, policy=Policy(torch.bfloat16, remat)))
     graph, _ = trace(grad(loss, has_aux=True), (params, BATCH))
     graph.graph.eliminate_dead_code()
-    return sum("mm" in str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+    nodes = [node for node in graph.graph.nodes if str(node.target).startswith(("aten.mm", "aten.addmm"))]
+    return [node.meta["val"].dtype for node in nodes]
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_selective_recomputation_repeats_no_product(family: str) -> None:
-    assert products(family, "selective") == products(family, "off")
+def test_all_products_are_in_the_dtype_of_the_policy_and_selective_recomputation_repeats_none(family: str) -> None:
+    expected = products(family, "off")
+    assert set(expected) == {torch.bfloat16}
+    assert len(expected) >= 3 * 6
+    assert products(family, "selective") == expected
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -132,6 +142,16 @@ def test_a_row_seen_as_a_whole_has_positions_of_its_own(family: str) -> None:
     whole = apply(family, config, scope="row")(params, BATCH.tokens, BATCH.segments, BATCH.positions)
     positions = torch.arange(24).expand_as(BATCH.tokens)
     assert_close(whole, apply(family, config)(params, BATCH.tokens, torch.zeros_like(positions), positions), 1e-5)
+
+
+@pytest.mark.parametrize(("window", "masks"), [(5, 2), (23, 2), (24, 1)])
+def test_layers_of_a_kind_share_a_mask(window: int, masks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(decoder, "attention_mask", lambda *args: made.append(args) or nn.attention_mask(*args))
+    config = tiny("olmo3", sliding_window=window)
+    params = random_params(find_model("olmo3"), config)
+    apply("olmo3", config)(params, BATCH.tokens, BATCH.segments, BATCH.positions)
+    assert len(made) == masks
 
 
 @pytest.mark.parametrize("window", [1, 2, 23, 24, 40, None])
@@ -160,10 +180,17 @@ def test_flops_are_those_of_the_products_and_of_what_each_position_sees(family: 
     assert found.causal == pytest.approx(products + 12 * width * (seen - sum(windows) / 2) / length, rel=1e-6)
 
 
-WINDOWS: dict[str, tuple[int | None, ...]] = {"mistral": (5, 5, 5)}
+WINDOWS: dict[str, tuple[int | None, ...]] = {
+    "gemma2": (5, None, 5),
+    "gemma3": (5, None, 5),
+    "mistral": (5, 5, 5),
+    "olmo3": (5, 5, None),
+}
 """Of each layer of the tiny models; of those that are not here, none has one."""
 
 PUBLISHED = {
+    "gemma2": {"gemma2_2b": 2_614_341_888, "gemma2_9b": 9_241_705_984},
+    "gemma3": {"gemma3_270m": 268_098_176, "gemma3_1b": 999_885_952},
     "gpt2": {
         "gpt2": 124_439_808,
         "gpt2_medium": 354_823_168,
@@ -184,6 +211,7 @@ PUBLISHED = {
         "qwen3_8b": 8_190_735_360,
     },
     "olmo2": {"olmo2_1b": 1_484_916_736, "olmo2_7b": 7_298_617_344, "olmo2_13b": 13_716_198_400},
+    "olmo3": {"olmo3_7b": 7_298_011_136, "olmo3_32b": 32_233_522_176},
     "smollm3": {"smollm3_3b": 3_075_098_624},
 }
 """Parameters, as they were published."""
@@ -195,3 +223,78 @@ def test_an_arch_has_the_parameters_that_were_published(family: str, arch: str) 
     assert model.parameters is not None
     assert sum(model.parameters(model.archs[arch])) == PUBLISHED[family][arch]
     assert sorted(PUBLISHED[family]) == sorted(model.archs)
+
+
+@pytest.mark.parametrize(("arch", "name"), [("llama3_2_1b", "llama"), ("llama3_1_8b", "llama"), ("olmo3_7b", "olmo3")])
+def test_scaled_frequencies_are_transformers(arch: str, name: str) -> None:
+    """Of the published shapes, whose longest waves are far longer than a row of a test."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    model = find_model(name)
+    config, width = model.archs[arch], model.archs[arch].head_width
+    assert model.hugging_face is not None
+    theirs = AutoConfig.for_model(model.hugging_face.model_type, **model.hugging_face.write_config(config))
+    kind = "full_attention" if name == "olmo3" else None
+    expected, sharpened = ROPE_INIT_FUNCTIONS[{"llama": "llama3", "olmo3": "yarn"}[name]](theirs, layer_type=kind)
+    cosines, sines = decoder._angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width)
+    found = torch.atan2(sines, cosines)[0, 0, 0, width // 2 :]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.hypot(sines, cosines)[0, 0, 0, 0].item(), sharpened, rtol=1e-6, atol=0)
+    plain = ROPE_INIT_FUNCTIONS["linear"](transformers_without_scaling(config))[0]
+    assert not torch.allclose(found, plain)
+
+
+def transformers_without_scaling(config: Any) -> Any:
+    from transformers import LlamaConfig
+
+    rope = {"rope_type": "linear", "factor": 1.0, "rope_theta": config.rope_theta}
+    return LlamaConfig(hidden_size=config.model_dim, num_attention_heads=config.num_attn_heads, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("width", [640, 1152])
+def test_embeddings_of_gemma_are_scaled_in_the_dtype_of_activations(width: int) -> None:
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+    theirs = Gemma3TextScaledWordEmbedding(8, width, None, embed_scale=width**0.5).to(torch.bfloat16)
+    config = attrs.evolve(find_model("gemma3").config(), model_dim=width, vocab_size=8)
+    tokens = torch.arange(8)[None]
+    found = gemma2.embed(config, {"embedding": theirs.weight.detach()}, tokens, tokens, None)
+    assert torch.equal(found, theirs(tokens))
+    assert not torch.equal(found, (theirs.weight.float() * width**0.5).to(torch.bfloat16)[None]), "the root is rounded"
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_scores_with_a_bound_out_of_reach_are_scores(window: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 24, 6, generator=generator) for heads in (4, 2, 2))
+    mask = nn.attention_mask(BATCH.segments, "document", torch.float32, window)
+    capped = nn.softcapped_attention(query, key, value, mask, 1e4, 0.3)
+    assert_close(capped, nn.attention(query, key, value, mask, 0.3), 1e-5)
+    assert not torch.allclose(capped, nn.softcapped_attention(query, key, value, mask, 0.5, 0.3), rtol=0.05)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_the_cross_entropy_of_bounded_logits_is_that_of_the_formula(chunk: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, head = torch.randn(2, 24, 8, generator=generator), torch.randn(64, 8, generator=generator)
+
+    def found(x: Tensor, head: Tensor) -> Tensor:
+        return nn.cross_entropy(nn.logits(x, head, chunk, 3.0), BATCH.targets, BATCH.mask)[0]
+
+    def expected(x: Tensor, head: Tensor) -> Tensor:
+        logits = 3 * torch.tanh(x @ head.T / 3)
+        return F.cross_entropy(logits[BATCH.mask], BATCH.targets[BATCH.mask], reduction="sum")
+
+    assert_close(grad(found, (0, 1))(x, head), grad(expected, (0, 1))(x, head), 1e-5)
+    assert_close(nn.all_logits(nn.logits(x, head, chunk, 3.0)), 3 * torch.tanh(x @ head.T / 3), 1e-6)
+
+
+def test_every_family_and_each_key_of_its_own_is_in_the_documents() -> None:
+    rows = {row.split("|")[1].strip(): row for row in DOCUMENT.splitlines() if row.startswith("| `")}
+    llama = {field.name for field in attrs.fields(find_model("llama").config)}
+    for family in TINY:
+        model = find_model(family)
+        own = {field.name for field in attrs.fields(model.config)} - llama
+        missing = [name for name in [*model.archs, *own] if f"`{name}`" not in rows[f"`{family}`"]]
+        assert not missing

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from fnrecipe.compiler import inductor, trace
 from fnrecipe.nn import linear_cross_entropy
-from fnrecipe.nn.linear_cross_entropy import DeferredLogits
+from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size
 from fnrecipe.transforms import jit
 from tests.helpers import compiles
 
@@ -131,3 +131,19 @@ def test_weights_of_a_batch_have_gradients_under_vmap() -> None:
     found = grad(lambda weights: vmap(total)(weights, x).sum())(weights)
     expected = torch.stack([grad(total)(*pair) for pair in zip(weights, x, strict=True)])
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_gpus_form_which_writes_into_nothing_gives_what_the_cpus_does(dtype: torch.dtype) -> None:
+    x, weight, targets, mask = draws(dtype)
+    args = x.flatten(0, 1), targets.flatten(), mask.flatten(), weight, True
+    of_gpu, of_cpu = (linear_cross_entropy._of_chunk(*args, in_place=in_place) for in_place in (False, True))
+    for found, expected in zip(of_gpu, of_cpu, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_chunk_is_1024_positions_on_a_cpu_and_2_gib_of_logits_elsewhere() -> None:
+    head = torch.empty(50_304, 8, device="meta")
+    assert chunk_size(torch.empty(1, 8), head) == 1024
+    assert chunk_size(torch.empty(1, 8, device="meta", dtype=torch.bfloat16), head) == 21_345
+    assert chunk_size(torch.empty(1, 8, device="meta"), torch.empty(2**30, 8, device="meta")) == 1

@@ -118,15 +118,14 @@ def test_the_profile_shows_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["replicate", "fsdp"])
-def test_two_processes_killed_on_the_way_end_as_one(tmp_path: Path, sharding: str) -> None:
+def test_two_processes_killed_on_the_way_end_as_one(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     often = "regime.publish_metrics_every_n_steps=1"
     assert end(start("train", FILE, "--out", str(whole), "--config", *TRACED, often)).status == 0
-    command = "train", FILE, "--out", str(killed), "--config", *TRACED, often, f"gang.sharding={sharding}"
+    command = "train", FILE, "--out", str(killed), "--config", *TRACED, often, "gang.sharding=fsdp"
     assert signal_at(start(*command, "--nproc", "2"), killed, 7, signal.SIGKILL).status != 0
     ended = end(start(*command, "dataset.num_workers=2", "--nproc", "2"))
     assert ended.status == 0, ended.errors
     found, expected = results(killed), results(whole)
-    names = [name for name in expected if sharding == "replicate" or name.startswith("metrics/")]
+    names = [name for name in expected if name.startswith("metrics/")]  # its checkpoints have two files of tensors
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}

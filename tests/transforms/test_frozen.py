@@ -26,7 +26,7 @@ from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms import jit
 from tests.helpers import assert_close, assert_same_bits, bits
 from tests.ranks import assembled, mesh_of, on_ranks
-from tests.transforms.test_gradients import CONFIG, FUSED, HYBRID, KEY, MODES, UPDATES, batch, train
+from tests.transforms.test_gradients import CONFIG, FUSED, KEY, MODES, UPDATES, batch, chosen, train
 
 ADAMW = optim.adamw(
     cosine_annealing(0.01, num_warmup_steps=2, num_steps=5, final_scale=0.1), betas=(0.9, 0.95), weight_decay=0.1, max_norm=0.2
@@ -101,12 +101,12 @@ def test_two_ranks_eagerly() -> None:
 
 
 def test_two_ranks_traced() -> None:
-    on_ranks(2, check, MODES, ["chain"], True, Policy(logits_at_once=7))
+    on_ranks(2, check, chosen("zero1", "fsdp"), ["chain"], True, Policy(logits_at_once=7))
 
 
 @pytest.mark.slow
 def test_four_ranks() -> None:
-    on_ranks(4, check, MODES | HYBRID, ["fused"], True, Policy(remat="selective"))
+    on_ranks(4, check, chosen("hybrid fsdp"), ["fused"], True, Policy(remat="selective"))
 
 
 def counts(graph: GraphModule) -> Counter[str]:

@@ -28,7 +28,7 @@ from fnrecipe.step import State, init_state, train_step
 from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, assert_same_bits, documents, packed
-from tests.ranks import assembled, mesh_of, on_ranks
+from tests.ranks import assembled, compiles_gathers, mesh_of, on_ranks
 
 LEAVES = 8
 POISON = 63
@@ -56,6 +56,11 @@ TENSOR: dict[str, dict[str, Any]] = {
     "tensor and fsdp": {"tensor_parallel_size": 2, "sharding": "fsdp"},
     "tensor and zero1": {"tensor_parallel_size": 2, "sharding": "zero1"},
 }
+
+
+def chosen(*names: str) -> dict[str, dict[str, Any]]:
+    """Some of the modes."""
+    return {name: (MODES | HYBRID | TENSOR)[name] for name in names}
 
 
 def loss(params: Tree, batch: Batch, key: Tensor | None, policy: Policy = Policy()) -> tuple[Tensor, Sums]:
@@ -119,8 +124,13 @@ def _numbers(rows: list[Any]) -> Tree:
     return [tree.map(lambda leaf: torch.nan_to_num(leaf.double()), row) for row in rows]
 
 
+def check_updates(rank: int, size: int) -> None:
+    check(rank, size, MODES | {"tensor": TENSOR["tensor"]}, ["fused"], [False])
+    check(rank, size, chosen("zero1", "fsdp"), ["chain", "sgd"], [False])
+
+
 def test_two_ranks_eagerly() -> None:
-    on_ranks(2, check, MODES | {"tensor": TENSOR["tensor"]}, list(UPDATES), [False])
+    on_ranks(2, check_updates)
 
 
 def test_two_ranks_traced() -> None:
@@ -142,13 +152,13 @@ def test_ranks_that_gather_pieces_of_layers_have_the_bits_of_one_process_in_half
 
 @pytest.mark.slow
 def test_four_ranks_eagerly_and_traced() -> None:
-    on_ranks(4, check, MODES | HYBRID | TENSOR, ["chain"], [False])
+    on_ranks(4, check, HYBRID | TENSOR, ["chain"], [False])
     on_ranks(4, check, {"tensor": TENSOR["tensor and fsdp"]}, ["fused"], [True])
 
 
 @pytest.mark.slow
 def test_eight_ranks_eagerly() -> None:
-    on_ranks(8, check, MODES | HYBRID, ["fused"], [False])
+    on_ranks(8, check, chosen("replicate", "zero2", "fsdp", "hybrid fsdp"), ["fused"], [False])
 
 
 HALF: dict[str, Any] = {"policy": Policy(torch.float16, logits_at_once=7), "scaling": LossScaling(2.0**14, 1.0, interval=1)}
@@ -175,10 +185,14 @@ def test_two_ranks_have_the_bits_of_one_process_with_a_loss_scale_and_with_a_sta
     on_ranks(2, check_precisions)
 
 
+def check_precisions_traced(rank: int, size: int) -> None:
+    check_precision(rank, size, HALF, ["zero2"], traced=True)
+    check_precision(rank, size, PURE, ["zero1", "fsdp"], traced=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [HALF, PURE], ids=["float16", "bfloat16"])
-def test_two_ranks_have_the_bits_of_one_process_in_half_precision_traced(options: dict[str, Any]) -> None:
-    on_ranks(2, check_precision, options, [*MODES], True)
+def test_two_ranks_have_the_bits_of_one_process_in_half_precision_traced() -> None:
+    on_ranks(2, check_precisions_traced)
 
 
 def check_rounding(rank: int, size: int) -> None:
@@ -221,12 +235,14 @@ def check_compiled(rank: int, size: int, modes: list[dict[str, Any]], backend: B
         assert_close(tree.map(Tensor.double, found), tree.map(Tensor.double, expected), 1e-4)
 
 
+@compiles_gathers
 def test_traced_steps_with_their_collectives_are_one_graph_to_torch_compile() -> None:
     on_ranks(
         2, check_compiled, [*MODES.values(), TENSOR["tensor"]], partial(torch.compile, fullgraph=True, backend="aot_eager")
     )
 
 
+@compiles_gathers
 @pytest.mark.slow
 def test_inductor_compiles_the_step_with_gathers_in_its_layers() -> None:
     on_ranks(2, check_compiled, [MODES["fsdp"]], inductor)

@@ -47,17 +47,17 @@ class TrainerSection:
     """
 
     jit: Literal["auto", "off", "trace", "inductor"] = "auto"
-    cuda_graph: bool = False
+    cuda_graph: Literal["auto"] | bool = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     fp16_loss_scale: tuple[Positive, Positive] = (128.0, 1e-4)
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
-    logits_at_once: PositiveInt | None = 1024
+    logits_at_once: Literal["auto"] | PositiveInt | None = "auto"
     max_grad_norm: Positive | None = 1.0
     max_skipped_steps: PositiveInt = 5
 
     def conflicts(self) -> Iterator[Problem]:
-        if self.cuda_graph and self.jit == "off":
-            yield Problem("cuda_graph", "false for trainer.jit=off", "true")
+        if self.cuda_graph is True and self.jit == "off":
+            yield Problem("cuda_graph", "auto or false for trainer.jit=off", "true")
         initial, minimum = self.fp16_loss_scale
         if initial < minimum:
             yield Problem("fp16_loss_scale", "an initial scale of at least the minimum", f"{initial:g}, {minimum:g}")
@@ -80,6 +80,7 @@ class RegimeSection:
     publish_metrics_every_n_steps: PositiveInt = 10
     sample_prompt: str = ""
     num_sample_tokens: NonNegativeInt = 256
+    export_hugging_face: bool = field(default=False, metadata=RUNTIME)
 
     def conflicts(self) -> Iterator[Problem]:
         if self.num_steps is None and self.num_data_epochs is None:

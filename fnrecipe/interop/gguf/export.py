@@ -16,7 +16,7 @@ from fnrecipe.config import ModelSection, TokenizerSection
 from fnrecipe.config.model_dir import TOKENIZER
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.gguf.vocabulary import vocabulary
-from fnrecipe.interop.hugging_face.export import family_part, stored_tensors
+from fnrecipe.interop.hugging_face.export import part_of, stored_tensors
 from fnrecipe.interop.hugging_face.tokenizer import TokenizerFiles, tokenizer_files
 from fnrecipe.runtime.files import sync
 from fnrecipe.tree import Tree
@@ -60,7 +60,7 @@ def export(
         UsageError: if `out` is there already; if llama.cpp has no such architecture or no such tokenizer; without `gguf`.
     """
     gguf = _library()
-    part = family_part(model)
+    part = part_of(model)
     if part.model_type not in ARCHS:
         raise UsageError(f"model.family: expected one of {', '.join(ARCHS)} for GGUF, found {model.family}")
     if out.exists():
@@ -153,6 +153,8 @@ def _rope_factors(values: Mapping[str, Any]) -> Tensor | None:
     scaling = values.get("rope_scaling")
     if not scaling:
         return None
+    if scaling["rope_type"] != "llama3":
+        raise UsageError(f"model.config.rope_scaling: expected Llama 3.1's or null for GGUF, found {scaling['rope_type']}")
     plain = torch.tensor([values["rope_theta"] ** (-i / _width(values)) for i in range(0, _width(values), 2)])
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     return plain / nn.llama3_scaled(plain, **{key: scaling[key] for key in keys})

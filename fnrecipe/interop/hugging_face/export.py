@@ -44,25 +44,33 @@ class Exported:
 
 
 def export(
-    out: Path, model: ModelSection, tokenizer: TokenizerSection, params: Tree, *, dtype: torch.dtype | None, shard_size: int
+    out: Path,
+    model: ModelSection,
+    tokenizer: TokenizerSection,
+    params: Tree,
+    *,
+    dtype: torch.dtype | None,
+    shard_size: int,
+    replace: bool = False,
 ) -> Exported:
     """Writes whole parameters as the directory `out`, which is there complete or not at all.
 
     dtype       to which parameters are cast; None: as they are
     shard_size  bytes of a file of weights at most, unless a single tensor has more
+    replace     whether a directory that is there gives way
 
     Raises:
         UsageError: if `out` is there already, the family has no form of Hugging Face, the parameters are not those of the
             family, or one is too large for `dtype`.
     """
-    part, leaves = family_part(model), _checked(model, params)
+    part, leaves = part_of(model), _checked(model, params)
     found = tokenizer_files(tokenizer, model.config.max_seq_len)
     stored = places(part, _config(model), list(leaves))
     names = _by_name(stored)
     sizes = {name: sum(_bytes(leaves[path], dtype) for path in paths) for name, paths in names.items()}
     shards = _shards(sizes, shard_size)
     files = [WEIGHTS] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
-    with _replacing(out) as folder:
+    with _written(out, replace=replace) as folder:
         for file, shard in zip(files, shards, strict=True):
             tensors = {name: _joined(name, {path: leaves[path] for path in names[name]}, stored, dtype) for name in shard}
             _save(folder / file, tensors)
@@ -84,7 +92,7 @@ def stored_tensors(model: ModelSection, params: Tree, dtype: torch.dtype | None)
         UsageError: as `export`.
     """
     leaves = _checked(model, params)
-    stored = places(family_part(model), _config(model), list(leaves))
+    stored = places(part_of(model), _config(model), list(leaves))
     for name, paths in _by_name(stored).items():
         yield name, _joined(name, {path: leaves[path] for path in paths}, stored, dtype)
 
@@ -97,11 +105,11 @@ def _by_name(stored: Mapping[str, Stored]) -> dict[str, list[str]]:
     return names
 
 
-def family_part(model: ModelSection) -> HuggingFace[AttrsInstance]:
-    """How the model's family lies in files.
+def part_of(model: ModelSection) -> HuggingFace[AttrsInstance]:
+    """The form of Hugging Face of a family.
 
     Raises:
-        UsageError: if transformers has no such family.
+        UsageError: if it has none.
     """
     part: HuggingFace[AttrsInstance] | None = find_family(model.family).hugging_face
     if part is None:
@@ -174,23 +182,27 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def _written(out: Path, *, replace: bool) -> Iterator[Path]:
     """A directory beside `out` to write in, which takes its place once all is written and on disk.
 
     Raises:
         UsageError: if `out` is there and not empty, or cannot be written.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not replace and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: expected a directory that is not there yet, found one, or a file")
-    tmp = out.with_name(f".{out.name}.tmp")
+    tmp, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
     try:
-        shutil.rmtree(tmp, ignore_errors=True)
+        for left in (tmp, old):
+            shutil.rmtree(left, ignore_errors=True)
         tmp.mkdir(parents=True)
         yield tmp
         for path in [*tmp.iterdir(), tmp]:
             sync(path)
+        if replace and out.exists():
+            out.rename(old)
         tmp.rename(out)
         sync(out.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UsageError(f"{out}: cannot write: {error.strerror or error}") from None
     finally:

@@ -15,6 +15,7 @@ from fnrecipe.models import pieces
 from fnrecipe.models.decoder import Angles, Decoder, Kind, Piece, make_model
 from fnrecipe.models.gpt2.config import GPT2Config, family, parameters
 from fnrecipe.nn.attention import AttentionMask
+from fnrecipe.nn.policy import Chunk
 from fnrecipe.tree import Tree
 
 
@@ -61,7 +62,7 @@ def down(config: GPT2Config, weights: Tree, x: Tensor, inner: Tensor) -> Tensor:
     return x + nn.linear(F.gelu(inner, approximate="tanh"), weights["down"], weights["down_bias"])
 
 
-def logits(config: GPT2Config, outer: Tree, x: Tensor, chunk: int | None) -> nn.Logits:
+def logits(config: GPT2Config, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logits:
     return nn.logits(normed(config, outer, "norm", x), outer.get("head", outer["embedding"]), chunk)
 
 

@@ -9,10 +9,11 @@ from attrs import field, frozen
 from fnrecipe.config.affects import CUT
 from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.errors import Problem
-from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, fixed, reader, rope, same, stored, writer
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, rope, same, writer
 from fnrecipe.models.model import Family
 from fnrecipe.models.parameters import Parameter, count, in_layers
-from fnrecipe.models.rope import RopeScaling
+from fnrecipe.models.rope import Llama3Scaling
 
 
 @frozen
@@ -32,7 +33,7 @@ class LlamaConfig:
     ffn_inner_dim: PositiveInt = field(default=11008, metadata=CUT)
     tied_embeddings: bool = False
     rope_theta: Positive = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Llama3Scaling | None = None
     norm_eps: Positive = 1e-5
     init_std: Positive = 0.02
 
@@ -94,6 +95,14 @@ ARCHS = {
     "llama3_8b": LlamaConfig(
         vocab_size=128256, max_seq_len=8192, num_key_value_heads=8, ffn_inner_dim=14336, rope_theta=500_000.0
     ),
+    "llama3_1_8b": LlamaConfig(
+        vocab_size=128256,
+        max_seq_len=131072,
+        num_key_value_heads=8,
+        ffn_inner_dim=14336,
+        rope_theta=500_000.0,
+        rope_scaling=Llama3Scaling(),
+    ),
     "llama3_2_1b": LlamaConfig(
         vocab_size=128256,
         max_seq_len=131072,
@@ -104,7 +113,7 @@ ARCHS = {
         ffn_inner_dim=8192,
         tied_embeddings=True,
         rope_theta=500_000.0,
-        rope_scaling=RopeScaling(factor=32.0),
+        rope_scaling=Llama3Scaling(factor=32.0),
     ),
     "llama3_2_3b": LlamaConfig(
         vocab_size=128256,
@@ -117,7 +126,7 @@ ARCHS = {
         ffn_inner_dim=8192,
         tied_embeddings=True,
         rope_theta=500_000.0,
-        rope_scaling=RopeScaling(factor=32.0),
+        rope_scaling=Llama3Scaling(factor=32.0),
     ),
     "smollm2_135m": LlamaConfig(
         vocab_size=49152,
@@ -130,10 +139,29 @@ ARCHS = {
         tied_embeddings=True,
         rope_theta=100_000.0,
     ),
+    "smollm2_360m": LlamaConfig(
+        vocab_size=49152,
+        max_seq_len=8192,
+        model_dim=960,
+        num_attn_heads=15,
+        num_key_value_heads=5,
+        ffn_inner_dim=2560,
+        tied_embeddings=True,
+        rope_theta=100_000.0,
+    ),
+    "smollm2_1_7b": LlamaConfig(
+        vocab_size=49152,
+        max_seq_len=8192,
+        model_dim=2048,
+        num_layers=24,
+        ffn_inner_dim=8192,
+        tied_embeddings=True,
+        rope_theta=130_000.0,
+    ),
 }
 """By the shapes that were published."""
 
-KEYS = (
+KEYS: tuple[Keys[LlamaConfig], ...] = (
     same(defaults={"num_attention_heads": 32, "num_key_value_heads": None, "rms_norm_eps": 1e-6}),
     rope(),
     fixed(hidden_act="silu", attention_bias=False, mlp_bias=False),

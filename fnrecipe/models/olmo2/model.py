@@ -16,7 +16,7 @@ from fnrecipe.tree import Tree
 def layer(config: Olmo2Config, piece: Piece, x: Tensor, angles: Angles, mask: AttentionMask) -> Tensor:
     query, key, value = piece(projected, "query", "key", "value")(x)
     query, key, value = piece(heads, "query_norm", "key_norm")(query, key, value, angles)
-    written = piece(mixed_down, "output")(nn.attention(query, key, value, mask))
+    written = piece(pieces.mixed_down, "output")(nn.attention(query, key, value, mask))
     x = piece(attended, "attention_norm")(x, written)
     written = piece(pieces.gated_down, "down")(*piece(pieces.gate_and_up, "gate", "up")(x))
     out: Tensor = piece(fed, "ffn_norm")(x, written)
@@ -35,10 +35,6 @@ def heads(
     key = nn.rms_norm(key, weights["key_norm"], config.norm_eps)
     query, key, value = (pieces.split(config, projected) for projected in (query, key, value))
     return pieces.rotated(query, angles), pieces.rotated(key, angles), value
-
-
-def mixed_down(config: Olmo2Config, weights: Tree, mixed: Tensor) -> Tensor:
-    return nn.linear(pieces.joined(mixed), weights["output"])
 
 
 def attended(config: Olmo2Config, weights: Tree, x: Tensor, written: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""The kernels of a GPU against the formula in float64, at every level at which a step may run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from fnrecipe.compiler.modes import BACKENDS
+from fnrecipe.nn.attention import AttentionScope, attention, attention_mask, dense_mask, formula
+from fnrecipe.transforms import jit
+from tests.nn.test_attention import segments_of
+
+CUDA, LENGTH = torch.device("cuda"), 640
+ROWS = [[100, 1, 300], [640], [3, 2, 1], [320, 320]]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+def inputs(heads: int, groups: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """Query, key, value and the gradient of the attention, zero where there is padding."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(len(ROWS), LENGTH, number, width) for number in (heads, groups, groups, heads)]
+    drawn = [torch.randn(shape, generator=generator).to(CUDA, dtype).transpose(1, 2) for shape in shapes]
+    return [*drawn[:3], drawn[3] * valid(torch.zeros(1, dtype=dtype, device=CUDA))]
+
+
+def valid(like: Tensor) -> Tensor:
+    return (segments_of(*ROWS, length=LENGTH) >= 0)[:, None, :, None].to(like)
+
+
+def slopes(function: Callable[..., Tensor], *args: Tensor) -> list[Tensor]:
+    """The attention, where it counts, and the gradients of query, key and value."""
+    mixed, pull = vjp(function, *args[:3])
+    return [mixed * valid(mixed), *pull(args[3])]
+
+
+@pytest.mark.parametrize("level", ["trace", "inductor"])
+@pytest.mark.parametrize("window", [None, 64])
+@pytest.mark.parametrize("scope", ["document", "row"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("heads", "groups", "width"), [(8, 2, 64), (4, 4, 128), (4, 1, 256), (4, 2, 20)])
+def test_values_and_gradients_are_those_of_the_formula(
+    heads: int, groups: int, width: int, dtype: torch.dtype, scope: AttentionScope, window: int | None, level: Any
+) -> None:
+    args, segments = inputs(heads, groups, width, dtype), segments_of(*ROWS, length=LENGTH).to(CUDA)
+    mask = attention_mask(segments, scope, dtype, window, max_documents=8)
+
+    def function(*given: Tensor) -> list[Tensor]:
+        own = attention_mask(given[4], scope, dtype, window, max_documents=8)
+        return slopes(lambda q, k, v: attention(q, k, v, own), *given[:4])
+
+    found = jit(function, backend=BACKENDS[level])(*args, segments)
+
+    seen = dense_mask(mask, LENGTH, CUDA)
+    expected = slopes(lambda q, k, v: formula(q, k, v, seen, width**-0.5), *(x.double() for x in args))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() <= TOLERANCE[dtype] * other.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_half_precision_documents_have_the_same_bits_each_time(dtype: torch.dtype) -> None:
+    args, segments = inputs(8, 2, 64, dtype), segments_of(*ROWS, length=LENGTH).to(CUDA)
+    mask = attention_mask(segments, "document", dtype, max_documents=8)
+    once, again = (slopes(lambda q, k, v: attention(q, k, v, mask), *args) for _ in range(2))
+    assert all(map(torch.equal, once, again))
+
+
+def test_documents_that_are_not_there_change_nothing() -> None:
+    args, segments = inputs(8, 2, 64, torch.bfloat16), segments_of(*ROWS, length=LENGTH).to(CUDA)
+    few, many = (
+        slopes(
+            lambda q, k, v, n=limit: attention(q, k, v, attention_mask(segments, "document", q.dtype, max_documents=n)), *args
+        )
+        for limit in (4, 64)
+    )
+    assert all(map(torch.equal, few, many))
