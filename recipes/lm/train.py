@@ -13,7 +13,7 @@ from torch import Tensor
 from fnrecipe import presets
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
-from fnrecipe.models.generate import generate
+from fnrecipe.generation.generator import generate
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim.transform import Transform

@@ -17,7 +17,7 @@ from fnrecipe import nn, random, tree
 from fnrecipe.compiler import trace
 from fnrecipe.config.find import known
 from fnrecipe.config.sections.model import FAMILIES
-from fnrecipe.models.decoder import _angles
+from fnrecipe.models.decoder import rotary
 from fnrecipe.models.gemma2 import model as gemma2
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
@@ -227,7 +227,7 @@ def test_scaled_frequencies_are_transformers(arch: str, name: str) -> None:
     theirs = AutoConfig.for_model(model.hugging_face.model_type, **model.hugging_face.write_config(config))
     kind = "full_attention" if name == "olmo3" else None
     expected, sharpened = ROPE_INIT_FUNCTIONS[{"llama": "llama3", "olmo3": "yarn"}[name]](theirs, layer_type=kind)
-    cosines, sines = _angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width)
+    cosines, sines = rotary(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width)
     found = torch.atan2(sines, cosines)[0, 0, 0, width // 2 :]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.hypot(sines, cosines)[0, 0, 0, 0].item(), sharpened, rtol=1e-6, atol=0)
