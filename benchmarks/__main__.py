@@ -10,7 +10,7 @@ import click
 
 from benchmarks import report
 
-NAMES = ("attention", "faults", "gang", "gpu", "memory", "overhead", "padding", "startup", "step", "stream")
+NAMES = ("attention", "faults", "gang", "generate", "gpu", "memory", "overhead", "padding", "startup", "step", "stream")
 
 
 @click.command()

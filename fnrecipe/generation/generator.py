@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import attrs
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from fnrecipe import random, tree
 from fnrecipe.errors import UsageError
@@ -124,7 +125,7 @@ def generate(
     longest, free = max(sizes), [generator.context - size for size in sizes]
     count = max(free) if max_tokens is None else min(max_tokens, max(free))
     lengths = torch.tensor(sizes, device=key.device)
-    draws = uniforms(torch.stack([_key(key, prompt) for prompt in prompts]), lengths, count).unbind(1)
+    draws = uniforms(_keys(key, prompts), lengths, count).unbind(1)
     width = min(_power_of_two(longest, _LEAST_PROMPT), generator.context)
     slots = min(_power_of_two(longest + count, _LEAST_SLOTS), generator.context)
     padded = torch.tensor([[*prompt.tokens, *[0] * (width - len(prompt.tokens))] for prompt in prompts], device=key.device)
@@ -151,8 +152,13 @@ def check(context: int, tokens: Sequence[int], name: str = "prompt") -> None:
         raise UsageError(f"{name}: expected fewer tokens than the context of {context:,}, found {len(tokens):,}")
 
 
-def _key(key: Tensor, prompt: Prompt) -> Tensor:
-    return random.fold_in(random.fold_in(key, prompt.number), prompt.sample)
+def _keys(key: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """The key of each prompt, int64 [B, 2]."""
+    numbers, samples = (
+        torch.tensor(values, device=key.device)
+        for values in ([prompt.number for prompt in prompts], [prompt.sample for prompt in prompts])
+    )
+    return vmap(random.fold_in)(random.fold_in(key, numbers), samples)
 
 
 def _said(generator: Generator[C], prompts: Sequence[Prompt], device: torch.device) -> Said:

@@ -35,10 +35,12 @@ class SlotMask:
 
 def stored(cache: KeyValueCache, key: Tensor, value: Tensor, positions: Tensor) -> KeyValueCache:
     """The cache with key and value [B, G, T, E], rounded to its dtype, in the slots of positions [B, T]."""
-    slots = positions[:, None, :, None].expand_as(key)
+    rows = torch.arange(len(positions), device=positions.device)[:, None]
     # Copies that `jit` drops if the cache is donated: then slots are written where they are.
     keys, values = cache.keys.clone(), cache.values.clone()
-    return KeyValueCache(keys.scatter_(2, slots, key.to(keys.dtype)), values.scatter_(2, slots, value.to(values.dtype)))
+    for slots, new in ((keys, key), (values, value)):
+        slots.transpose(1, 2).index_put_((rows, positions), new.transpose(1, 2).to(slots.dtype))
+    return KeyValueCache(keys, values)
 
 
 def slot_mask(positions: Tensor, slots: int, dtype: torch.dtype, window: int | None = None) -> SlotMask:
@@ -58,7 +60,8 @@ def slot_attention(query: Tensor, key: Tensor, value: Tensor, mask: SlotMask, sc
     if length == 1:
         # The queries of a group are rows of one product: its keys are read once, and not repeated.
         grouped = query.view(rows, groups, heads // groups, width)
-        return F.scaled_dot_product_attention(grouped, key, value, mask.bias, scale=scale).view(query.shape)
+        mixed = F.scaled_dot_product_attention(grouped, key, value, mask.bias, scale=scale)
+        return mixed.reshape(rows, 1, heads, width).transpose(1, 2)  # rows are contiguous for the product that follows
     if groups != heads:
         key, value = (x.repeat_interleave(heads // groups, 1) for x in (key, value))
     return F.scaled_dot_product_attention(query, key, value, mask.bias, scale=scale)
