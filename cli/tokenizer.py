@@ -1,25 +1,34 @@
-"""`fnrecipe tokenizer train`."""
+"""`fnrecipe tokenizer train|show`."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fnrecipe.cli.options import FilePath
 from fnrecipe.config.paths import expanded
 from fnrecipe.data.formats import FORMATS
-from fnrecipe.errors import UsageError
+from fnrecipe.data.open_tokenizer import FAMILIES
+from fnrecipe.data.tiktoken_patterns import PATTERNS
+from fnrecipe.errors import UsageError, few, one_line
+
+if TYPE_CHECKING:
+    from fnrecipe.data import Tokenizer
+    from fnrecipe.data.chat_template import Chat
 
 FORMAT_NAMES = ("auto", *FORMATS)
 
 
-@click.group(short_help="Make a tokenizer.")
+@click.group(short_help="Make a tokenizer, or look at one.")
 def tokenizer() -> None:
-    """Make a tokenizer."""
+    """Make a tokenizer, or look at one and at its chat template."""
 
 
 @tokenizer.command(short_help="Train a byte-level BPE.")
@@ -76,3 +85,81 @@ def train(
     pairs += [f"tokenizer.eos_token={token}" for token in special[:1]]
     click.echo(f"{out}: {size:,} tokens; use it by --config {shlex.join(pairs)}")
     return 0
+
+
+@tokenizer.command(short_help="Print what a tokenizer makes of a text or a chat.")
+@click.argument("path", metavar="PATH")
+@click.option("--family", default=None, type=click.Choice(FAMILIES[1:]), help="Of the tokenizer; without it, by the file.")
+@click.option("--pattern", default=None, type=click.Choice(list(PATTERNS)), help="How a rank file's text is cut.")
+@click.option("--special-token", "special", multiple=True, help="A token that follows the ranks of a rank file.")
+@click.option("--bos-token", default=None, help="The token that begins documents.")
+@click.option("--eos-token", default=None, help="The token that ends documents.")
+@click.option("--text", default=None, help="A text, of which each token is printed.")
+@click.option("--messages", default=None, type=FilePath(), metavar="FILE", help="A chat as JSON: a list of messages.")
+@click.option("--template", default=None, metavar="PATH", help="The chat template; without it, that of PATH.")
+def show(
+    path: str,
+    family: str | None,
+    pattern: str | None,
+    special: tuple[str, ...],
+    bos_token: str | None,
+    eos_token: str | None,
+    text: str | None,
+    messages: Path | None,
+    template: str | None,
+) -> int:
+    """Print the size and the special tokens of the tokenizer at PATH, and what it makes of a text or of a chat.
+
+    \b
+    fnrecipe tokenizer show models/qwen --messages chat.json
+    """
+    from fnrecipe.data.open_tokenizer import open_tokenizer
+    from fnrecipe.data.tokenizer import describe, spelled
+
+    path = expanded(path)
+    found = open_tokenizer(
+        family or _family(path, pattern),
+        path,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        pattern=pattern,
+        special_tokens=special,
+    )
+    chat = None if messages is None else _read_chat(found, messages, expanded(template or path))
+    click.echo(f"{path}: {describe(found)}, {found.fingerprint}")
+    names = [f"{name} ({number})" for name, number in sorted(found.special.items(), key=lambda item: item[1])]
+    click.echo(f"special tokens: {few(names, 40)}")
+    if text is not None:
+        (ids,) = found.encode([text])
+        click.echo(f"{len(ids):,} tokens for {len(text.encode()):,} bytes")
+        for number in ids.tolist():
+            click.echo(f"{number:>8}  {spelled(found, [number])!r}")
+    if chat is not None:
+        click.echo(f"{len(chat.ids):,} tokens, {int(chat.trained.sum()):,} of them trained (>)")
+        for trained, run in groupby(zip(chat.trained.tolist(), chat.ids.tolist(), strict=True), itemgetter(0)):
+            click.echo(f"{'>' if trained else ' '} {spelled(found, [number for _, number in run])!r}")
+    return 0
+
+
+def _read_chat(tokenizer: Tokenizer, messages: Path, template: str) -> Chat:
+    """The chat in a file of JSON by the template at a path."""
+    import orjson
+
+    from fnrecipe.data.chat_template import encode_chat, read_chat_template
+
+    try:
+        content = orjson.loads(messages.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UsageError(one_line(f"{messages}: expected a chat as JSON: {error}")) from None
+    given = content if isinstance(content, dict) else {"messages": content}
+    chat, tools = given.get("messages"), given.get("tools")
+    if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
+        raise UsageError(f"{messages}: expected a list of messages, each an object, or an object with messages and tools")
+    return encode_chat(read_chat_template(template), chat, tokenizer, tools=tools)
+
+
+def _family(path: str, pattern: str | None) -> str:
+    if pattern is not None or path.endswith(".tiktoken"):
+        return "tiktoken"
+    is_json = path.endswith(".json") or os.path.exists(os.path.join(path, "tokenizer.json"))
+    return "hf" if is_json or not os.path.exists(path) else "sentencepiece"

@@ -186,7 +186,8 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 
 
 LIGHT = [*select("config", "errors", "cli", "data", "components"), "fnrecipe.recipes.lm.config"]
-LIGHT += [name for name in select("models") if name.endswith((".config", ".hugging_face", ".rope", ".parameters"))]
+LIGHT += [name for name in select("models") if name.endswith(".config")]
+LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -201,7 +202,8 @@ def test_data_and_config_never_import_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.recipes.lm.data"])
 def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> None:
-    code = f"import sys, {name}; print(*sorted({{'fsspec', 'pyarrow', 'tokenizers', 'torch'}} & sys.modules.keys()))"
+    optional = {"fsspec", "jinja2", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "torch"}
+    code = f"import sys, {name}; print(*sorted({optional} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
@@ -210,7 +212,10 @@ def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> N
 def test_only_its_own_module_imports_a_library_that_only_some_data_needs(name: str) -> None:
     users = {
         "fsspec": {"fnrecipe.data.remote"},
+        "jinja2": {"fnrecipe.data.chat_sandbox"},
         "pyarrow": {"fnrecipe.data.formats.parquet"},
+        "sentencepiece": {"fnrecipe.data.sentencepiece_file"},
+        "tiktoken": {"fnrecipe.data.tiktoken_file"},
         "tokenizers": {"fnrecipe.data.huggingface"},
         "multiprocessing": {"fnrecipe.data.processes"},
     }

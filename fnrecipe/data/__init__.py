@@ -24,6 +24,7 @@ from fnrecipe.data.lanes import joint as joint
 from fnrecipe.data.lanes import readers_for as readers_for
 from fnrecipe.data.mix import mix as mix
 from fnrecipe.data.mix import weights_between as weights_between
+from fnrecipe.data.open_tokenizer import open_tokenizer as open_tokenizer
 from fnrecipe.data.order import permutation as permutation
 from fnrecipe.data.order import shuffled as shuffled
 from fnrecipe.data.pack import concat as concat
@@ -33,6 +34,7 @@ from fnrecipe.data.pack import split as split
 from fnrecipe.data.prefetch import prefetch as prefetch
 from fnrecipe.data.processes import in_worker_processes as in_worker_processes
 from fnrecipe.data.rows import checked as checked
+from fnrecipe.data.sentencepiece_file import sentencepiece_tokenizer as sentencepiece_tokenizer
 from fnrecipe.data.stream import Cursor as Cursor
 from fnrecipe.data.stream import Source as Source
 from fnrecipe.data.stream import Stream as Stream
@@ -46,6 +48,7 @@ from fnrecipe.data.stream import repeat as repeat
 from fnrecipe.data.stream import sift as sift
 from fnrecipe.data.stream import tolerate as tolerate
 from fnrecipe.data.survey import watch_padding as watch_padding
+from fnrecipe.data.tiktoken_file import tiktoken_tokenizer as tiktoken_tokenizer
 from fnrecipe.data.tokenizer import Tokenizer as Tokenizer
 from fnrecipe.data.tokenizer import Tokens as Tokens
 from fnrecipe.data.tokenizer import byte_tokenizer as byte_tokenizer

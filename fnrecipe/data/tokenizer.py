@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 
 import attrs
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from fnrecipe.data.document import Document, Ids
 from fnrecipe.data.stream import Cursor, Source, Stream, map_chunks
+from fnrecipe.data.token_spans import Encoded, Piece, byte_spans, encode_each
 from fnrecipe.errors import one_line
 
 END_OF_TEXT = "<|endoftext|>"
@@ -27,6 +29,8 @@ class Tokenizer:
     num_bytes     int64 [vocab_size]: the bytes of text that each token stands for
     count_bytes   (text, its ids) -> the bytes of the text that the ids stand for: without dropped and unknown characters
     fingerprint   different for tokenizers whose `encode` may differ
+    encode_pieces (texts and special tokens) -> their ids, and where in them each token's characters are: for chats
+    special       the tokens that text never becomes, by their names; those of `bos` and `eos` among them
     names         the names of `bos` and `eos`
     """
 
@@ -38,6 +42,8 @@ class Tokenizer:
     num_bytes: NDArray[np.int64]
     count_bytes: Callable[[str, Ids], int]
     fingerprint: str
+    encode_pieces: Callable[[Sequence[Piece]], Encoded]
+    special: Mapping[str, int]
     names: tuple[str, str] = (END_OF_TEXT, END_OF_TEXT)
 
 
@@ -68,7 +74,9 @@ def byte_tokenizer() -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
-    return Tokenizer(257, 256, 256, encode, decode, np.array([1] * 256 + [0]), lambda _, ids: len(ids), "byte")
+    sizes, special = np.array([1] * 256 + [0]), {END_OF_TEXT: 256}
+    pieces = partial(encode_each, encode=encode, spans=partial(byte_spans, num_bytes=sizes), special=special)
+    return Tokenizer(257, 256, 256, encode, decode, sizes, lambda _, ids: len(ids), "byte", pieces, special)
 
 
 def describe(tokenizer: Tokenizer) -> str:
@@ -77,6 +85,13 @@ def describe(tokenizer: Tokenizer) -> str:
     if tokenizer.bos == tokenizer.eos:
         return f"{tokenizer.vocab_size:,} tokens, BOS and EOS {eos} ({tokenizer.eos})"
     return f"{tokenizer.vocab_size:,} tokens, BOS {bos} ({tokenizer.bos}), EOS {eos} ({tokenizer.eos})"
+
+
+def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of `ids`, in which special tokens stand by their names."""
+    names = {number: name for name, number in tokenizer.special.items()}
+    runs = groupby(ids, lambda number: number in names)
+    return "".join("".join(names[i] for i in run) if special else tokenizer.decode(list(run)) for special, run in runs)
 
 
 def tokenize(

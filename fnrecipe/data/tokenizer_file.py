@@ -23,24 +23,43 @@ _MOST_BYTES, _MOST_LEVELS, _MOST_HOLES = 1 << 28, 64, 1 << 20
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def read(path: str) -> Content:
-    """Reads a tokenizer.json.
+def read(path: str, name: str = "tokenizer.json") -> Content:
+    """Reads a tokenizer.json, or another file of one JSON object that errors call `name`.
 
     Raises:
         UsageError: if it is not a regular file, or not JSON within the limits of size and depth.
     """
-    data = _bytes(path)
-    if len(data) > _MOST_BYTES:
-        raise UsageError(f"tokenizer.path: {path}: expected at most {_MOST_BYTES >> 20} MiB, found more")
     try:
-        content = orjson.loads(data)
+        content = orjson.loads(read_bytes(path))
     except orjson.JSONDecodeError as error:
-        raise UsageError(f"tokenizer.path: {path} is not a tokenizer.json: {error}") from None
+        raise UsageError(f"tokenizer.path: {path} is not a {name}: {error}") from None
     if _is_deeper(content, _MOST_LEVELS):
         raise UsageError(f"tokenizer.path: {path}: expected at most {_MOST_LEVELS} levels of JSON, found more")
     if not isinstance(content, dict):
-        raise UsageError(f"tokenizer.path: {path} is not a tokenizer.json: expected an object, found {type(content).__name__}")
+        raise UsageError(f"tokenizer.path: {path} is not a {name}: expected an object, found {type(content).__name__}")
     return content
+
+
+def read_bytes(path: str) -> bytes:
+    """The bytes of a regular file; never blocks, as opening a pipe would.
+
+    Raises:
+        UsageError: if it cannot be read, is no file, or is too large.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(
+                    f"tokenizer.path: expected a file, or a directory with a tokenizer.json, found neither: {path}"
+                )
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"tokenizer.path: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise UsageError(f"tokenizer.path: cannot read {path!r}: {error}") from None
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"tokenizer.path: {path}: expected at most {_MOST_BYTES >> 20} MiB, found more")
+    return data
 
 
 def vocabulary(content: Content, path: str) -> dict[str, int]:
@@ -103,6 +122,17 @@ def hidden_name(name: str) -> str:
     return f"\0fnrecipe {name}\0"
 
 
+def with_margins(hidden: Content, added: Sequence[Content]) -> Content:
+    """`hidden`, the content with hidden names, whose tokens take the white space beside them as the `added` ones do."""
+    margins = {hidden_name(token["content"]): token for token in added}
+    none: Content = {}
+    tokens = [
+        {**token, **{key: bool(margins.get(token["content"], none).get(key, token[key])) for key in ("lstrip", "rstrip")}}
+        for token in added_tokens(hidden)
+    ]
+    return {**hidden, "added_tokens": tokens}
+
+
 def closed(content: Content, silent: Collection[str], vocab: dict[str, int]) -> Content:
     """`content` with names that no text contains for `silent` tokens, and without post-processor, truncation and padding."""
     names = {name: hidden_name(name) for name in silent}
@@ -127,21 +157,6 @@ def _makes(merge: str | Sequence[str], model: Content, names: Collection[str]) -
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     prefix = model.get("continuing_subword_prefix") or ""
     return left in names or right in names or left + right[len(prefix) :] in names
-
-
-def _bytes(path: str) -> bytes:
-    """The bytes of a regular file, at most one more than the limit; never blocks, as opening a pipe would."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(
-                    f"tokenizer.path: expected a file, or a directory with a tokenizer.json, found neither: {path}"
-                )
-            return file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"tokenizer.path: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # a NUL in the path
-        raise UsageError(f"tokenizer.path: cannot read {path!r}: {error}") from None
 
 
 def _is_deeper(content: object, levels: int) -> bool:

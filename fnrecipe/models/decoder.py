@@ -158,8 +158,8 @@ def apply(
     """
     if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    kinds = [decoder.kind(config, number) for number in range(config.num_layers)]
-    angles = {rope: rotary(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
+    kinds = [_within(decoder.kind(config, number), tokens.shape[1]) for number in range(config.num_layers)]
+    angles = {rope: _angles(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = decoder.embed(config, outer, tokens, positions, policy.dtype)
     windows = dict.fromkeys(kind.window for kind in kinds)
@@ -192,8 +192,8 @@ def extend(
     policy: Policy = Policy(),
 ) -> tuple[Tensor, Tree]:
     """Logits [B, V] behind the tokens numbered `last`, and the longer cache (`fnrecipe.models.model.Extend`)."""
-    kinds = [decoder.kind(config, number) for number in range(config.num_layers)]
-    angles = {rope: rotary(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
+    kinds = [_within(decoder.kind(config, number), limit) for number in range(config.num_layers)]
+    angles = {rope: _angles(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = decoder.embed(config, outer, tokens, positions, policy.dtype)
     masks = {window: nn.slot_mask(positions, limit, x.dtype, window) for window in dict.fromkeys(kind.window for kind in kinds)}
@@ -208,7 +208,12 @@ def extend(
     return nn.all_logits(decoder.logits(config, outer, chosen, None))[:, 0], kept
 
 
-def rotary(rope: Rope | None, positions: Tensor, width: int) -> Angles:
+def _within(kind: Kind, length: int) -> Kind:
+    """The kind without a window that holds a whole row of `length`, so that one mask serves all layers that see everything."""
+    return kind if kind.window is None or kind.window < length else attrs.evolve(kind, window=None)
+
+
+def _angles(rope: Rope | None, positions: Tensor, width: int) -> Angles:
     if rope is None:
         return ()
     match rope.scaling:

@@ -23,16 +23,15 @@ from fnrecipe.data import (
     Tokenizer,
     Tokens,
     batch_lanes,
-    byte_tokenizer,
     cached,
     collate,
     concat,
     growing,
     held_out,
-    huggingface_tokenizer,
     map_windows,
     mix,
     open_corpus,
+    open_tokenizer,
     pack,
     permutation,
     pipe,
@@ -201,11 +200,14 @@ def make_tokenizer(config: LMConfig) -> Tokenizer:
         UsageError: if it has more tokens than the model has embeddings.
     """
     section, size = config.tokenizer, config.model.config.vocab_size
-    if section.family == "byte":
-        tokenizer = byte_tokenizer()
-    else:
-        assert section.path is not None
-        tokenizer = huggingface_tokenizer(section.path, section.eos_token, section.bos_token)
+    tokenizer = open_tokenizer(
+        section.family,
+        section.path,
+        bos_token=section.bos_token,
+        eos_token=section.eos_token,
+        pattern=section.pattern,
+        special_tokens=section.special_tokens,
+    )
     if tokenizer.vocab_size > size:
         raise UsageError(f"model.config.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found {size}")
     return tokenizer

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fnrecipe.cli.main import main
+from fnrecipe.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,10 +34,15 @@ def python(*args: str | bytes | Path, cwd: Path, **environment: str) -> Ended:
 
 
 def fnrecipe_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str | Path) -> Ended:
-    """How `fnrecipe ARGS` ends in this process; an exception that is no exit goes through."""
+    """How `fnrecipe ARGS` ends in this process; an exception that is no exit goes through.
+
+    Threads that other tests have left behind do not count: for their sake the program would end this process at once, and all
+    tests with it.
+    """
+    monkeypatch.setattr(cli, "left_behind", lambda: False)
     monkeypatch.setattr(sys, "argv", ["fnrecipe", *map(str, args)])
     with pytest.raises(SystemExit) as caught:
-        main()
+        cli.main()
     return Ended(int(caught.value.code or 0), *capsys.readouterr())
 
 

@@ -89,3 +89,64 @@ def test_training_tells_once_what_the_tokenizer_loses_and_which_it_is(
     assert len([line for line in lines if line.startswith("a: the tokenizer loses ")]) == 1
     (line,) = [line for line in lines if line.startswith("tokenizer: ")]
     assert line.startswith("tokenizer: 30 tokens, BOS and EOS <eos> (0), ")
+
+
+CHAT = [{"role": "user", "content": "the</s>"}, {"role": "assistant", "content": "quick fox"}]
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}: {% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}</s>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_show_prints_a_text_and_a_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, byte_level("<s>", "</s>"))
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    (tmp_path / "chat.json").write_text(json.dumps({"messages": CHAT, "tools": None}))
+    args = [tmp_path, "--text", "theö", "--messages", tmp_path / "chat.json"]
+    ended = fnrecipe_here(monkeypatch, capsys, "tokenizer", "show", *args)
+    assert (ended.status, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}: 300 tokens, BOS <s> (0), EOS </s> (1), ")
+    assert lines[1] == "special tokens: <s> (0), </s> (1)"
+    count = int(lines[2].removesuffix(" tokens for 5 bytes"))
+    assert "'the'" in lines[3]
+    chat = lines[3 + count :]
+    assert chat[0].endswith(" of them trained (>)")
+    assert chat[1:] == ["  '<s>user: the</s><s>assistant:'", "> ' quick fox</s>'"], "a token has the space and a letter"
+
+
+def test_show_of_a_rank_file_and_of_a_sentencepiece_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.data.test_sentencepiece import train
+    from tests.data.test_tiktoken import RANKS, written
+
+    (tmp_path / "a.tiktoken").write_bytes(written(RANKS))
+    train(tmp_path / "a.model", "Llama")
+    for args, expected in {
+        (
+            "a.tiktoken",
+            "--pattern",
+            "gpt2",
+            "--special-token",
+            "<|endoftext|>",
+        ): "271 tokens, BOS and EOS <|endoftext|> (270), ",
+        ("a.model",): "330 tokens, BOS <s> (1), EOS </s> (2), ",
+    }.items():
+        ended = fnrecipe_here(monkeypatch, capsys, "tokenizer", "show", tmp_path / args[0], *args[1:], "--text", "the")
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out.startswith(f"{tmp_path / args[0]}: {expected}")
+    ended = fnrecipe_here(monkeypatch, capsys, "tokenizer", "show", tmp_path / "a.tiktoken")
+    assert_usage_error(ended, "error: tokenizer.pattern: expected how text is cut before BPE, found null; valid names: gpt2, ")
+
+
+@pytest.mark.parametrize("content", ["{", "3", '{"messages": 3}', "[3]"])
+def test_a_file_that_is_no_chat_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    save(tmp_path, byte_level("<s>", "</s>"))
+    (tmp_path / "chat.json").write_text(content)
+    ended = fnrecipe_here(monkeypatch, capsys, "tokenizer", "show", tmp_path, "--messages", tmp_path / "chat.json")
+    assert_usage_error(ended, f"error: {tmp_path}/chat.json: expected a ")

@@ -121,6 +121,24 @@ def test_a_wrong_value_of_a_source_is_one_line(source: str, path: str, expected:
             (f"tokenizer.{key}=a", f"tokenizer.{key}: expected null for tokenizer.family=byte, found 'a' (command line)")
             for key in ("path", "eos_token", "bos_token")
         ),
+        (
+            "tokenizer={family: sentencepiece}",
+            "tokenizer.path: expected the path of a SentencePiece model for tokenizer.family=sentencepiece, "
+            "found null (default)",
+        ),
+        (
+            "tokenizer={family: tiktoken, path: a}",
+            "tokenizer.pattern: expected how a rank file's text is cut before BPE, for tokenizer.family=tiktoken, found null "
+            "(default)",
+        ),
+        (
+            "tokenizer={family: hf, path: a, pattern: gpt2}",
+            "tokenizer.pattern: expected null for tokenizer.family=hf, found 'gpt2' (command line)",
+        ),
+        (
+            "tokenizer={family: hf, path: a, special_tokens: [b, c]}",
+            "tokenizer.special_tokens: expected none for tokenizer.family=hf, found b, c (command line)",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_one_line(pair: str, line: str) -> None:

@@ -370,8 +370,11 @@ def lm_configs(draw: st.DrawFn) -> LMConfig:
         prefetch=draw(st.integers(0, 9)),
         cache=None if order == "documents" else draw(st.none() | texts),
     )
-    tokenizers = st.builds(c.TokenizerSection, st.just("hf"), texts, st.none() | texts, st.none() | texts, *marks)
-    tokenizers |= st.builds(c.TokenizerSection, st.just("byte"), *[st.none()] * 3, *marks)
+    none, ends = (st.none(), st.just(())), (st.none() | texts, st.none() | texts)
+    ranks = (st.sampled_from(["gpt2", "llama3"]), st.lists(texts).map(tuple))
+    tokenizers = st.builds(c.TokenizerSection, st.just("hf"), texts, *none, *ends, *marks)
+    tokenizers |= st.builds(c.TokenizerSection, st.just("tiktoken"), texts, *ranks, *ends, *marks)
+    tokenizers |= st.builds(c.TokenizerSection, st.just("byte"), st.none(), *none, st.none(), st.none(), *marks)
     adamw = st.builds(AdamWConfig, naturals, st.tuples(fractions, fractions), positives, naturals)
     cycle = draw(st.none() | counts if steps else counts)
     regime = st.builds(

@@ -264,7 +264,7 @@ def test_two_processes_fill_the_same_folder(tmp_path: Path) -> None:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that the recipe's tokenizer is given."""
     found: list[str] = []
-    monkeypatch.setattr(lm_data, "byte_tokenizer", lambda: counting(BYTE, found))
+    monkeypatch.setattr(lm_data, "open_tokenizer", lambda *given, **names: counting(BYTE, found))
     return found
 
 

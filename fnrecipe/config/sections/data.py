@@ -104,19 +104,32 @@ def source_names(sources: Sequence[DataSource]) -> list[str]:
 
 @frozen
 class TokenizerSection:
-    """`byte`: one token a byte. `hf`: a Hugging Face `tokenizer.json` at `path`."""
+    """`byte`: one token a byte. The others read `path`, a file or a directory that holds it.
 
-    family: Literal["byte", "hf"] = "byte"
+    `hf`: a Hugging Face `tokenizer.json`. `sentencepiece`: a `.model`. `tiktoken`: a rank file; `pattern` names how text is cut
+    before BPE, `special_tokens` those that follow the ranks; without any, they are those of the pattern's own vocabulary.
+    """
+
+    family: Literal["byte", "hf", "sentencepiece", "tiktoken"] = "byte"
     path: str | None = field(default=None, converter=optional(expanded))
+    pattern: Literal["gpt2", "cl100k", "o200k", "llama3", "qwen2"] | None = None
+    special_tokens: tuple[str, ...] = ()
     bos_token: str | None = None
     eos_token: str | None = None
     add_bos: bool = True
     add_eos: bool = True
 
     def conflicts(self) -> Iterator[Problem]:
-        if self.family == "hf" and self.path is None:
-            yield Problem("path", "the path of a tokenizer.json for tokenizer.family=hf", "null")
+        files = {"hf": "a tokenizer.json", "sentencepiece": "a SentencePiece model", "tiktoken": "a rank file"}
+        if self.family in files and self.path is None:
+            yield Problem("path", f"the path of {files[self.family]} for tokenizer.family={self.family}", "null")
         if self.family == "byte":
             for name in ("path", "bos_token", "eos_token"):
                 if getattr(self, name) is not None:
                     yield Problem(name, "null for tokenizer.family=byte", repr(getattr(self, name)))
+        if self.family == "tiktoken" and self.pattern is None:
+            yield Problem("pattern", "how a rank file's text is cut before BPE, for tokenizer.family=tiktoken", "null")
+        if self.family != "tiktoken" and self.pattern is not None:
+            yield Problem("pattern", f"null for tokenizer.family={self.family}", repr(self.pattern))
+        if self.family != "tiktoken" and self.special_tokens:
+            yield Problem("special_tokens", f"none for tokenizer.family={self.family}", ", ".join(self.special_tokens))
