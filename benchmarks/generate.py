@@ -1,7 +1,7 @@
 """Generation on the CPU: prefill, time to the first token, and decoding, with the same weights, prompts and greedy tokens.
 
-A Llama of 28M parameters in float32, one thread, one process; systems take turns, and all must say the same. `transformers` runs
-`generate` with its dynamic and its static cache. The first round of each, in which fnrecipe traces its step, is not counted
+A Llama of 28M parameters in float32, one thread, one process; systems take turns, and all must say the same. `transformers`
+runs `generate` with its dynamic and its static cache. The first round of each, in which fnrecipe traces its step, is not counted
 but told by itself.
 """
 

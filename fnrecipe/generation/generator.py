@@ -100,7 +100,9 @@ def make_generator(
 
     def said_next(cache: Tree, logits: Tensor, positions: Tensor, said: Said, uniform: Tensor) -> State:
         tokens = choose(logits[:, :vocab_size], said, uniform, sampling)
-        return State(cache, tokens, positions, () if isinstance(said, tuple) else said.clone().scatter_(1, tokens[:, None], True))
+        return State(
+            cache, tokens, positions, () if isinstance(said, tuple) else said.clone().scatter_(1, tokens[:, None], True)
+        )
 
     def empty(rows: int, slots: int, device: torch.device) -> Tree:
         return cached.init(config, rows, slots, dtype, device)

@@ -58,7 +58,7 @@ def penalised(logits: Tensor, said: Said, penalty: float) -> Tensor:
 
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits [B, V], -inf for the tokens that top-k, top-p or min-p leaves out; of equal logits none goes without the others."""
+    """Logits [B, V], -inf for the tokens that top-k, top-p or min-p leaves out; equal logits stay or go together."""
     least = torch.full_like(logits[:, :1], -torch.inf)
     top_k = logits.shape[-1] if sampling.top_k is None else min(sampling.top_k, logits.shape[-1])
     if sampling.top_p < 1 or top_k < logits.shape[-1]:

@@ -31,6 +31,7 @@ from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.display import Display, duration
 from fnrecipe.shell.evaluate import Evaluator, evaluate
+from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled
 from fnrecipe.shell.progress import with_progress
@@ -82,6 +83,8 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     claim = stack.enter_context(run_dir.claimed(out)) if gang.leads else None
     if claim is not None and not with_changes:
         run_dir.check_config(out, unstructure(config), set(runtime_paths(config)))
+    if config.regime.export_hugging_face:
+        exportable(recipe, config)
     corpora: Sequence[Corpus] = recipe.corpora(config) if recipe.corpora else []
     facts = identity(recipe, config, corpora)
     check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
@@ -109,7 +112,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
     write = partial(_write, session, recorded)
     wait_for_leader(session, first)
     if gang.leads:
-        write_facts(session)
+        write_facts(recipe, config, device, session.out)
     if jit_mode(config.trainer.jit, device) != "off" and (config.regime.num_steps is None or first < config.regime.num_steps):
         display.line("tracing the step")
     source = training_source(session)  # which may look for files, and may be stopped at once
@@ -174,6 +177,7 @@ def _end(session: Session[C], last: Tick, steps: int) -> int:
         raise UsageError(NO_ROW)
     if last.stop is None:
         stop = sample(session, last.state.params)
+        export_at_end(session)
     if stop is not None:
         display.line(f"{Signal(stop).name}: saved step {last.number:,}; the same command goes on from there")
         return EXIT_STATUS[Signal(stop)]

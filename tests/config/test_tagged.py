@@ -179,6 +179,7 @@ def test_a_family_of_a_user_has_its_own_config_and_archs(name: str, here: Path) 
     found, sources = resolved([f"model.family={name}", "model.arch=wide", "model.config.max_seq_len=256"])
     assert unstructure(found.model) == {
         "name": None,
+        "path": None,
         "family": name,
         "arch": "wide",
         "dtype": "float32",

@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from fnrecipe.models.generate import generate
 from torch import Tensor
 
 from fnrecipe import random, tree
 from fnrecipe.models import llama
-from fnrecipe.models.generate import generate
 from tests.helpers import TINY, draw
 
 PARAMS = tree.map(
