@@ -1,8 +1,8 @@
 """Generation on the CPU: prefill, time to the first token, and decoding, with the same weights, prompts and greedy tokens.
 
 A Llama of 28M parameters in float32, one thread, one process; systems take turns, and all must say the same. `transformers`
-runs `generate` with its dynamic and its static cache. The first round of each, in which fnrecipe traces its step, is not counted
-but told by itself.
+runs `generate` with its dynamic and its static cache. The first round of each, in which fnrecipe traces its step, is told by
+itself.
 """
 
 from __future__ import annotations

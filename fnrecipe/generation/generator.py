@@ -100,9 +100,8 @@ def make_generator(
 
     def said_next(cache: Tree, logits: Tensor, positions: Tensor, said: Said, uniform: Tensor) -> State:
         tokens = choose(logits[:, :vocab_size], said, uniform, sampling)
-        return State(
-            cache, tokens, positions, () if isinstance(said, tuple) else said.clone().scatter_(1, tokens[:, None], True)
-        )
+        now = said if isinstance(said, tuple) else said.clone().scatter_(1, tokens[:, None], True)
+        return State(cache, tokens, positions, now)
 
     def empty(rows: int, slots: int, device: torch.device) -> Tree:
         return cached.init(config, rows, slots, dtype, device)
@@ -140,6 +139,21 @@ def generate(
             limit = min(_power_of_two(longest + number, _LEAST_SLOTS), slots)
             state = generator.advance(state, params, draw, limit)
             yield [token if number < size else None for token, size in zip(state.tokens.tolist(), free, strict=True)]
+
+
+def go_on(
+    generator: Generator[C], params: Tree, begin: Sequence[int], key: Tensor, length: int, eos: int | None = None
+) -> list[int]:
+    """Up to `length` tokens after those of `begin`, to before `eos`; where the context is full, from the later half of it."""
+    said: list[int] = []
+    while len(said) < length:
+        text = [*begin, *said]
+        seen = text if len(text) < generator.context else text[-max(generator.context // 2, 1) :]
+        for (token,) in generate(generator, params, [Prompt(seen, number=len(said))], key, length - len(said)):
+            if token is None or token == eos:
+                return said
+            said.append(token)
+    return said
 
 
 def check(context: int, tokens: Sequence[int], name: str = "prompt") -> None:
