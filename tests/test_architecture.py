@@ -27,7 +27,7 @@ ARROWS = {
     "optim": "errors loss parallel random tree",
     "transforms": "compiler loss ops optim parallel random tree",
     "models": "config data errors loss nn parallel random transforms tree",
-    "generation": "errors models nn random transforms tree",
+    "generation": "compiler errors models nn random transforms tree",
     "components": "config errors optim",
     "presets": "config generation models nn optim parallel tree",
     "step": "errors loss optim parallel random transforms tree",

@@ -27,13 +27,13 @@ class Stops:
 class Answer:
     """
     tokens    all that were said, the token of a stop left out
-    text      theirs, of whole characters, up to a stop
+    words     theirs, of whole characters, up to a stop
     finish    why it ended: a stop, or the number of tokens; None while it goes on
     settled   tokens of which the text is known, and `read`, from which of these on the next are decoded
     """
 
     tokens: tuple[int, ...] = ()
-    text: str = ""
+    words: str = ""
     finish: Finish | None = None
     settled: int = 0
     read: int = 0
@@ -66,9 +66,9 @@ def ended(answer: Answer, decode: Decode, stops: Stops = Stops(), finish: Finish
 def shown(answer: Answer, stops: Stops = Stops()) -> str:
     """The part of the text that no later token takes back: without an end that may be the beginning of a stop string."""
     if answer.finish is not None:
-        return answer.text
-    held = max((_overlap(answer.text, stop) for stop in stops.strings), default=0)
-    return answer.text[: len(answer.text) - held]
+        return answer.words
+    held = max((_overlap(answer.words, stop) for stop in stops.strings), default=0)
+    return answer.words[: len(answer.words) - held]
 
 
 def _new_text(answer: Answer, decode: Decode) -> str:
@@ -78,11 +78,11 @@ def _new_text(answer: Answer, decode: Decode) -> str:
 
 
 def _grown(answer: Answer, new: str, stops: Stops) -> Answer:
-    text = answer.text + new
-    first = max(len(answer.text) - max(map(len, stops.strings), default=0), 0)
+    text = answer.words + new
+    first = max(len(answer.words) - max(map(len, stops.strings), default=0), 0)
     found = [place for stop in stops.strings if (place := text.find(stop, first)) >= 0]
-    settled = attrs.evolve(answer, text=text, settled=len(answer.tokens), read=answer.settled)
-    return attrs.evolve(settled, text=text[: min(found)], finish="stop") if found else settled
+    settled = attrs.evolve(answer, words=text, settled=len(answer.tokens), read=answer.settled)
+    return attrs.evolve(settled, words=text[: min(found)], finish="stop") if found else settled
 
 
 def _overlap(text: str, stop: str) -> int:

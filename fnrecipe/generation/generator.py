@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fnrecipe import random, tree
+from fnrecipe.compiler import Backend
 from fnrecipe.errors import UsageError
 from fnrecipe.generation.sampling import Said, Sampling, choose, uniforms
 from fnrecipe.models.model import Cached
@@ -79,10 +80,12 @@ def make_generator(
     context: int,
     vocab_size: int,
     dtype: torch.dtype,
-    jitted: Callable[..., Callable[..., Tree]] = jit,
+    captured: Backend | None = None,
 ) -> Generator[C]:
     """The functions of a model; `dtype` is that of activations and of the cache.
 
+    `captured` runs the graph of a step if it captures it, and so wants state and parameters at addresses that do not change.
+    Then texts are generated one batch after the other: the next of as many rows and slots lies where the last one lay.
     Only the first `vocab_size` logits count: an embedding may have more rows than the tokenizer has tokens.
     """
     extend = partial(cached.extend, config, policy=Policy(dtype=dtype))
@@ -106,7 +109,10 @@ def make_generator(
     def empty(rows: int, slots: int, device: torch.device) -> Tree:
         return cached.init(config, rows, slots, dtype, device)
 
-    return Generator(context, vocab_size, sampling, empty, begin, jitted(advance, donate=1))
+    if captured is None:
+        return Generator(context, vocab_size, sampling, empty, begin, jit(advance, donate=1))
+    step = jit(advance, donate=1, fixed=2, backend=captured)
+    return Generator(context, vocab_size, sampling, empty, _at_kept_addresses(begin), step)
 
 
 def generate(
@@ -166,6 +172,20 @@ def check(context: int, tokens: Sequence[int], name: str = "prompt") -> None:
         raise UsageError(f"{name}: expected one token at least, found none")
     if len(tokens) >= context:
         raise UsageError(f"{name}: expected fewer tokens than the context of {context:,}, found {len(tokens):,}")
+
+
+def _at_kept_addresses(begin: Callable[..., State]) -> Callable[..., State]:
+    """`begin`, whose state is copied to where the first one of the same shapes lies."""
+    kept: dict[tuple[object, ...], State] = {}
+
+    def call(*args: Tree) -> State:
+        state = begin(*args)
+        place = kept.setdefault(tuple((leaf.shape, leaf.dtype) for leaf in tree.leaves(state)), state)
+        if place is not state:
+            tree.map(torch.Tensor.copy_, place, state)
+        return place
+
+    return call
 
 
 def _keys(key: Tensor, prompts: Sequence[Prompt]) -> Tensor:
