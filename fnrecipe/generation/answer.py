@@ -11,8 +11,8 @@ Decode: TypeAlias = Callable[[Sequence[int]], str]
 Finish: TypeAlias = Literal["stop", "length"]
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-_LONGEST = 8
-"""Tokens that may be part of one character, at most: bytes of UTF-8 that no tokenizer joins are four."""
+_BYTES, _LONGEST = 3, 8
+"""Tokens of an unfinished character, at most, each of them a byte; and tokens that are held back at all."""
 
 
 @attrs.frozen
@@ -48,18 +48,15 @@ def said(answer: Answer, token: int | None, decode: Decode, stops: Stops = Stops
     if token in stops.tokens:
         return ended(answer, decode, stops, "stop")
     longer = attrs.evolve(answer, tokens=(*answer.tokens, token))
-    new = _new_text(longer, decode)
-    # Tokens may be pieces of a character, which decode to that sign until the last one is there.
-    if new.endswith(_UNKNOWN) and len(longer.tokens) - answer.settled < _LONGEST:
-        return longer
-    return _grown(longer, new, stops)
+    held = _held(longer, decode)
+    return longer if len(longer.tokens) - held <= answer.settled else _grown(longer, decode, stops, held)
 
 
 def ended(answer: Answer, decode: Decode, stops: Stops = Stops(), finish: Finish = "length") -> Answer:
     """The answer that ends here, with what was still held back of its text."""
     if answer.finish is not None:
         return answer
-    whole = _grown(answer, _new_text(answer, decode), stops)
+    whole = _grown(answer, decode, stops)
     return whole if whole.finish is not None else attrs.evolve(whole, finish=finish)
 
 
@@ -71,17 +68,33 @@ def shown(answer: Answer, stops: Stops = Stops()) -> str:
     return answer.words[: len(answer.words) - held]
 
 
-def _new_text(answer: Answer, decode: Decode) -> str:
-    """The text of the tokens that are not settled. They are decoded behind others: the first of a text may lose its space."""
+def _held(answer: Answer, decode: Decode) -> int:
+    """The number of last tokens that may be the beginning of a character: together they decode to the sign for what is none."""
+    text = decode(answer.tokens[answer.read :])
+    if not text.endswith(_UNKNOWN):
+        return 0
+    size, new = len(answer.tokens), len(answer.tokens) - answer.settled
+    alone = [
+        held
+        for held in range(1, min(new, _BYTES) + 1)
+        if decode(answer.tokens[size - held :]) == _UNKNOWN
+        and decode(answer.tokens[answer.read : size - held]) + _UNKNOWN == text
+    ]
+    # None where a token ends a character and begins another; what stays wrong for long is no character.
+    return max(alone, default=new if new < _LONGEST else 0)
+
+
+def _grown(answer: Answer, decode: Decode, stops: Stops, held: int = 0) -> Answer:
+    """With the text of all but the last `held` tokens.
+
+    New tokens are decoded behind those before them: the first token of a text may lose its space.
+    """
+    upto = len(answer.tokens) - held
     before = decode(answer.tokens[answer.read : answer.settled])
-    return decode(answer.tokens[answer.read :])[len(before) :]
-
-
-def _grown(answer: Answer, new: str, stops: Stops) -> Answer:
-    text = answer.words + new
+    text = answer.words + decode(answer.tokens[answer.read : upto])[len(before) :]
     first = max(len(answer.words) - max(map(len, stops.strings), default=0), 0)
     found = [place for stop in stops.strings if (place := text.find(stop, first)) >= 0]
-    settled = attrs.evolve(answer, words=text, settled=len(answer.tokens), read=answer.settled)
+    settled = attrs.evolve(answer, words=text, settled=upto, read=answer.settled)
     return attrs.evolve(settled, words=text[: min(found)], finish="stop") if found else settled
 
 

@@ -46,9 +46,11 @@ def choose(logits: Tensor, said: Said, uniform: Tensor, sampling: Sampling) -> T
         return logits.argmax(-1)
     chances = filtered(logits / sampling.temperature, sampling).softmax(-1)
     below = chances.double().cumsum(-1)
-    # What rounding leaves of the sum is below 1, so the sum itself is drawn from; no token of probability 0 is the first
-    # whose sum is above a number that is below the whole.
-    return torch.searchsorted(below, (uniform * below[:, -1])[:, None], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+    # The sum is 1 but for rounding, so numbers are drawn below the sum itself. The first token whose sum is above such a number
+    # is one with a probability.
+    whole = below[:, -1]
+    drawn = torch.minimum(uniform * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(below, drawn[:, None], right=True)[:, 0]
 
 
 def penalised(logits: Tensor, said: Said, penalty: float) -> Tensor:

@@ -20,7 +20,7 @@ from fnrecipe.tree import Tree
 from tests.compiler.test_cuda_graph import Recorder
 from tests.models.families import TINY, random_params, reference, tiny
 
-SLOTS = 32
+SLOTS, COLD = 32, Sampling(temperature=0)
 PROMPTS = [[3, 1, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1], [5], [11, 12, 13, 14]]
 
 
@@ -35,14 +35,16 @@ def whole(model: Model[Any], config: Any, params: Tree, tokens: Tensor) -> Tenso
     return nn.all_logits(model.apply(config, params, tokens, torch.zeros_like(tokens), positions, policy=Policy(), scope="row"))
 
 
-def generator_of(family: str, sampling: Sampling = Sampling(temperature=0), **options: Any) -> tuple[Generator[Any], Tree]:
+def generator_of(family: str, sampling: Sampling = COLD, **options: Any) -> tuple[Generator[Any], Tree]:
     model, config, params = made(family)
     sizes = {"context": SLOTS, "vocab_size": 64, "dtype": torch.float32}
     cached = options.pop("cached", model.cached)
     return make_generator(cached, config, sampling, **{**sizes, **options}), params
 
 
-def rows(generator: Generator[Any], params: Tree, prompts: list[Prompt], seed: int = 0, count: int | None = 8) -> list[list[Any]]:
+def rows(
+    generator: Generator[Any], params: Tree, prompts: list[Prompt], seed: int = 0, count: int | None = 8
+) -> list[list[Any]]:
     return [list(row) for row in zip(*generate(generator, params, prompts, random.key(seed), count), strict=True)]
 
 
@@ -96,7 +98,12 @@ def test_it_says_what_transformers_says(family: str) -> None:
     prompt = torch.tensor([[3, 1, 2, 60, 5]])
     with torch.no_grad():
         theirs = reference(model, config, params).generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=64,
+            min_new_tokens=64,
+            do_sample=False,
+            pad_token_id=0,
         )
     assert rows(generator, params, [Prompt(prompt[0].tolist())], count=64) == [theirs[0, 5:].tolist()]
 
@@ -117,7 +124,8 @@ def test_rows_end_at_the_context_each_by_itself() -> None:
     short, long = rows(generator, params, [Prompt([1]), Prompt([1] * 30)], count=None)
     assert [token is None for token in long] == [False] * 2 + [True] * 29
     assert short == rows(generator, params, [Prompt([1])], count=None)[0]
-    assert None not in short and len(short) == 31
+    assert None not in short
+    assert len(short) == 31
 
 
 def test_without_a_cache_it_says_the_same() -> None:
