@@ -115,6 +115,7 @@ def make_generator(
     return Generator(context, vocab_size, sampling, empty, _at_kept_addresses(begin), step)
 
 
+@torch.inference_mode()  # for each step, and not for who waits for the next
 def generate(
     generator: Generator[C], params: Tree, prompts: Sequence[Prompt], key: Tensor, max_tokens: int | None = None
 ) -> Iterator[list[int | None]]:
@@ -136,15 +137,14 @@ def generate(
     width = min(_power_of_two(longest, _LEAST_PROMPT), generator.context)
     slots = min(_power_of_two(longest + count, _LEAST_SLOTS), generator.context)
     padded = torch.tensor([[*prompt.tokens, *[0] * (width - len(prompt.tokens))] for prompt in prompts], device=key.device)
-    with torch.no_grad():
-        empty = generator.empty(len(prompts), slots, key.device)
-        state = generator.begin(empty, params, padded, lengths, _said(generator, prompts, key.device), draws[0])
-        del empty
-        yield state.tokens.tolist()
-        for number, draw in enumerate(draws[1:], 1):
-            limit = min(_power_of_two(longest + number, _LEAST_SLOTS), slots)
-            state = generator.advance(state, params, draw, limit)
-            yield [token if number < size else None for token, size in zip(state.tokens.tolist(), free, strict=True)]
+    empty = generator.empty(len(prompts), slots, key.device)
+    state = generator.begin(empty, params, padded, lengths, _said(generator, prompts, key.device), draws[0])
+    del empty
+    yield state.tokens.tolist()
+    for number, draw in enumerate(draws[1:], 1):
+        limit = min(_power_of_two(longest + number, _LEAST_SLOTS), slots)
+        state = generator.advance(state, params, draw, limit)
+        yield [token if number < size else None for token, size in zip(state.tokens.tolist(), free, strict=True)]
 
 
 def go_on(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
 
 from fnrecipe import nn, random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
-from fnrecipe.generation.generator import Generator, Prompt, generate, go_on, make_generator
+from fnrecipe.generation.generator import Generator, Prompt, State, generate, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import uncached
 from fnrecipe.models.model import Model, find_model
@@ -162,25 +163,29 @@ def test_a_captured_step_says_the_same_for_one_batch_after_the_other() -> None:
     states: list[Tensor] = []
     recorder = Recorder(states)
     captured, _ = generator_of("qwen3", Sampling(repetition_penalty=1.2), captured=cuda_graph(interpreter, recorder))
-    begin = captured.begin
 
-    def watched(*args: Tree) -> Tree:
-        state = begin(*args)
+    def watched(*args: Tree) -> State:
+        state = captured.begin(*args)
         states[:] = tree.leaves(state)
         return state
 
-    object.__setattr__(captured, "begin", watched)
+    recorded = attrs.evolve(captured, begin=watched)
     for prompts in ([Prompt(PROMPTS[0])], [Prompt(PROMPTS[1], 5)]):
-        assert rows(captured, params, prompts) == rows(expected, params, prompts)
+        assert rows(recorded, params, prompts) == rows(expected, params, prompts)
     assert len(recorder.recorded) == 1
 
 
-def test_the_cache_is_written_in_place() -> None:
+def test_the_cache_is_written_in_place_and_no_mode_leaks_to_the_caller() -> None:
     generator, params = generator_of("llama")
-    generated = generate(generator, params, [Prompt([1, 2, 3])], random.key(0), 4)
-    next(generated)
-    state = generated.gi_frame.f_locals["state"]  # type: ignore[attr-defined]
-    places = [leaf.data_ptr() for leaf in tree.leaves(state.cache)]
-    next(generated)
-    after = generated.gi_frame.f_locals["state"]  # type: ignore[attr-defined]
-    assert [leaf.data_ptr() for leaf in tree.leaves(after.cache)] == places
+    places = []
+
+    def advance(state: State, *args: Any) -> State:
+        before = [leaf.data_ptr() for leaf in tree.leaves(state.cache)]
+        state = generator.advance(state, *args)
+        places.append(before == [leaf.data_ptr() for leaf in tree.leaves(state.cache)])
+        return state
+
+    watched = attrs.evolve(generator, advance=advance)
+    for _ in generate(watched, params, [Prompt([1, 2, 3])], random.key(0), 4):
+        assert torch.is_grad_enabled()
+    assert places == [True] * 3
