@@ -39,8 +39,8 @@ ARROWS = {
     "checkpoint": "data errors parallel runtime tree",
     "interop": "checkpoint config data errors models parallel runtime tree",
     "recipes": "components config data errors generation interop loss models optim parallel presets recipe tree",
-    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel random recipe recipes "
-    "runtime step transforms tree",
+    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel random recipe "
+    "recipes runtime step transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
     "cli": "compiler config data errors generation inspect interop runtime shell",
 }
