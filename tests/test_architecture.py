@@ -37,7 +37,7 @@ ARROWS = {
     "build": "compiler config contract data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
-    "interop": "checkpoint config data errors models parallel runtime tree",
+    "interop": "checkpoint config data errors models nn parallel runtime tree",
     "recipes": "components config data errors generation interop loss models optim parallel presets recipe tree",
     "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel random recipe "
     "recipes runtime step transforms tree",

@@ -11,6 +11,8 @@ from fnrecipe import checkpoint
 from fnrecipe.build import init_train_state
 from fnrecipe.config import ModelSection, TokenizerSection
 from fnrecipe.errors import UsageError
+from fnrecipe.interop.gguf import export as gguf
+from fnrecipe.interop.gguf.export import ExportedGGUF
 from fnrecipe.interop.hugging_face import export as hugging_face
 from fnrecipe.interop.hugging_face.export import Exported
 from fnrecipe.parallel.mesh import Mesh
@@ -49,6 +51,21 @@ def export(
     model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
     return hugging_face.export(Path(out), model, tokenizer, found.params, dtype=kind, shard_size=shard_size, replace=replace)
+
+
+def export_gguf(
+    run: str | Path,
+    out: str | Path,
+    *,
+    recipe: Recipe[Any] | str | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> ExportedGGUF:
+    """Writes the model of a run as the GGUF file `out`, which llama.cpp and others load; the rest as for `export`."""
+    found = load(run, recipe, step=step)
+    model, tokenizer = exportable(found.recipe, found.config)
+    kind = None if dtype is None else getattr(torch, dtype)
+    return gguf.export(Path(out), model, tokenizer, found.params, dtype=kind, name=Path(run).resolve().name)
 
 
 def exportable(recipe: Recipe[C], config: C) -> tuple[ModelSection, TokenizerSection]:

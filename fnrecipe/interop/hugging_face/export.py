@@ -66,9 +66,7 @@ def export(
     part, leaves = part_of(model), _checked(model, params)
     found = tokenizer_files(tokenizer, model.config.max_seq_len)
     stored = places(part, _config(model), list(leaves))
-    names: dict[str, list[str]] = {}
-    for path in leaves:
-        names.setdefault(stored[path].name, []).append(path)
+    names = _by_name(stored)
     sizes = {name: sum(_bytes(leaves[path], dtype) for path in paths) for name, paths in names.items()}
     shards = _shards(sizes, shard_size)
     files = [WEIGHTS] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
@@ -85,6 +83,26 @@ def export(
             (folder / name).write_bytes(data)
     count = sum(leaf.numel() for leaf in leaves.values())
     return Exported(count, kept, len(files), sum(sizes.values()), found.tokenizer.vocab_size)
+
+
+def stored_tensors(model: ModelSection, params: Tree, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters as the tensors of a directory, by their names, cast to `dtype` if it is given.
+
+    Raises:
+        UsageError: as `export`.
+    """
+    leaves = _checked(model, params)
+    stored = places(part_of(model), _config(model), list(leaves))
+    for name, paths in _by_name(stored).items():
+        yield name, _joined(name, {path: leaves[path] for path in paths}, stored, dtype)
+
+
+def _by_name(stored: Mapping[str, Stored]) -> dict[str, list[str]]:
+    """The parameters that are parts of each tensor."""
+    names: dict[str, list[str]] = {}
+    for path, place in stored.items():
+        names.setdefault(place.name, []).append(path)
+    return names
 
 
 def part_of(model: ModelSection) -> HuggingFace[AttrsInstance]:
