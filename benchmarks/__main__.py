@@ -10,7 +10,20 @@ import click
 
 from benchmarks import report
 
-NAMES = ("attention", "faults", "gang", "gpu", "load", "memory", "overhead", "padding", "startup", "step", "stream")
+NAMES = (
+    "attention",
+    "faults",
+    "gang",
+    "generate",
+    "gpu",
+    "load",
+    "memory",
+    "overhead",
+    "padding",
+    "startup",
+    "step",
+    "stream",
+)
 
 
 @click.command()

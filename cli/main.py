@@ -15,11 +15,13 @@ from typing import IO, TYPE_CHECKING, NoReturn, cast
 import attrs
 import click
 
+from fnrecipe.cli.chat import chat
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
 from fnrecipe.cli.errors import show
 from fnrecipe.cli.evaluate import evaluate
 from fnrecipe.cli.export import export
+from fnrecipe.cli.generate import generate
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
 from fnrecipe.cli.model import model
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, export, graph, profile]
+_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export, graph, profile]
 
 
 class _Commands(click.Group):

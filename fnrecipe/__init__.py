@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fnrecipe import data as data
     from fnrecipe import errors as errors
     from fnrecipe import fold as fold
+    from fnrecipe import generation as generation
     from fnrecipe import inspect as inspect
     from fnrecipe import interop as interop
     from fnrecipe import loss as loss

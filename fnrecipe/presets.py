@@ -10,7 +10,11 @@ from torch import Tensor
 
 from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, TrainerSection
 from fnrecipe.config.find import find_component
+from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.generation.generator import Generator, make_generator
+from fnrecipe.generation.sampling import Sampling
+from fnrecipe.generation.uncached import cached_by, uncached
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
@@ -30,6 +34,22 @@ def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
 def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, max_documents: int | None = None) -> Apply:
     """(parameters, tokens, segments, positions) -> logits, for rows of at most `max_documents`."""
     return partial(find_model(model.family).apply, model.config, policy=policy(trainer, max_documents), scope=scope)
+
+
+def generator(
+    model: ModelSection,
+    trainer: TrainerSection,
+    sampling: Sampling,
+    *,
+    context: int,
+    vocab_size: int,
+    without_cache: bool = False,
+) -> Generator[ModelConfig]:
+    """The functions of the model that generate, in the trainer's dtype; `without_cache`: without a cache of keys and values."""
+    found = find_model(model.family)
+    cached = uncached(found.apply) if without_cache else cached_by(found)
+    dtype = getattr(torch, trainer.dtype)
+    return make_generator(cached, model.config, sampling, context=context, vocab_size=vocab_size, dtype=dtype)
 
 
 def policy(trainer: TrainerSection, max_documents: int | None = None) -> Policy:

@@ -27,8 +27,9 @@ ARROWS = {
     "optim": "errors loss parallel random tree",
     "transforms": "compiler loss ops optim parallel random tree",
     "models": "config data errors loss nn parallel random transforms tree",
+    "generation": "compiler errors models nn random transforms tree",
     "components": "config errors optim",
-    "presets": "config models nn optim parallel tree",
+    "presets": "config generation models nn optim parallel tree",
     "step": "errors loss optim parallel random transforms tree",
     "fold": "data step",
     "observe": "data step",
@@ -36,12 +37,12 @@ ARROWS = {
     "build": "compiler config contract data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
-    "interop": "checkpoint compiler config data errors models nn parallel presets random runtime transforms tree",
-    "recipes": "components config data errors interop loss models optim parallel presets recipe tree",
-    "shell": "build checkpoint compiler config data errors fold interop loss models observe parallel presets random recipe "
-    "recipes runtime step transforms tree",
+    "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime transforms tree",
+    "recipes": "components config data errors generation interop loss models optim parallel presets recipe tree",
+    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel presets random "
+    "recipe recipes runtime step transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
-    "cli": "compiler config data errors inspect interop runtime shell",
+    "cli": "compiler config data errors generation inspect interop runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
 PURE = {

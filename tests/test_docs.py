@@ -31,6 +31,7 @@ DOCUMENTS = [
     "docs/updates.md",
     "docs/recipes.md",
     "docs/models.md",
+    "docs/generate.md",
 ]
 
 

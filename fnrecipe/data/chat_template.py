@@ -164,6 +164,17 @@ def encode_chat(
     return Chat(encoded.ids, _within(encoded.spans, assistant))
 
 
+def encode_prompt(template: ChatTemplate, messages: Sequence[Message], tokenizer: Tokenizer) -> Ids:
+    """The tokens before the assistant's next message, int32 [n]; what messages spell stays text, as in `encode_chat`.
+
+    Raises:
+        DataError: if the template raises an error.
+    """
+    variables = {"bos_token": tokenizer.names[0], "eos_token": tokenizer.names[1], **template.tokens}
+    text = render(template, messages, add_generation_prompt=True, literal=tokenizer.special, variables=variables)
+    return tokenizer.encode_pieces(_pieces(text, tokenizer.special)).ids
+
+
 def _added(template: ChatTemplate, messages: Sequence[Message], whole: str, text_of: Callable[..., Rendered]) -> list[Span]:
     """What each message of the assistant adds: the text up to it must begin with the text before it and its prompt."""
     spans = []

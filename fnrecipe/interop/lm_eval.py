@@ -6,8 +6,8 @@ python -m fnrecipe.interop.lm_eval run --model fnrecipe --model_args pretrained=
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -19,13 +19,14 @@ from fnrecipe.compiler.modes import BACKENDS, jit_mode
 from fnrecipe.config import ModelSection, TokenizerSection, TrainerSection
 from fnrecipe.config.find import NotFoundError
 from fnrecipe.config.model_dir import describe
-from fnrecipe.config.sections.model import FAMILIES
+from fnrecipe.config.sections.model import FAMILIES, ModelConfig
 from fnrecipe.data import Tokenizer, open_tokenizer, tokenizer_file
 from fnrecipe.data.choices import Continuation
 from fnrecipe.errors import UsageError
+from fnrecipe.generation.generator import Generator, go_on
+from fnrecipe.generation.sampling import Sampling
 from fnrecipe.interop.pretrained import pretrained as read_params
 from fnrecipe.interop.survey import weights_dtype
-from fnrecipe.models.generate import generate
 from fnrecipe.models.likelihood import likelihoods, rows_of
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.runtime import host
@@ -40,8 +41,6 @@ except ImportError as error:
     raise UsageError(f"expected lm-evaluation-harness: pip install 'fnrecipe[lm-eval]' ({error})") from None
 
 _SHORTEST = 64
-_GREEDY = 1e-6
-"""A temperature at which the likeliest token is the one that is sampled."""
 
 Scored = tuple[float, bool]
 _log = logging.getLogger(__name__)
@@ -89,8 +88,11 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
         self.max_length: int = section.config.max_seq_len if max_length is None else max_length
         self.max_gen_toks, self.key = max_gen_toks, random.key(seed, self._device)
         self.params = read_params(section, self.key, replicated)
-        self.apply = presets.apply(section, TrainerSection(dtype=dtype), "row")  # a row is one text
-        self.likelihoods = jit(likelihoods(self.apply), backend=BACKENDS[jit_mode("auto", self._device)])
+        apply = presets.apply(section, TrainerSection(dtype=dtype), "row")  # a row is one text
+        self.likelihoods = jit(likelihoods(apply), backend=BACKENDS[jit_mode("auto", self._device)])
+        made = partial(presets.generator, section, TrainerSection(dtype=dtype), vocab_size=self.tokens.vocab_size)
+        of_temperature = cache(lambda temperature: made(Sampling(temperature=temperature), context=self.max_length))
+        self.generator: Callable[[float], Generator[ModelConfig]] = of_temperature
 
     @property
     def eot_token_id(self) -> int:
@@ -126,17 +128,9 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
         length = wanted["max_gen_toks"]
         if length >= self.max_length:
             raise UsageError(f"max_gen_toks: expected less than the {self.max_length:,} tokens of a row, found {length:,}")
-        tokens = generate(
-            self.apply,
-            self.params,
-            self.tok_encode(context)[length - self.max_length :] or [self.tokens.bos],
-            random.fold_in(self.key, number),
-            length=length,
-            window=self.max_length,
-            vocab_size=self.tokens.vocab_size,
-            temperature=wanted["temperature"] if wanted["do_sample"] else _GREEDY,
-            eos=self.tokens.eos,
-        )
+        begin = self.tok_encode(context)[length - self.max_length :] or [self.tokens.bos]
+        generator, key = self.generator(wanted["temperature"] if wanted["do_sample"] else 0.0), random.fold_in(self.key, number)
+        tokens = go_on(generator, self.params, begin, key, length, self.tokens.eos)
         text = self.tokens.decode(tokens)
         for end in wanted["until"]:
             text = text.partition(end)[0] if end else text

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fnrecipe import nn, random, tree
 from fnrecipe.models.flops import TokenFlops, token_flops
-from fnrecipe.models.model import Family, Model
+from fnrecipe.models.model import Cached, Family, Model
 from fnrecipe.models.parameters import Table, cuts, pattern, shapes
 from fnrecipe.models.rope import Llama3Scaling, Rope, YarnScaling
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention_mask
@@ -28,6 +28,9 @@ from fnrecipe.tree import Tree
 
 Angles = tuple[Tensor, Tensor] | tuple[()]
 """Cosines and sines of rotary positions; nothing where positions are not rotated."""
+
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Query heads [B, H, T, E], key heads and value heads [B, G, T, E]."""
 
 
 class DecoderConfig(Protocol):
@@ -60,10 +63,16 @@ class Piece(Protocol):
 
 @attrs.frozen
 class Kind:
-    """A kind of layer: a position attends to the last `window` positions, or to all; and which rotary positions it has."""
+    """A kind of layer: a position attends to the last `window` positions, or to all; and which rotary positions it has.
+
+    scale    what multiplies the scores of attention; None: 1 / √E
+    softcap  their bound; None: none
+    """
 
     window: int | None = None
     rope: Rope | None = None
+    scale: float | None = None
+    softcap: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -72,14 +81,16 @@ class Decoder(Generic[C]):
 
     table   config -> its parameters
     kind    (config, number of a layer) -> what kind of layer it is
-    layer   (config, piece, x, angles, mask) -> x
+    heads   (config, piece, x, angles) -> query, key and value heads of a layer
+    rest    (config, piece, x, attention) -> x behind that layer, from the attention of the heads, [B, H, T, E]
     embed   (config, parameters outside of layers, tokens, positions, dtype) -> x in that dtype
     logits  (config, parameters outside of layers, x, positions whose logits may be allocated at once) -> logits
     """
 
     table: Callable[[C], Table]
     kind: Callable[[C, int], Kind]
-    layer: Callable[[C, Piece, Tensor, Angles, AttentionMask], Tensor]
+    heads: Callable[[C, Piece, Tensor, Angles], Heads]
+    rest: Callable[[C, Piece, Tensor, Tensor], Tensor]
     embed: Callable[[C, Tree, Tensor, Tensor, torch.dtype | None], Tensor]
     logits: Callable[[C, Tree, Tensor, Chunk], nn.Logits]
 
@@ -92,6 +103,7 @@ def make_model(family: Family[C], decoder: Decoder[C]) -> Model[C]:
         apply=partial(apply, decoder),
         flops=partial(flops, decoder),
         rules=lambda config: cuts(decoder.table(config)),
+        cached=Cached(partial(init_cache, decoder), partial(extend, decoder)),
     )
 
 
@@ -157,6 +169,45 @@ def apply(
     return decoder.logits(config, outer, x, policy.logits_at_once)
 
 
+def init_cache(decoder: Decoder[C], config: C, rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> Tree:
+    """A cache for each layer: slots in the structure of `params["layers"]`."""
+    groups = decoder.table(config)["layers.*.key"].shape[0] // config.head_width
+
+    def empty() -> Tensor:
+        return torch.zeros(rows, groups, slots, config.head_width, dtype=dtype, device=device)
+
+    return {str(number): nn.KeyValueCache(empty(), empty()) for number in range(config.num_layers)}
+
+
+def extend(
+    decoder: Decoder[C],
+    config: C,
+    params: Tree,
+    cache: Tree,
+    tokens: Tensor,
+    positions: Tensor,
+    last: Tensor,
+    *,
+    limit: int,
+    policy: Policy = Policy(),
+) -> tuple[Tensor, Tree]:
+    """Logits [B, V] behind the tokens numbered `last`, and the longer cache (`fnrecipe.models.model.Extend`)."""
+    kinds = [_within(decoder.kind(config, number), limit) for number in range(config.num_layers)]
+    angles = {rope: _angles(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
+    outer = unshard({name: params[name] for name in params if name != "layers"})
+    x = decoder.embed(config, outer, tokens, positions, policy.dtype)
+    masks = {window: nn.slot_mask(positions, limit, x.dtype, window) for window in dict.fromkeys(kind.window for kind in kinds)}
+    kept = {}
+    for (name, weights), kind in zip(params["layers"].items(), kinds, strict=True):
+        piece = pieces_of(lambda function: function, config, unshard(weights))
+        query, key, value = decoder.heads(config, piece, x, angles[kind.rope])
+        kept[name] = nn.stored(cache[name], key, value, positions)
+        key, value = (slots[:, :, :limit].to(x.dtype) for slots in (kept[name].keys, kept[name].values))
+        x = decoder.rest(config, piece, x, attend(kind, query, key, value, masks[kind.window]))
+    chosen = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[-1]))
+    return nn.all_logits(decoder.logits(config, outer, chosen, None))[:, 0], kept
+
+
 def _within(kind: Kind, length: int) -> Kind:
     """The kind without a window that holds a whole row of `length`, so that one mask serves all layers that see everything."""
     return kind if kind.window is None or kind.window < length else attrs.evolve(kind, window=None)
@@ -176,16 +227,31 @@ def _angles(rope: Rope | None, positions: Tensor, width: int) -> Angles:
             return nn.rotary(positions, width, rope.theta, scaled, sharper)
 
 
+def attend(kind: Kind, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
+    if kind.softcap is None:
+        return nn.attention(query, key, value, mask, kind.scale)
+    return nn.softcapped_attention(query, key, value, mask, kind.softcap, kind.scale)
+
+
+def pieces_of(wrap: Callable[..., Callable[..., Tree]], config: DecoderConfig, weights: Tree) -> Piece:
+    """The pieces of a layer with these weights, each wrapped by `wrap`."""
+
+    def piece(function: Callable[..., Tree], *names: str) -> Callable[..., Tree]:
+        return partial(wrap(partial(function, config)), {name: weights[name] for name in names if name in weights})
+
+    return piece
+
+
 def _layer(decoder: Decoder[C], config: C, policy: Policy, number: int) -> Callable[..., Tensor]:
     """A layer that keeps what `policy` says for its gradient."""
 
     def layer(
         wrap: Callable[..., Callable[..., Tree]], weights: Tree, x: Tensor, angles: Angles, mask: AttentionMask
     ) -> Tensor:
-        def piece(function: Callable[..., Tree], *names: str) -> Callable[..., Tree]:
-            return partial(wrap(partial(function, config)), {name: weights[name] for name in names if name in weights})
-
-        return decoder.layer(config, piece, x, angles, mask)
+        piece = pieces_of(wrap, config, weights)
+        query, key, value = decoder.heads(config, piece, x, angles)
+        mixed = attend(decoder.kind(config, number), query, key, value, mask)
+        return decoder.rest(config, piece, x, mixed)
 
     if policy.remat == "selective":
         return partial(layer, partial(unsharded_layer, recompute=True))

@@ -12,6 +12,7 @@ from fnrecipe.config.find import find_component, is_users
 from fnrecipe.config.sections.model import FAMILIES
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from fnrecipe.models.flops import TokenFlops
@@ -43,6 +44,43 @@ class Apply(Protocol[C_contra]):
     ) -> Logits: ...
 
 
+class InitCache(Protocol[C_contra]):
+    """An empty cache of so many rows and slots, which keeps keys and values in `dtype`."""
+
+    def __call__(self, config: C_contra, rows: int, slots: int, dtype: torch.dtype, device: torch.device, /) -> Tree: ...
+
+
+class Extend(Protocol[C_contra]):
+    """Logits [B, V] behind one position of each row, and the cache with the keys and values of new tokens, int64 [B, T].
+
+    Position p lies in slot p of the cache and attends to the slots up to it; those before `limit` are looked at. `last` [B]
+    says of which of the T tokens the logits are. Padding may stand anywhere in a row, if its positions are later than those
+    of the row's tokens.
+    """
+
+    def __call__(
+        self,
+        config: C_contra,
+        params: Tree,
+        cache: Tree,
+        tokens: Tensor,
+        positions: Tensor,
+        last: Tensor,
+        /,
+        *,
+        limit: int,
+        policy: Policy,
+    ) -> tuple[Tensor, Tree]: ...
+
+
+@attrs.frozen
+class Cached(Generic[C]):
+    """A model applied to what follows tokens whose keys and values are kept: a pair of pure functions."""
+
+    init: InitCache[C]
+    extend: Extend[C]
+
+
 @attrs.frozen(kw_only=True)
 class Family(Generic[C]):
     """What a config is resolved by.
@@ -69,12 +107,14 @@ class Model(Family[C]):
     flops  (config, length of a row) -> FLOPs a position, or None
     rules  config -> patterns of parameter paths, and the dimension along which tensor parallelism cuts them; those of its
            fields that are divided by it have the metadata `fnrecipe.config.affects.CUT`
+    cached `apply` to a few tokens after others, for generation; None: to each token it is applied with all before it
     """
 
     init: Callable[[C, Tensor, Placement], Tree]
     apply: Apply[C]
     flops: Callable[[C, int], TokenFlops] | None = None
     rules: Callable[[C], Mapping[str, int]] = lambda config: {}
+    cached: Cached[C] | None = None
 
 
 def find_family(name: str) -> Family[Any]:

@@ -12,6 +12,9 @@ from fnrecipe.nn.attention import AttentionScope as AttentionScope
 from fnrecipe.nn.attention import attention as attention
 from fnrecipe.nn.attention import attention_mask as attention_mask
 from fnrecipe.nn.attention import softcapped_attention as softcapped_attention
+from fnrecipe.nn.cache import KeyValueCache as KeyValueCache
+from fnrecipe.nn.cache import slot_mask as slot_mask
+from fnrecipe.nn.cache import stored as stored
 from fnrecipe.nn.gated import geglu as geglu
 from fnrecipe.nn.gated import swiglu as swiglu
 from fnrecipe.nn.linear import Logits as Logits

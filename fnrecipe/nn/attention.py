@@ -21,6 +21,7 @@ from torch._functorch.autograd_function import VmapInfo
 from torch.func import vjp
 
 from fnrecipe import tree
+from fnrecipe.nn.cache import SlotMask, slot_attention
 from fnrecipe.nn.ragged import RaggedMask, ragged_backward, ragged_forward, ragged_mask
 from fnrecipe.ops import Context
 
@@ -44,7 +45,7 @@ class BiasMask:
     bias: Tensor
 
 
-AttentionMask: TypeAlias = CausalMask | BiasMask | RaggedMask
+AttentionMask: TypeAlias = CausalMask | BiasMask | RaggedMask | SlotMask
 """Which positions each position attends to, as a tree of tensors."""
 
 
@@ -79,6 +80,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, sc
     `scale` multiplies the scores; None: 1 / √E. The first derivative is a kernel's, the second that of the formula; with
     `CausalMask` on a GPU torch has no second one.
     """
+    if isinstance(mask, SlotMask):
+        return slot_attention(query, key, value, mask, scale)
     half, on_cpu = query.dtype.itemsize < 4, query.device.type == "cpu" and not isinstance(mask, RaggedMask)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if half == on_cpu:
@@ -92,12 +95,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, sc
     return mixed
 
 
-def softcapped_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, cap: float, scale: float) -> Tensor:
+def softcapped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, cap: float, scale: float | None = None
+) -> Tensor:
     """`attention` whose scores are bounded to cap · tanh(score / cap) (Gemma Team 2024, arXiv:2408.00118).
 
     No kernel of torch does it, so it goes by the formula on every device: T x T scores are allocated for each head, in float32
     at least, and kept for the backward pass. Autograd differentiates it, any number of times.
     """
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     key, value = (_repeated(x, query.shape[1]) for x in (key, value))
     scores = query @ key.mT
     scores = scores if scores.dtype == torch.float64 else scores.float()
@@ -125,7 +131,9 @@ def _near(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def dense_mask(mask: AttentionMask, length: int, device: torch.device) -> Tensor:
-    """The pairs of positions, query and key, that a mask lets see each other, bool [B or 1, 1, T, T]."""
+    """The pairs of positions, query and key, that a mask lets see each other, bool [B or 1, 1, T, T], or T x S of slots."""
+    if isinstance(mask, SlotMask):
+        return mask.bias == 0
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if isinstance(mask, CausalMask):
         return causal
@@ -160,7 +168,7 @@ def _backward(
     return gradients
 
 
-def _bias(mask: CausalMask | BiasMask) -> Tensor | None:
+def _bias(mask: AttentionMask) -> Tensor | None:
     return mask.bias if isinstance(mask, BiasMask) else None
 
 

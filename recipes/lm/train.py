@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fnrecipe import interop, presets
+from fnrecipe.generation.generator import go_on
+from fnrecipe.generation.sampling import Sampling
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
-from fnrecipe.models.generate import generate
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim.transform import Transform
@@ -60,16 +61,15 @@ def rules(config: LMConfig) -> Mapping[str, int]:
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
-    tokens = generate(
-        presets.apply(config.model, config.trainer, "row"),  # the window is one text
-        params,
-        begin or [tokenizer.eos],
-        key,
-        length=config.regime.num_sample_tokens,
-        window=config.dataset.max_seq_len,
+    generator = presets.generator(
+        config.model,
+        config.trainer,
+        Sampling(temperature=0.7),
+        context=config.dataset.max_seq_len,
         vocab_size=tokenizer.vocab_size,
-        eos=tokenizer.eos,
+        without_cache=config.gang.tensor_parallel_size > 1,  # a single position cannot be cut over ranks
     )
+    tokens = go_on(generator, params, begin or [tokenizer.eos], key, config.regime.num_sample_tokens, tokenizer.eos)
     return (prompt + tokenizer.decode(tokens)).rstrip()
 
 

@@ -16,10 +16,11 @@ import fnrecipe
 from fnrecipe import tree
 from fnrecipe.config import TokenizerSection, resolve
 from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.generation.generator import go_on
+from fnrecipe.generation.sampling import Sampling
 from fnrecipe.interop.hugging_face.export import export
-from fnrecipe.models.generate import generate
 from fnrecipe.models.model import find_model
-from fnrecipe.presets import apply
+from fnrecipe.presets import generator
 from fnrecipe.random import key
 from fnrecipe.shell.export import import_model
 from fnrecipe.shell.find import find
@@ -77,16 +78,8 @@ def test_greedy_tokens_are_those_of_transformers(saved: Path, imported: Path, tm
     fnrecipe.export(imported / "tied", tmp_path / "out")
     _, config, params = fnrecipe.load(imported / "tied")
     prompt = [5, 17, 200]
-    ours = generate(
-        apply(config.model, config.trainer, "row"),
-        params,
-        prompt,
-        key(0),
-        length=20,
-        window=32,
-        vocab_size=288,
-        temperature=1e-6,
-    )
+    greedy = generator(config.model, config.trainer, Sampling(temperature=0.0), context=32, vocab_size=288)
+    ours = go_on(greedy, params, prompt, key(0), 20)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     found = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert ours == found[0, 3:].tolist()

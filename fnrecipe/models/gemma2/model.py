@@ -12,18 +12,18 @@ from torch import Tensor
 
 from fnrecipe import nn
 from fnrecipe.models import pieces
-from fnrecipe.models.decoder import Angles, Decoder, DecoderConfig, Kind, Piece, make_model
+from fnrecipe.models.decoder import Angles, Decoder, DecoderConfig, Heads, Kind, Piece, make_model
 from fnrecipe.models.gemma2.config import Gemma2Config, family, parameters
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.rope import Rope
-from fnrecipe.nn.attention import AttentionMask
 from fnrecipe.nn.policy import Chunk
 from fnrecipe.tree import Tree
 
 
 def kind(config: Gemma2Config, number: int) -> Kind:
-    sliding = (number + 1) % config.sliding_window_pattern
-    return Kind(config.sliding_window if sliding else None, Rope(config.rope_theta, config.rope_scaling))
+    window = config.sliding_window if (number + 1) % config.sliding_window_pattern else None
+    scale = config.query_pre_attn_scalar**-0.5
+    return Kind(window, Rope(config.rope_theta, config.rope_scaling), scale, config.attn_logit_softcapping)
 
 
 def embed(config: LlamaConfig, outer: Tree, tokens: Tensor, positions: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -32,24 +32,21 @@ def embed(config: LlamaConfig, outer: Tree, tokens: Tensor, positions: Tensor, d
     return x * torch.full((), math.sqrt(config.model_dim), dtype=x.dtype, device=x.device)
 
 
-def layer(config: Gemma2Config, piece: Piece, x: Tensor, angles: Angles, mask: AttentionMask) -> Tensor:
-    query, key, value = piece(heads, "attention_norm", "query", "key", "value")(x, angles)
-    x = piece(attended, "attention_post_norm")(x, piece(pieces.mixed_down, "output")(attend(config, query, key, value, mask)))
+def heads(config: Gemma2Config, piece: Piece, x: Tensor, angles: Angles) -> Heads:
+    found: Heads = piece(normed_heads, "attention_norm", "query", "key", "value")(x, angles)
+    return found
+
+
+def rest(config: LlamaConfig, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
+    x = piece(attended, "attention_post_norm")(x, piece(pieces.mixed_down, "output")(mixed))
     return feed_forward(piece, x)
-
-
-def attend(config: Gemma2Config, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
-    scale, cap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
-    if cap is None:
-        return nn.attention(query, key, value, mask, scale)
-    return nn.softcapped_attention(query, key, value, mask, cap, scale)
 
 
 def normed(config: DecoderConfig, weight: nn.Weight, x: Tensor) -> Tensor:
     return nn.rms_norm(x, weight, config.norm_eps, offset=1.0)
 
 
-def heads(config: DecoderConfig, weights: Tree, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+def normed_heads(config: DecoderConfig, weights: Tree, x: Tensor, angles: Angles) -> Heads:
     """Query, key and value heads of the normalised x, rotated."""
     x = nn.entered(normed(config, weights["attention_norm"], x), weights["query"])
     query, key, value = (pieces.split(config, projected) for projected in pieces.project(weights, x))
@@ -83,5 +80,5 @@ def logits(config: Gemma2Config, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Log
     return nn.logits(normed(config, outer["norm"], x), head, chunk, config.final_logit_softcapping)
 
 
-decoder = Decoder(table=parameters, kind=kind, layer=layer, embed=embed, logits=logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=embed, logits=logits)
 model = make_model(family, decoder)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fnrecipe import nn
 from fnrecipe.models import pieces
-from fnrecipe.models.decoder import Angles, Decoder, Kind, Piece, make_model
+from fnrecipe.models.decoder import Angles, Decoder, Heads, Kind, Piece, make_model
 from fnrecipe.models.gpt2.config import GPT2Config, family, parameters
-from fnrecipe.nn.attention import AttentionMask
 from fnrecipe.nn.policy import Chunk
 from fnrecipe.tree import Tree
 
@@ -28,9 +27,13 @@ def embed(config: GPT2Config, outer: Tree, tokens: Tensor, positions: Tensor, dt
     return x + nn.embedding(positions, outer["positions"]).to(x.dtype)
 
 
-def layer(config: GPT2Config, piece: Piece, x: Tensor, angles: Angles, mask: AttentionMask) -> Tensor:
-    query, key, value = piece(heads, *both("attention_norm", "query", "key", "value"))(x)
-    x = piece(output, *both("output"))(x, nn.attention(query, key, value, mask))
+def heads(config: GPT2Config, piece: Piece, x: Tensor, angles: Angles) -> Heads:
+    found: Heads = piece(projected, *both("attention_norm", "query", "key", "value"))(x)
+    return found
+
+
+def rest(config: GPT2Config, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
+    x = piece(output, *both("output"))(x, mixed)
     written: Tensor = piece(down, *both("down"))(x, piece(up, *both("ffn_norm", "up"))(x))
     return written
 
@@ -44,9 +47,9 @@ def normed(config: GPT2Config, weights: Tree, name: str, x: Tensor) -> Tensor:
     return nn.layer_norm(x, weights[name], weights[f"{name}_bias"], config.norm_eps)
 
 
-def heads(config: GPT2Config, weights: Tree, x: Tensor) -> tuple[Tensor, ...]:
+def projected(config: GPT2Config, weights: Tree, x: Tensor) -> tuple[Tensor, ...]:
     x = nn.entered(normed(config, weights, "attention_norm", x), weights["query"])
-    return tuple(pieces.split(config, projected) for projected in pieces.project(weights, x))
+    return tuple(pieces.split(config, product) for product in pieces.project(weights, x))
 
 
 def output(config: GPT2Config, weights: Tree, x: Tensor, mixed: Tensor) -> Tensor:
@@ -66,5 +69,5 @@ def logits(config: GPT2Config, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logit
     return nn.logits(normed(config, outer, "norm", x), outer.get("head", outer["embedding"]), chunk)
 
 
-decoder = Decoder(table=parameters, kind=kind, layer=layer, embed=embed, logits=logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=embed, logits=logits)
 model = make_model(family, decoder)

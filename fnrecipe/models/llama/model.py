@@ -10,24 +10,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fnrecipe import nn
 from fnrecipe.models import pieces
-from fnrecipe.models.decoder import Angles, Decoder, Kind, Piece, make_model
+from fnrecipe.models.decoder import Angles, Decoder, Heads, Kind, Piece, make_model
 from fnrecipe.models.llama.config import LlamaConfig, family, parameters
 from fnrecipe.models.rope import Rope
-from fnrecipe.nn.attention import AttentionMask
 
 
 def kind(config: LlamaConfig, number: int) -> Kind:
     return Kind(rope=Rope(config.rope_theta, config.rope_scaling))
 
 
-def layer(config: LlamaConfig, piece: Piece, x: Tensor, angles: Angles, mask: AttentionMask) -> Tensor:
-    query, key, value = piece(pieces.heads, "attention_norm", "query", "key", "value")(x, angles)
-    x = piece(pieces.output, "output")(x, nn.attention(query, key, value, mask))
-    return pieces.feed_forward(piece, x)
+def heads(config: LlamaConfig, piece: Piece, x: Tensor, angles: Angles) -> Heads:
+    found: Heads = piece(pieces.heads, "attention_norm", "query", "key", "value")(x, angles)
+    return found
 
 
-decoder = Decoder(table=parameters, kind=kind, layer=layer, embed=pieces.embed, logits=pieces.logits)
+def rest(config: LlamaConfig, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
+    return pieces.feed_forward(piece, piece(pieces.output, "output")(x, mixed))
+
+
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
 model = make_model(family, decoder)
 init, apply, flops, rules = model.init, model.apply, model.flops, model.rules

@@ -6,18 +6,20 @@ from torch import Tensor
 
 from fnrecipe import nn
 from fnrecipe.models import pieces
-from fnrecipe.models.decoder import Angles, Decoder, Piece, make_model
+from fnrecipe.models.decoder import Angles, Decoder, Heads, Piece, make_model
 from fnrecipe.models.llama.model import kind
 from fnrecipe.models.olmo2.config import Olmo2Config, family, parameters
-from fnrecipe.nn.attention import AttentionMask
 from fnrecipe.tree import Tree
 
 
-def layer(config: Olmo2Config, piece: Piece, x: Tensor, angles: Angles, mask: AttentionMask) -> Tensor:
+def heads(config: Olmo2Config, piece: Piece, x: Tensor, angles: Angles) -> Heads:
     query, key, value = piece(projected, "query", "key", "value")(x)
-    query, key, value = piece(heads, "query_norm", "key_norm")(query, key, value, angles)
-    written = piece(pieces.mixed_down, "output")(nn.attention(query, key, value, mask))
-    x = piece(attended, "attention_norm")(x, written)
+    found: Heads = piece(normed_heads, "query_norm", "key_norm")(query, key, value, angles)
+    return found
+
+
+def rest(config: Olmo2Config, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
+    x = piece(attended, "attention_norm")(x, piece(pieces.mixed_down, "output")(mixed))
     written = piece(pieces.gated_down, "down")(*piece(pieces.gate_and_up, "gate", "up")(x))
     out: Tensor = piece(fed, "ffn_norm")(x, written)
     return out
@@ -27,9 +29,7 @@ def projected(config: Olmo2Config, weights: Tree, x: Tensor) -> tuple[Tensor, ..
     return tuple(pieces.project(weights, nn.entered(x, weights["query"])))
 
 
-def heads(
-    config: Olmo2Config, weights: Tree, query: Tensor, key: Tensor, value: Tensor, angles: Angles
-) -> tuple[Tensor, Tensor, Tensor]:
+def normed_heads(config: Olmo2Config, weights: Tree, query: Tensor, key: Tensor, value: Tensor, angles: Angles) -> Heads:
     """The norm is over all heads together."""
     query = nn.rms_norm(query, weights["query_norm"], config.norm_eps)
     key = nn.rms_norm(key, weights["key_norm"], config.norm_eps)
@@ -45,5 +45,5 @@ def fed(config: Olmo2Config, weights: Tree, x: Tensor, written: Tensor) -> Tenso
     return x + nn.rms_norm(written, weights["ffn_norm"], config.norm_eps)
 
 
-decoder = Decoder(table=parameters, kind=kind, layer=layer, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
 model = make_model(family, decoder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnrecipe.models import pieces
 from fnrecipe.models.decoder import Decoder, Kind, make_model
 from fnrecipe.models.olmo2.config import parameters
-from fnrecipe.models.olmo2.model import layer
+from fnrecipe.models.olmo2.model import heads, rest
 from fnrecipe.models.olmo3.config import Olmo3Config, family
 from fnrecipe.models.rope import Rope
 
@@ -16,5 +16,5 @@ def kind(config: Olmo3Config, number: int) -> Kind:
     return Kind(rope=Rope(config.rope_theta, config.rope_scaling))
 
 
-decoder = Decoder(table=parameters, kind=kind, layer=layer, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
 model = make_model(family, decoder)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fnrecipe import nn
 from fnrecipe.models import pieces
-from fnrecipe.models.decoder import Angles, Decoder, Piece, make_model
-from fnrecipe.models.llama.model import kind
+from fnrecipe.models.decoder import Angles, Decoder, Heads, Piece, make_model
+from fnrecipe.models.llama.model import kind, rest
 from fnrecipe.models.qwen3.config import Qwen3Config, family, parameters
-from fnrecipe.nn.attention import AttentionMask
 
 
-def layer(config: Qwen3Config, piece: Piece, x: Tensor, angles: Angles, mask: AttentionMask) -> Tensor:
+def heads(config: Qwen3Config, piece: Piece, x: Tensor, angles: Angles) -> Heads:
     query, key, value = piece(pieces.heads, "attention_norm", "query", "key", "value")(x, ())
     query, key = piece(pieces.normed_heads, "query_norm", "key_norm")(query, key, angles)
-    x = piece(pieces.output, "output")(x, nn.attention(query, key, value, mask))
-    return pieces.feed_forward(piece, x)
+    return query, key, value
 
 
-decoder = Decoder(table=parameters, kind=kind, layer=layer, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
 model = make_model(family, decoder)

@@ -1,0 +1,179 @@
+"""A model that can speak, from the directory of a run or of Hugging Face: parameters, tokenizer, and what ends an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+import torch
+
+from fnrecipe import random, tree
+from fnrecipe.compiler import cuda_graph, interpreter
+from fnrecipe.config import ModelSection, TokenizerSection
+from fnrecipe.config.find import NotFoundError
+from fnrecipe.config.model_dir import describe, is_hugging_face
+from fnrecipe.config.sections.model import FAMILIES, ModelConfig
+from fnrecipe.config.structure import structure
+from fnrecipe.data import Tokenizer
+from fnrecipe.data.chat_template import ChatTemplate, read_chat_template
+from fnrecipe.data.open_tokenizer import open_tokenizer
+from fnrecipe.data.tokenizer_file import ends
+from fnrecipe.data.tokenizer_file import read as tokenizer_file
+from fnrecipe.errors import UsageError
+from fnrecipe.generation.answer import Answer, Stops, ended, said
+from fnrecipe.generation.generator import Generator, Prompt, generate, make_generator
+from fnrecipe.generation.sampling import Sampling
+from fnrecipe.generation.uncached import cached_by
+from fnrecipe.interop import pretrained
+from fnrecipe.models.model import find_model
+from fnrecipe.parallel.mesh import replicated
+from fnrecipe.runtime.files import read
+from fnrecipe.shell.load import load
+from fnrecipe.tree import Tree
+
+_MAX_BYTES = 1 << 20
+_GENERATION = "generation_config.json"
+
+
+@attrs.frozen(eq=False)
+class Speaker:
+    """
+    path       the directory
+    model      family and shape
+    add_bos    whether a text begins with BOS
+    eos        the tokens that end a text
+    templates  the directory in which a chat template may lie
+    """
+
+    path: Path
+    model: ModelSection
+    params: Tree
+    tokenizer: Tokenizer
+    add_bos: bool
+    eos: frozenset[int]
+    templates: Path | None
+
+    @property
+    def context(self) -> int:
+        return self.model.config.max_seq_len
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, BOS first."""
+        ids: list[int] = self.tokenizer.encode([text])[0].tolist()
+        return [self.tokenizer.bos] * self.add_bos + ids
+
+
+def open_speaker(path: Path, *, dtype: str | None = None, device: torch.device | None = None) -> Speaker:
+    """The model in a directory of Hugging Face or of a run; `dtype`: that of its parameters, its own by default.
+
+    Raises:
+        UsageError, CheckpointError: if there is no model with a tokenizer, or it cannot be read.
+    """
+    speaker = _of_hugging_face(path, dtype) if is_hugging_face(str(path)) else _of_run(path)
+    wanted = None if dtype is None else getattr(torch, dtype)
+    params = tree.map(lambda leaf: leaf.to(dtype=wanted, device=device), speaker.params)
+    return attrs.evolve(speaker, params=params)
+
+
+def _of_hugging_face(path: Path, dtype: str | None) -> Speaker:
+    try:
+        described = describe(str(path), FAMILIES)
+    except NotFoundError as error:
+        raise UsageError(f"{path}: expected {error.expected}; {error.hint}") from None
+    if not described.tokenizer:
+        raise UsageError(f"{path}: expected a tokenizer.json beside config.json, found none")
+    kept = dtype or ("bfloat16" if described.dtype == "bfloat16" else "float32")
+    model = ModelSection(path=str(path), dtype=cast("Any", "bfloat16" if kept == "bfloat16" else "float32"))
+    section = structure(dict(described.tokenizer), TokenizerSection())
+    tokenizer = _tokenizer(section)
+    params = pretrained(model, random.key(0), replicated)
+    return Speaker(path, model, params, tokenizer, _adds_bos(path, tokenizer), _eos(path, tokenizer), path)
+
+
+def _of_run(path: Path) -> Speaker:
+    recipe, config, params = load(path)
+    model, section = getattr(config, "model", None), getattr(config, "tokenizer", None)
+    if not isinstance(model, ModelSection):
+        raise UsageError(f"{path}: expected a recipe with a section model, found {recipe.name}, which has none")
+    if recipe.tokenizer is None or not isinstance(section, TokenizerSection):
+        raise UsageError(f"{path}: expected a recipe with a tokenizer, found {recipe.name}, which has none")
+    tokenizer = recipe.tokenizer(config)
+    place = None if section.path is None else Path(section.path)
+    templates = place if place is None or place.is_dir() else place.parent
+    return Speaker(path, model, params, tokenizer, section.add_bos, frozenset({tokenizer.eos}), templates)
+
+
+def _tokenizer(section: TokenizerSection) -> Tokenizer:
+    return open_tokenizer(section.family, section.path, bos_token=section.bos_token, eos_token=section.eos_token)
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        values = json.loads(read(path, _MAX_BYTES)) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot read it: {error}") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _adds_bos(path: Path, tokenizer: Tokenizer) -> bool:
+    """Whether texts of the directory's tokenizer begin with BOS: what its post-processor or its config says."""
+    told = _json(path / "tokenizer_config.json").get("add_bos_token")
+    before, _ = ends(tokenizer_file(str(path / "tokenizer.json")).get("post_processor"))
+    return tokenizer.names[0] in before if told is None else bool(told)
+
+
+def _eos(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """EOS, and what generation_config.json says beside it."""
+    told = _json(path / _GENERATION).get("eos_token_id")
+    ids = told if isinstance(told, list) else [told]
+    return frozenset({tokenizer.eos, *(number for number in ids if type(number) is int)})
+
+
+def chat_template(speaker: Speaker, given: Path | None) -> ChatTemplate:
+    """The chat template that is given, or lies beside the tokenizer.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if given is None and speaker.templates is None:
+        raise UsageError(f"{speaker.path}: expected a chat template, found none; give one by --chat-template")
+    return read_chat_template(str(given or speaker.templates))
+
+
+def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]:
+    """The functions that generate, in the dtype of the parameters."""
+    device = tree.leaves(speaker.params)[0].device
+    return make_generator(
+        cached_by(find_model(speaker.model.family)),
+        speaker.model.config,
+        sampling,
+        context=speaker.context,
+        vocab_size=min(speaker.tokenizer.vocab_size, speaker.model.config.vocab_size),
+        dtype=tree.leaves(speaker.params)[0].dtype,
+        captured=cuda_graph(interpreter) if device.type == "cuda" else None,
+    )
+
+
+def answers(
+    speaker: Speaker,
+    generator: Generator[ModelConfig],
+    prompts: Sequence[Prompt],
+    seed: int,
+    *,
+    max_tokens: int | None = None,
+    strings: Sequence[str] = (),
+) -> Iterator[tuple[Answer, ...]]:
+    """What is said after each prompt, after each step; ends when all have ended."""
+    device = tree.leaves(speaker.params)[0].device
+    decode, stops = speaker.tokenizer.decode, Stops(speaker.eos, tuple(strings))
+    found = tuple(Answer() for _ in prompts)
+    for column in generate(generator, speaker.params, prompts, random.key(seed, device), max_tokens):
+        found = tuple(said(answer, token, decode, stops) for answer, token in zip(found, column, strict=True))
+        yield found
+        if all(answer.finish for answer in found):
+            return
+    yield tuple(ended(answer, decode, stops) for answer in found)

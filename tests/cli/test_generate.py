@@ -1,0 +1,150 @@
+"""`fnrecipe generate` and `fnrecipe chat` on a tiny run and on a directory that transformers wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+import transformers
+
+import fnrecipe
+from fnrecipe.cli import chat as chat_module
+from fnrecipe.config import resolve
+from fnrecipe.recipes.lm.train import recipe
+from fnrecipe.shell.train import train
+from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
+from tests.helpers import pairs, write_texts
+from tests.interop.conftest import model_of, write_tokenizer
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("generate")
+    write_texts(root / "texts")
+    changes = {"regime__num_steps": 2, "lr_scheduler__config__num_warmup_steps": 1, "trainer__jit": "off"}
+    config, _ = resolve(recipe.config, pairs=pairs(root / "texts", **changes))
+    origin = "fnrecipe.recipes.lm.train:recipe"
+    assert train(attrs.evolve(recipe, origin=origin), config, root / "run") == 0
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def from_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("elsewhere") / "model"
+    model_of().save_pretrained(path)
+    write_tokenizer(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return partial(fnrecipe_here, monkeypatch, capsys)
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_one_answer_is_shown_and_many_are_lines_of_the_same_texts(run: Run, trained: Path, tmp_path: Path) -> None:
+    options = ("--max-tokens", "8", "--seed", "3", "--stop", "zzz")
+    shown = run("generate", trained, "--prompt", "the fold", *options)
+    assert shown.status == 0, shown
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(f"{json.dumps({'prompt': text})}\n" for text in ("the fold", "of a", "")))
+    assert run("generate", trained, "--file", file, "--out", out, "--n", "2", *options).status == 0
+    found = lines(out.read_text(encoding="utf-8"))
+    assert [(row["prompt"], row["sample"]) for row in found] == [(t, n) for t in ("the fold", "of a", "") for n in (0, 1)]
+    assert f"{found[0]['text']}\n" == shown.out
+    assert {row["finish"] for row in found} <= {"length", "stop"}
+    again = run("generate", trained, "--file", file, "--n", "2", "--batch-size", "4", *options)
+    assert lines(again.out) == found
+
+
+def test_a_directory_of_hugging_face_says_what_transformers_says(run: Run, from_elsewhere: Path) -> None:
+    found = run("generate", from_elsewhere, "--prompt", "the fold", "--temperature", "0", "--max-tokens", "9")
+    assert found.status == 0, found
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(from_elsewhere)
+    model = transformers.LlamaForCausalLM.from_pretrained(from_elsewhere)
+    ids = torch.tensor([tokenizer.encode("the fold", add_special_tokens=False)])
+    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False, pad_token_id=0)
+    assert found.out == tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        ((), ["expected --prompt or --file, found neither"]),
+        (("--prompt", "a", "--file", "b"), ["expected --prompt or --file, found both"]),
+        (("--prompt", "word " * 20), ["--prompt: expected fewer tokens than the context of 32, found 101"]),
+        (("--file", "{bad}"), ['bad.jsonl:2: expected an object with a text "prompt", found none']),
+        (("--file", "{empty}"), ["empty.jsonl: expected a prompt, found an empty file"]),
+        (("--file", "missing.jsonl"), ["--file: cannot read missing.jsonl"]),
+        (("--prompt", "a", "--stop", ""), ["--stop: expected a text, found an empty one"]),
+        (("--prompt", "a", "--device", "cuda"), ["--device: expected cpu on this machine, found cuda"]),
+    ],
+)
+def test_what_cannot_be_said_is_told_in_a_line(
+    run: Run, trained: Path, tmp_path: Path, args: tuple[str, ...], parts: list[str]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    filled = [arg.format(bad=tmp_path / "bad.jsonl", empty=tmp_path / "empty.jsonl") for arg in args]
+    assert_usage_error(run("generate", trained, *filled), *parts)
+
+
+def test_no_model_no_tokenizer_no_template(run: Run, trained: Path, from_elsewhere: Path, tmp_path: Path) -> None:
+    assert_usage_error(run("generate", tmp_path, "--prompt", "a"), "expected the output directory of a run")
+    bare = tmp_path / "bare"
+    model_of().save_pretrained(bare)
+    assert_usage_error(run("generate", bare, "--prompt", "a"), "expected a tokenizer.json beside config.json, found none")
+    assert_usage_error(run("chat", trained), "expected a chat template, found none; give one by --chat-template")
+    assert_usage_error(run("generate", from_elsewhere, "--prompt", ""), "--prompt: expected one token at least, found none")
+
+
+def test_a_chat_keeps_its_history_until_it_is_reset(
+    run: Run, from_elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = f"/save {tmp_path / 'chat.jsonl'}"
+    typed = iter(["the fold", "of", save, "/reset", "the fold", "/sav", save])
+
+    def line(prompt: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", line)
+    ended = run("chat", from_elsewhere, "--system", "a", "--temperature", "0", "--max-tokens", "4")
+    assert ended.status == 0, ended
+    assert "error: /sav: did you mean /save?" in ended.err
+    first, second = (row["messages"] for row in lines((tmp_path / "chat.jsonl").read_text(encoding="utf-8")))
+    assert [message["role"] for message in first] == ["system", "user", "assistant", "user", "assistant"]
+    assert second == first[:3]
+    assert "".join(f"{m['content']}\n" for m in (first[2], first[4], second[2])) in ended.out.replace("\n\n", "\n") + "\n"
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_what_there_is_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from fnrecipe.generation.answer import Answer
+
+    def said() -> Iterator[tuple[Answer, ...]]:
+        yield (Answer(words="the"),)
+        yield (Answer(words="the fold"),)
+        raise KeyboardInterrupt
+
+    assert chat_module._say(said(), ()) == "the fold"
+    assert capsys.readouterr().out == "the fold …\n"
+
+
+def test_a_sample_is_generated_with_the_cache(trained: Path) -> None:
+    found, config, params = fnrecipe.load(trained)
+    assert found.sample is not None
+    text = found.sample(config, params, fnrecipe.random.key(0))
+    assert text == found.sample(config, params, fnrecipe.random.key(0))
