@@ -16,7 +16,7 @@ from fnrecipe.config.find import find_component, known
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.errors import UsageError, few
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find import find, presets
 
 
 @click.group(short_help="Look at models, and bring one here.")
@@ -26,17 +26,21 @@ def model() -> None:
 
 @model.command("list", short_help="Print families and architectures.")
 def list_() -> int:
-    """Print the families of models, transformers' name for each, and their architectures with their parameters."""
+    """Print the families of models, transformers' name for each, and their architectures with their parameters.
+
+    Those with a preset have a whole training config: --config-file preset:NAME.
+    """
     from rich.table import Table
 
-    table = Table("family", "model_type", "architecture", "parameters", "layers", "width", "context")
+    table = Table("family", "model_type", "architecture", "parameters", "layers", "width", "context", "preset")
     for name in known(FAMILIES):
         family = find_component(name, FAMILIES)
         there = family.hugging_face.model_type if family.hugging_face else "-"
         for arch, config in family.archs.items():
             sizes = [getattr(config, key, None) for key in ("num_layers", "model_dim", "max_seq_len")]
             count = "" if family.parameters is None else f"{sum(family.parameters(config)):,}"
-            table.add_row(name, there, arch, count, *("" if size is None else f"{size:,}" for size in sizes))
+            preset = f"preset:{arch}" if arch in presets() else ""
+            table.add_row(name, there, arch, count, *("" if size is None else f"{size:,}" for size in sizes), preset)
     print_table(table)
     return 0
 

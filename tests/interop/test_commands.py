@@ -41,6 +41,7 @@ def test_list_has_every_architecture_with_its_parameters(fnrecipe: Run) -> None:
         "30",
         "576",
         "8,192",
+        "preset:smollm2_135m",
     ]
 
 
