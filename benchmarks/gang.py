@@ -39,6 +39,7 @@ from fnrecipe.data import Batch
 from fnrecipe.models import llama
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.models.parameters import shapes
 from fnrecipe.optim import schedule
 from fnrecipe.parallel.mesh import is_shard
 from fnrecipe.runtime import host
@@ -119,7 +120,7 @@ def _shapes() -> dict[str, Sequence[int]]:
             return {path: node}
         return {name: shape for key, child in node.items() for name, shape in paths(child, f"{path}.{key}".strip(".")).items()}
 
-    return paths(llama.shapes(WIDE), "")
+    return paths(shapes(llama.parameters(WIDE), WIDE.num_layers), "")
 
 
 def _on_ranks(size: int, function: Callable[..., Any], *args: Any) -> Any:
@@ -182,7 +183,7 @@ def _fnrecipe(
     config: LlamaConfig, rank: int, size: int, options: dict[str, Any], leaves: int = 1
 ) -> tuple[Callable[[Batch], Any], State]:
     mesh = make_mesh(
-        GangSection(num_microbatches=leaves * size, **options), Gang(rank, size), torch.device("cpu"), llama.TENSOR_RULES
+        GangSection(num_microbatches=leaves * size, **options), Gang(rank, size), torch.device("cpu"), llama.rules(config)
     )
     update = optim.adamw(schedule.cosine_annealing(3e-4, num_warmup_steps=10, num_steps=1000, final_scale=0.1), max_norm=1.0)
     key = random.key(0)

@@ -18,8 +18,10 @@ import click
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
 from fnrecipe.cli.errors import show
+from fnrecipe.cli.export import export
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
+from fnrecipe.cli.model import model
 from fnrecipe.cli.new import new
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, sources_option, with_changes_option
 from fnrecipe.cli.profile import profile
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_COMMANDS = [train, new, dump_config, data, tokenizer, graph, profile]
+_COMMANDS = [train, new, dump_config, data, tokenizer, model, export, graph, profile]
 
 
 class _Commands(click.Group):

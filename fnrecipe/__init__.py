@@ -2,7 +2,7 @@
 
 Nothing is imported here before it is used: whoever only reads a config or composes a stream does not wait for torch.
 `fnrecipe.data`, `fnrecipe.optim`, … are the rooms of the library; `fnrecipe.Recipe` is what is trained, `fnrecipe.train` trains
-it in a directory, and `fnrecipe.load` gives back what was trained there.
+it in a directory, and `fnrecipe.load` gives back what was trained there, and `fnrecipe.export` writes it for others.
 """
 
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fnrecipe import errors as errors
     from fnrecipe import fold as fold
     from fnrecipe import inspect as inspect
+    from fnrecipe import interop as interop
     from fnrecipe import loss as loss
     from fnrecipe import models as models
     from fnrecipe import nn as nn
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fnrecipe import transforms as transforms
     from fnrecipe import tree as tree
     from fnrecipe.recipe import Recipe as Recipe
+    from fnrecipe.shell.export import export as export
     from fnrecipe.shell.load import load as load
     from fnrecipe.shell.train import train as train
 
@@ -43,7 +45,12 @@ else:
     from importlib import import_module
     from pkgutil import iter_modules
 
-    _VALUES = {"Recipe": "fnrecipe.recipe", "load": "fnrecipe.shell.load", "train": "fnrecipe.shell.train"}
+    _VALUES = {
+        "Recipe": "fnrecipe.recipe",
+        "export": "fnrecipe.shell.export",
+        "load": "fnrecipe.shell.load",
+        "train": "fnrecipe.shell.train",
+    }
 
     def __getattr__(name: str) -> object:
         if name == "__version__":

@@ -27,10 +27,12 @@ from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
 
 
-def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> State:
-    """The state before the first step."""
+def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, *, pretrained: bool = False) -> State:
+    """The state before the first step; with `pretrained`, the parameters are read where the config names files of them."""
     key = random.key(config.common.seed, device)
-    params = recipe.init(config, random.fold_in(key, "init"), mesh.cut)
+    init_key = random.fold_in(key, "init")
+    read = recipe.pretrained(config, init_key, mesh.cut) if pretrained and recipe.pretrained else None
+    params = recipe.init(config, init_key, mesh.cut) if read is None else read
     check_params(recipe.name, params)
     return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config))
 

@@ -53,6 +53,8 @@ def normal(key: Tensor, *shape: int, std: float = 1.0) -> Tensor:
 
 def threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Threefry-2x32 of the counter words `first` and `second` (int64 of any shape) under `key`: two words of that shape."""
+    if key.is_meta:  # who asks for shapes alone, to read weights, need not wait seconds for the rounds
+        return torch.empty_like(first, device="meta"), torch.empty_like(second, device="meta")
     schedule = key[0], key[1], key[0] ^ key[1] ^ _PARITY
     first, second = (first + schedule[0]) & _WORD, (second + schedule[1]) & _WORD
     for group in range(5):

@@ -59,7 +59,7 @@ class Recipe(Generic[C]):
     """What is trained, on what, and how. A config without what every run reads is refused at once, by a UsageError.
 
     config    the defaults: an attrs value with at least the sections gang, trainer, dataset, regime and common
-    init      (config, key, place) -> parameters, each of them as `place(path, leaf)` leaves it (`fnrecipe.parallel.mesh`)
+    init      (config, key, place) -> parameters on the key's device, each as `place(path, leaf)` leaves it
     loss      config -> loss, as in `fnrecipe.loss`
     update    config -> transform, as in `fnrecipe.optim`
     trains    (config, path, parameter) -> whether that is trained, or frozen; the tensor has no numbers (`fnrecipe.optim.Mask`)
@@ -76,6 +76,8 @@ class Recipe(Generic[C]):
     flops     config -> FLOPs of the model a position, to tell how well a device is used, or None if they are not known
     needs     (config, processes) -> the least memory of each, to refuse what cannot fit before it is tried, or None
     rules     config -> patterns of parameter paths, and the dimension along which tensor parallelism cuts them
+    pretrained  what `init` is given -> parameters that are read from files, placed likewise; None where the config names none.
+              A run that begins has these; `init` only says what they are like. None: the recipe has no such thing
     origin    the name by which `fnrecipe.shell.find` found it, for `fnrecipe.load`; None for one that was made in place
     """
 
@@ -97,4 +99,5 @@ class Recipe(Generic[C]):
     needs: Callable[[C, int], Sequence[Need]] | None = None
     trains: Callable[[C, str, Tensor], bool] = lambda config, path, parameter: True
     rules: Callable[[C], Mapping[str, int]] = lambda config: {}
+    pretrained: Callable[[C, Tensor, Placement], Tree | None] | None = None
     origin: str | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.config import GangSection
-from fnrecipe.models.llama import TENSOR_RULES
+from fnrecipe.models import llama
 from fnrecipe.parallel.mesh import Axis, Mesh, global_slice, is_shard
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
@@ -51,7 +51,7 @@ def world(rank: int, size: int, **changes: Any) -> Axis:
 
 
 def mesh_of(rank: int, size: int, **config: Any) -> Mesh:
-    return make_mesh(GangSection(**config), Gang(rank, size), torch.device("cpu"), TENSOR_RULES)
+    return make_mesh(GangSection(**config), Gang(rank, size), torch.device("cpu"), llama.rules(llama.LlamaConfig()))
 
 
 def assembled(size: int, value: Tree) -> dict[str, Tensor]:

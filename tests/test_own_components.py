@@ -38,7 +38,7 @@ def apply(config, params, tokens, segments, positions, *, policy, scope):
 
 
 def flops(config, length):
-    return token_flops([(config.vocab_size, config.width)], layers=0, width=config.width, length=length)
+    return token_flops([(config.vocab_size, config.width)], windows=(), width=config.width, length=length)
 
 
 archs = {"wide": BigramConfig(width=16)}

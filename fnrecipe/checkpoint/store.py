@@ -121,6 +121,22 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
     return None
 
 
+def of_step(root: Path, step: int) -> Checkpoint:
+    """The checkpoint of `step` below `root`.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+    """
+    directory = _directory(root, step)
+    if not os.path.lexists(directory):
+        there = [f"{_step(path):,}" for path in _named(root)]
+        raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {', '.join(there) or 'no step'}")
+    found = _verified(directory, Gang())
+    if not isinstance(found, Manifest):
+        raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {found}")
+    return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
+
+
 def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
     """The checkpoint's tensors in the structure of `like`, sharded like it, on its devices.
 

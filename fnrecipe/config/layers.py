@@ -34,6 +34,7 @@ def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) 
     base, recipe = _default_layers(defaults, choices)
     numbered = [*enumerate([recipe, *of_files]), *((len(of_files) + 1, layer) for layer in of_pairs)]
     layers = [_kept(layer, number, choices) for number, layer in numbered]
+    layers[1:1] = [_beside(choice, [*of_files, *of_pairs], base) for choice in choices]
     merged = _with_tags(merge([base, *layers]), choices)
     fallback = _with_tags(merge([base, layers[0]]), [choice for choice in choices if choice.valid])
     try:
@@ -138,6 +139,14 @@ def _difference(layer: Layer, base: Layer) -> dict[str, Located]:
 def _kept(layer: Layer, number: int, choices: Sequence[Choice]) -> Layer:
     """The source `number`, without what it says of configs that later ones have switched from."""
     return {path: entry for path, entry in layer.items() if all(choice.keeps(path, number) for choice in choices)}
+
+
+def _beside(choice: Choice, written: Sequence[Layer], base: Layer) -> Layer:
+    """What a choice brings for sections of this config, unless the user says there of which family something is, or where."""
+    identity = {f"{path.rpartition('.')[0]}.{key}" for path in choice.beside for key in ("family", "path")}
+    if any(path in layer for layer in written for path in identity):
+        return {}
+    return {path: entry for path, entry in choice.beside.items() if path in base}
 
 
 def _with_tags(merged: dict[str, Located], choices: Sequence[Choice]) -> dict[str, Located]:

@@ -92,8 +92,8 @@ def _mended(data: object, defaults: dict[str, object], wrong: Collection[str]) -
     def mend(value: Any, default: object, path: str) -> Any:
         if path in wrong:
             return default
-        if not isinstance(default, dict):
-            return value
+        if not isinstance(default, dict) or not isinstance(value, dict):  # a section may be null, by default or as it is given
+            return default if any(other.startswith(f"{path}.") for other in wrong) else value
         return {k: mend(value.get(k, d), d, f"{path}.{k}" if path else k) for k, d in default.items()}
 
     mended: dict[str, object] = mend(data, defaults, "")

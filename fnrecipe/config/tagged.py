@@ -54,6 +54,16 @@ class Tagged:
         raise NotImplementedError
 
     @classmethod
+    def derived(cls, tags: Tags) -> str:
+        """The source of those of `tags` that are not written."""
+        return f"{cls.SHORT} {tags[cls.SHORT]}" if tags.get(cls.SHORT) else "default"
+
+    @classmethod
+    def beside(cls, tags: Tags) -> tuple[str, Mapping[str, object]]:
+        """Values that the tags bring for other sections, by their paths in the whole config, and where they come from."""
+        return "", {}
+
+    @classmethod
     def default_tags(cls) -> dict[str, object]:
         return tags_of(cls())
 
@@ -95,6 +105,7 @@ class Choice:
     tags     all of them, as they follow from those that are written
     derived  the source of those that are not written
     bases    as `Tagged.bases` gives them; those of the recipe if the tags choose nothing
+    beside   what the tags bring for other sections; nothing if they are the recipe's
     sources  the numbers of those that speak of this choice
     valid    whether the tags choose something
     """
@@ -104,6 +115,7 @@ class Choice:
     derived: str
     bases: Sequence[tuple[str, AttrsInstance]]
     sources: frozenset[int]
+    beside: Layer = attrs.field(factory=dict)
     valid: bool = True
 
     def keeps(self, path: str, number: int) -> bool:
@@ -117,10 +129,13 @@ def choose(path: str, section: Tagged, sources: Sequence[Layer]) -> Choice:
     for source in sources:
         written = {tag: source[key].value for tag in section.TAGS if (key := f"{path}.{tag}") in source}
         history.append(section.follow(history[-1], written))
-    tags, short = history[-1], history[-1].get(section.SHORT)
-    derived = f"{section.SHORT} {short}" if short else "default"
+    tags = history[-1]
+    derived = section.derived(tags)
     same = [all(old[tag] == tags[tag] for tag in tags if tag != section.SHORT) for old in history]
+    numbers = frozenset(number for number, alike in enumerate(same) if alike)
     try:
-        return Choice(path, tags, derived, section.bases(tags), frozenset(n for n, alike in enumerate(same) if alike))
+        name, values = section.beside(tags) if tags != history[0] else ("", {})
+        beside = {key: Located(value, name) for key, value in values.items()}
+        return Choice(path, tags, derived, section.bases(tags), numbers, beside)
     except TagError:  # which is told when the values are structured
         return Choice(path, tags, derived, section.bases(history[0]), frozenset([0]), valid=False)

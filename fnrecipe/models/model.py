@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fnrecipe.models.flops import TokenFlops
+    from fnrecipe.models.hugging_face import HuggingFace
     from fnrecipe.nn import Logits
     from fnrecipe.nn.attention import AttentionScope
     from fnrecipe.nn.policy import Policy
@@ -46,15 +47,17 @@ class Apply(Protocol[C_contra]):
 class Family(Generic[C]):
     """What a config is resolved by.
 
-    config      the class of its configs: frozen, by attrs, with `vocab_size`, `max_seq_len` and a default for each field
-    archs       architectures by name, which `model.arch` takes
-    parameters  config -> parameters of the vocabulary, and of the layers, to refuse what cannot fit; the config then also has
-                `num_layers`, `model_dim` and `ffn_inner_dim`. None: nothing is refused
+    config        the class of its configs: frozen, by attrs, with `vocab_size`, `max_seq_len` and a default for each field
+    archs         architectures by name, which `model.arch` takes
+    parameters    config -> parameters of the vocabulary, and of the layers, to refuse what cannot fit; the config then also has
+                  `num_layers`, `model_dim` and `ffn_inner_dim`. None: nothing is refused
+    hugging_face  the names and keys of transformers' model of the family. None: there is none
     """
 
     config: type[C]
     archs: Mapping[str, C] = attrs.field(factory=dict)
     parameters: Callable[[C], tuple[int, int]] | None = None
+    hugging_face: HuggingFace[C] | None = None
 
 
 @attrs.frozen(kw_only=True)

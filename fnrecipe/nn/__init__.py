@@ -11,6 +11,8 @@ from fnrecipe.nn.attention import AttentionMask as AttentionMask
 from fnrecipe.nn.attention import AttentionScope as AttentionScope
 from fnrecipe.nn.attention import attention as attention
 from fnrecipe.nn.attention import attention_mask as attention_mask
+from fnrecipe.nn.attention import softcapped_attention as softcapped_attention
+from fnrecipe.nn.gated import geglu as geglu
 from fnrecipe.nn.gated import swiglu as swiglu
 from fnrecipe.nn.linear import Logits as Logits
 from fnrecipe.nn.linear import Weight as Weight
@@ -21,7 +23,10 @@ from fnrecipe.nn.linear import entered as entered
 from fnrecipe.nn.linear import linear as linear
 from fnrecipe.nn.linear import logits as logits
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits as DeferredLogits
+from fnrecipe.nn.norm import layer_norm as layer_norm
 from fnrecipe.nn.norm import rms_norm as rms_norm
 from fnrecipe.nn.policy import Policy as Policy
+from fnrecipe.nn.rotary import llama3_scaled as llama3_scaled
 from fnrecipe.nn.rotary import rotary as rotary
 from fnrecipe.nn.rotary import rotate as rotate
+from fnrecipe.nn.rotary import yarn_scaled as yarn_scaled

@@ -92,6 +92,20 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, sc
     return mixed
 
 
+def softcapped_attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, cap: float, scale: float) -> Tensor:
+    """`attention` whose scores are bounded to cap · tanh(score / cap) (Gemma Team 2024, arXiv:2408.00118).
+
+    No kernel of torch does it, so it goes by the formula on every device: T x T scores are allocated for each head, in float32
+    at least, and kept for the backward pass. Autograd differentiates it, any number of times.
+    """
+    key, value = (_repeated(x, query.shape[1]) for x in (key, value))
+    scores = query @ key.mT
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    capped = cap * torch.tanh(scores * (scale / cap))
+    seen = dense_mask(mask, query.shape[2], query.device)
+    return torch.where(seen, capped, -torch.inf).softmax(-1).to(value.dtype) @ value
+
+
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attention by its definition, softmax(scale · query keyᵀ) value, over the pairs in mask, bool [B or 1, 1, T, T]."""
     key, value = (_repeated(x, query.shape[1]) for x in (key, value))

@@ -19,6 +19,11 @@ def swiglu(gates: Tensor, values: Tensor) -> Tensor:
     return product
 
 
+def geglu(gates: Tensor, values: Tensor) -> Tensor:
+    """gelu(gates) * values (Shazeer 2020, arXiv:2002.05202), with the approximation of GELU by tanh."""
+    return F.gelu(gates, approximate="tanh") * values
+
+
 class _SwiGLU(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe.nn import linear_cross_entropy
-from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size
+from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size, softcapped
 from fnrecipe.nn.policy import Chunk
 from fnrecipe.parallel import tensor_parallel
 from fnrecipe.parallel.mesh import Shard
@@ -29,26 +29,42 @@ def entered(x: Tensor, weight: Weight) -> Tensor:
     return tensor_parallel.all_positions(x, weight.axis) if isinstance(weight, Shard) else x
 
 
-def linear(x: Tensor, weight: Weight) -> Tensor:
-    """x [..., D] times the transpose of weight [F, D], cast to the dtype of x: [..., F]."""
-    if not isinstance(weight, Shard):
-        return F.linear(x, weight.to(x.dtype))
+def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
+    """x [..., D] times the transpose of weight [F, D], plus bias [F], both cast to the dtype of x: [..., F].
+
+    The bias of a weight that is sharded along its first dimension is sharded too; of one along its second, it is shared.
+    """
+    if isinstance(weight, Shard):
+        return _sharded_linear(x, weight, bias)
+    assert not isinstance(bias, Shard)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _sharded_linear(x: Tensor, weight: Shard, bias: Weight | None) -> Tensor:
     product = F.linear(x, weight.local.to(x.dtype))
-    return product if weight.dim == 0 else tensor_parallel.sum_of_positions(product, weight.axis)
+    if weight.dim != 0:
+        product = tensor_parallel.sum_of_positions(product, weight.axis)
+    if bias is None:
+        return product
+    assert isinstance(bias, Shard)
+    return product + (bias.local if bias.dim == 0 else tensor_parallel.shared(bias)).to(x.dtype)
 
 
-def logits(x: Tensor, weight: Weight, chunk: Chunk = None) -> Logits:
-    """x [B, T, D] times the head [V, D]: [B, T, V], sharded like the head; deferred if `chunk` is given."""
+def logits(x: Tensor, weight: Weight, chunk: Chunk = None, softcap: float | None = None) -> Logits:
+    """x [B, T, D] times the head [V, D]: [B, T, V], sharded like the head; deferred if `chunk` is given.
+
+    With a `softcap`, softcap · tanh(logit / softcap) of each.
+    """
     if chunk is not None and not isinstance(weight, Shard):
-        return DeferredLogits(x, weight, chunk_size(x, weight) if chunk == "auto" else chunk)
-    product = linear(entered(x, weight), weight)
+        return DeferredLogits(x, weight, chunk_size(x, weight) if chunk == "auto" else chunk, softcap)
+    product = softcapped(linear(entered(x, weight), weight), softcap)
     return Shard(product, -1, weight.axis) if isinstance(weight, Shard) else product
 
 
 def all_logits(logits: Logits) -> Tensor:
     """Unsharded logits [B, T, V]."""
     if isinstance(logits, DeferredLogits):
-        return linear(logits.x, logits.weight)
+        return softcapped(linear(logits.x, logits.weight), logits.softcap)
     return tensor_parallel.all_logits(logits) if isinstance(logits, Shard) else logits
 
 

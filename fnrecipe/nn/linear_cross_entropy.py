@@ -27,14 +27,21 @@ _GPU_CHUNK = 2**31
 class DeferredLogits:
     """Logits [B, T, V] as a product that has not been computed.
 
-    x       [B, T, D]
-    weight  [V, D]
-    chunk   positions whose logits may be allocated at once
+    x        [B, T, D]
+    weight   [V, D]
+    chunk    positions whose logits may be allocated at once
+    softcap  the bound of each logit; None: none
     """
 
     x: Tensor
     weight: Tensor
     chunk: int
+    softcap: float | None = None
+
+
+def softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits / cap), which is close to the logits where these are far below the cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def chunk_size(x: Tensor, weight: Tensor) -> int:
@@ -49,7 +56,7 @@ def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tupl
     """
     wanted = may_be_differentiated(logits.weight)  # not of a frozen head, and not in an evaluation
     total, nats, *_ = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk, wanted
+        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk, logits.softcap, wanted
     )
     return total, nats.detach().view(targets.shape)
 
@@ -70,7 +77,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, chunk: int, wanted: bool
+        x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, chunk: int, softcap: float | None, wanted: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rounded = weight.to(x.dtype)
         nats: list[Tensor] = []
@@ -81,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
         for part, chosen, counted in zip(*chunks, strict=True):
             # Inductor would schedule the products of all chunks first, with all logits allocated at once.
             ordered = part if latest is None else optimization_barrier(part, latest)
-            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted, x.device.type == "cpu")
+            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted, x.device.type == "cpu", softcap)
             nats.append(values)
             of_x.append(of_part)
             if slope is not None:
@@ -93,10 +100,12 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(
-        ctx: _Context, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, bool], output: tuple[Tensor, Tensor, Tensor, Tensor]
+        ctx: _Context,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, float | None, bool],
+        output: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> None:
         _, _, of_x, of_weight = output
-        ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[5]
+        ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[6]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(of_x, of_weight)
 
@@ -105,11 +114,11 @@ class _CrossEntropy(torch.autograd.Function):
         if any(other is not None for other in others):
             raise NotImplementedError("the cross entropy of deferred logits has no second derivative; take it of whole logits")
         of_x, of_weight = ctx.saved_tensors
-        return (of_x * gradient).to(ctx.dtype), of_weight * gradient if ctx.wanted else None, None, None, None, None
+        return (of_x * gradient).to(ctx.dtype), of_weight * gradient if ctx.wanted else None, None, None, None, None, None
 
 
 def _of_chunk(
-    x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor, wanted: bool, in_place: bool
+    x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor, wanted: bool, in_place: bool, softcap: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Nats [N], and the gradients of their masked sum for x [N, D] and, if it is wanted, weight [V, D] (float32).
 
@@ -119,7 +128,8 @@ def _of_chunk(
     # (powers - total * onehot) * (mask / total), whose second factor goes to the smaller x and its gradient, [N, D]: one pass
     # over the logits' memory less. On a CPU that memory is reused for all of this. On a GPU nothing is written into: then a
     # compiler makes two kernels of it, the sums of each row and the slopes, which both read the rounded logits.
-    logits = F.linear(x, weight).float()
+    logits = softcapped(F.linear(x, weight).float(), softcap)
+    falls = None if softcap is None else 1 - (logits / softcap).square()  # the derivative of the softcap
     chosen, highest = logits.gather(-1, targets[:, None]), logits.amax(-1, keepdim=True)
     powers = logits.sub_(highest).exp_() if in_place else (logits - highest).exp()
     total = powers.sum(-1, keepdim=True)
@@ -127,10 +137,11 @@ def _of_chunk(
     if x.dtype == torch.float16:
         powers, total = powers * (_LIFT / total), torch.full_like(total, _LIFT)
     if in_place:
-        slopes = powers.scatter_add_(-1, targets[:, None], -total).to(x.dtype)
+        slopes = powers.scatter_add_(-1, targets[:, None], -total)
     else:
         onehot = targets[:, None] == torch.arange(len(weight), device=x.device)
-        slopes = (powers - torch.where(onehot, total, 0)).to(x.dtype)
+        slopes = powers - torch.where(onehot, total, 0)
+    slopes = (slopes if falls is None else slopes * falls).to(x.dtype)
     scale = mask[:, None] / total
     of_x = (slopes @ weight) * scale
     of_weight = (slopes.t() @ (x * scale).to(x.dtype)).float() if wanted else None

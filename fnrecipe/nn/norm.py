@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe.nn.linear import Weight
@@ -11,14 +12,36 @@ from fnrecipe.parallel import tensor_parallel
 from fnrecipe.parallel.mesh import Shard
 
 
-def rms_norm(x: Tensor, weight: Weight, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Weight, eps: float, offset: float = 0.0) -> Tensor:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467); x [..., D], weight [D].
 
-    Computed in float32 at least, and rounded to the dtype of x. Saves x and one scalar a row for the backward pass.
+    `offset` is added to the weight. Computed in float32 at least, and rounded to the dtype of x. Saves x and one scalar a row
+    for the backward pass. Of a weight that is sharded along its dimension, x is the slice of a longer axis.
     """
+    if isinstance(weight, Shard) and weight.dim == 0:
+        return _sharded_rms_norm(x, weight, eps)
     scale = tensor_parallel.shared(weight) if isinstance(weight, Shard) else weight
+    scale = _wide(scale) + offset if offset else scale
     normed: Tensor = _RMSNorm.apply(x, scale, eps)[0]  # type: ignore[no-untyped-call]
     return normed
+
+
+def _sharded_rms_norm(x: Tensor, weight: Shard, eps: float) -> Tensor:
+    wide = _wide(x)
+    squares = tensor_parallel.sum_of_ranks((wide * wide).sum(-1, keepdim=True), weight.axis)
+    root = torch.rsqrt(squares / (x.shape[-1] * weight.axis.size) + eps)
+    normed: Tensor = (wide * root * weight.local).to(x.dtype)
+    return normed
+
+
+def layer_norm(x: Tensor, weight: Weight, bias: Weight, eps: float) -> Tensor:
+    """Layer norm over the last axis (Ba et al. 2016, arXiv:1607.06450); x [..., D], weight and bias [D].
+
+    Computed in float32 at least, and rounded to the dtype of x.
+    """
+    wide = _wide(x)
+    scale, shift = (tensor_parallel.shared(y) if isinstance(y, Shard) else y for y in (weight, bias))
+    return F.layer_norm(wide, x.shape[-1:], scale.to(wide.dtype), shift.to(wide.dtype), eps).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

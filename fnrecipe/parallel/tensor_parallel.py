@@ -29,6 +29,11 @@ def sum_of_positions(x: Tensor, axis: Axis) -> Tensor:
     return with_transpose(lambda xs: reduce_scatter(xs, [1], axis), lambda xs: all_gather(xs, [1], axis))([x])[0]
 
 
+def sum_of_ranks(x: Tensor, axis: Axis) -> Tensor:
+    """All-reduce of what each rank has computed of its own heads or units; so is its transpose."""
+    return with_transpose(*[lambda xs: all_reduce(list(xs), axis)] * 2)([x])[0]
+
+
 def shared(weight: Shard) -> Tensor:
     """A replicated weight that each rank applies to its own positions: its gradient is all-reduced."""
     axis = weight.axis

@@ -27,15 +27,17 @@ _log = logging.getLogger(__name__)
 
 
 class LoadedRun(NamedTuple):
-    """The recipe and the config of a run, and the parameters of its newest whole checkpoint: whole tensors on the CPU."""
+    """The recipe and the config of a run, and the parameters of a checkpoint: whole tensors on the CPU."""
 
     recipe: Recipe[Any]
     config: Any
     params: Tree
 
 
-def load(run: str | Path, recipe: Recipe[Any] | str | None = None) -> LoadedRun:
+def load(run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int | None = None) -> LoadedRun:
     """The run in the output directory `run`, whatever number of processes trained it and however they cut its state.
+
+    The parameters are those of its newest whole checkpoint, or of the one of `step`.
 
     The recipe is found by its name in `run.json`, and its code runs, as it does to train it. Where it is somewhere else by now,
     or for a run of somebody whom you do not trust, give the `recipe`, or a name by which `fnrecipe train` finds one.
@@ -49,10 +51,16 @@ def load(run: str | Path, recipe: Recipe[Any] | str | None = None) -> LoadedRun:
     if not (out / run_dir.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
     config, _ = resolve(found.config, [out / run_dir.CONFIG])
+    return LoadedRun(found, config, _params(found, config, _checkpoint(out, step)))
+
+
+def _checkpoint(out: Path, step: int | None) -> Checkpoint:
+    if step is not None:
+        return checkpoint.of_step(out / run_dir.CHECKPOINTS, step)
     newest = checkpoint.newest(out / run_dir.CHECKPOINTS, _log.warning)
     if newest is None:
         raise CheckpointError(f"{out}: expected a checkpoint, found none")
-    return LoadedRun(found, config, _params(found, config, newest))
+    return newest
 
 
 def _recorded(out: Path) -> Recipe[Any]:
@@ -82,9 +90,9 @@ def _instead(out: Path, name: str) -> str:
 
 
 def _params(recipe: Recipe[Any], config: Any, found: Checkpoint) -> Tree:
-    params = recipe.init(config, random.key(config.common.seed), replicated)
-    like = {_PARAMS: tree.map(torch.empty_like, params)}
-    del params  # what is empty takes no memory before it is filled: there is one set of parameters at a time
+    # No number is drawn: on the device meta, `init` says no more than what the parameters are like.
+    outline = recipe.init(config, random.key(config.common.seed, torch.device("meta")), replicated)
+    like = {_PARAMS: tree.map(lambda leaf: torch.empty_like(leaf, device="cpu"), outline)}
     tensors = {path: saved for path, saved in found.tensors.items() if path.partition(".")[0] == _PARAMS}
     restored: Tree = checkpoint.restore(attrs.evolve(found, tensors=tensors), like)[_PARAMS]
     return restored

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.build import init_train_state
 from fnrecipe.config import unstructure, yaml
-from fnrecipe.errors import CheckpointError
+from fnrecipe.config.tagged import tagged_sections
+from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import global_slice, is_shard
-from fnrecipe.recipe import C
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
@@ -30,14 +32,16 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
         UsageError: if it was made from other data, unless `with_changes`.
     """
     display, out = session.display, session.out
-    state = init_train_state(session.recipe, session.config, session.mesh, session.device)
+    found = checkpoint.newest(out / run_dir.CHECKPOINTS, display.line, session.gang)
+    if found is None:
+        _tell_weights(session)
+    state = init_train_state(session.recipe, session.config, session.mesh, session.device, pretrained=found is None)
     size = sum(global_slice(leaf)[0].numel() for leaf in tree.leaves(state.params, is_shard))
     ranks = "" if session.gang.alone else f", {session.gang.size} ranks"
     where = f"{session.device.type} ({torch.get_num_threads()} threads{ranks})"
     display.line(f"{session.recipe.name}: {size:,} parameters on {where}, in {out}")
     if TOKENIZER in session.facts:
         display.line(f"tokenizer: {session.facts[TOKENIZER]}")
-    found = checkpoint.newest(out / run_dir.CHECKPOINTS, display.line, session.gang)
     if found is not None:
         if not with_changes:
             run_dir.check_identity(out, found.files, session.facts)
@@ -53,12 +57,25 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
     return Tick(step, cursor, states=[state])
 
 
-def write_facts(session: Session[C]) -> None:
+def _tell_weights(session: Session[C]) -> None:
+    """A line for each section of the config that names weights to begin with.
+
+    Raises:
+        UsageError: if the recipe does not read any.
+    """
+    named = {path: weights for path, section in tagged_sections(session.config) if (weights := getattr(section, "path", None))}
+    for path, weights in named.items():
+        if session.recipe.pretrained is None:
+            expected = f"null: the recipe {session.recipe.name} has no `pretrained`, which reads weights"
+            raise UsageError(f"{path}.path: expected {expected}; found {weights}")
+        session.display.line(f"weights: {weights}")
+
+
+def write_facts(recipe: Recipe[C], config: C, device: torch.device, out: Path) -> None:
     """Writes the config, and what somebody needs to know to run this again."""
-    recipe, seed = session.recipe, session.config.common.seed
-    facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": seed, **host.facts(session.device)}
-    replace(session.out / run_dir.CONFIG, yaml.dump(unstructure(session.config)).encode())
-    replace(session.out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
+    facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": config.common.seed, **host.facts(device)}
+    replace(out / run_dir.CONFIG, yaml.dump(unstructure(config)).encode())
+    replace(out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
 
 
 def wait_for_leader(session: Session[C], step: int) -> None:

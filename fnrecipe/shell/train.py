@@ -109,7 +109,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
     write = partial(_write, session, recorded)
     wait_for_leader(session, first)
     if gang.leads:
-        write_facts(session)
+        write_facts(recipe, config, device, session.out)
     if jit_mode(config.trainer.jit, device) != "off" and (config.regime.num_steps is None or first < config.regime.num_steps):
         display.line("tracing the step")
     source = training_source(session)  # which may look for files, and may be stopped at once

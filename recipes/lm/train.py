@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fnrecipe import presets
+from fnrecipe import interop, presets
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.generate import generate
@@ -28,6 +28,10 @@ from .data import all_corpora, example, make_tokenizer, source_list, train_strea
 
 def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
     return presets.init(config.model, key, place)
+
+
+def pretrained(config: LMConfig, key: Tensor, place: Placement) -> Tree | None:
+    return interop.pretrained(config.model, key, place)
 
 
 def loss(config: LMConfig) -> Loss:
@@ -73,6 +77,7 @@ recipe = Recipe(
     name="lm",
     config=defaults,
     init=init,
+    pretrained=pretrained,
     loss=loss,
     update=update,
     stream=train_stream,

@@ -83,7 +83,7 @@ def test_llama_2_7b_takes_six_times_its_parameters_but_the_embedding_and_its_att
 
 
 def test_vectors_take_part_in_no_product() -> None:
-    assert token_flops([(8,), (2, 4), ()], layers=0, width=4, length=4) == TokenFlops(48, 48)
+    assert token_flops([(8,), (2, 4), ()], windows=(), width=4, length=4) == TokenFlops(48, 48)
 
 
 X, Y = torch.zeros(6, 4), torch.zeros(4, 3)

@@ -12,7 +12,9 @@ import pytest
 from fnrecipe.components.lr_schedulers.cosine_annealing import CosineAnnealingConfig
 from fnrecipe.components.lr_schedulers.wsd import WSDConfig
 from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, resolve, unstructure, yaml
+from fnrecipe.config.find import known
 from fnrecipe.config.layers import flatten
+from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.errors import ConfigError
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.llama.config import ARCHS
@@ -177,6 +179,7 @@ def test_a_family_of_a_user_has_its_own_config_and_archs(name: str, here: Path) 
     found, sources = resolved([f"model.family={name}", "model.arch=wide", "model.config.max_seq_len=256"])
     assert unstructure(found.model) == {
         "name": None,
+        "path": None,
         "family": name,
         "arch": "wide",
         "dtype": "float32",
@@ -211,34 +214,34 @@ def test_a_dump_with_other_tags_reads_back_from_the_file_alone(name: str) -> Non
 
 
 NAMES = "path/to/file.py or module:attribute"
+FAMILY = f"{' or '.join(known(FAMILIES))} or {NAMES}"
 
 
 @pytest.mark.parametrize(
     ("pair", "line"),
     [
-        ("model.family=lama", f"expected llama or {NAMES}, found 'lama' (command line); did you mean llama?"),
-        ("model.family=3", f"expected llama or {NAMES}, found 3 (command line)"),
-        ("model.family=null", f"expected llama or {NAMES}, found null (command line)"),
-        ("model.family=flops", f"expected llama or {NAMES}, found 'flops' (command line); valid names: llama"),
-        ("model.family=no.py", f"expected llama or {NAMES}, found 'no.py' (command line); no.py: no such file"),
+        ("model.family=lama", f"expected {FAMILY}, found 'lama' (command line); did you mean llama?"),
+        ("model.family=3", f"expected {FAMILY}, found 3 (command line)"),
+        ("model.family=null", f"expected {FAMILY}, found null (command line)"),
+        ("model.family=flops", f"expected {FAMILY}, found 'flops' (command line); valid names: {', '.join(known(FAMILIES))}"),
+        ("model.family=no.py", f"expected {FAMILY}, found 'no.py' (command line); no.py: no such file"),
         (
             "model.family=no_such:model",
-            f"expected llama or {NAMES}, found 'no_such:model' (command line); "
-            "no_such: no module called no_such here or installed",
+            f"expected {FAMILY}, found 'no_such:model' (command line); no_such: no module called no_such here or installed",
         ),
         (
             "model.family=my_optimizer.py",
-            f"expected llama or {NAMES}, found 'my_optimizer.py' (command line); "
+            f"expected {FAMILY}, found 'my_optimizer.py' (command line); "
             "my_optimizer.py: expected a fnrecipe Model called 'model' in it, found none",
         ),
         (
             "model.family=my_model:without_default",
-            f"expected llama or {NAMES}, found 'my_model:without_default' (command line); "
+            f"expected {FAMILY}, found 'my_model:without_default' (command line); "
             "my_model:without_default: expected its `config` to be an attrs class with a default for each field",
         ),
         (
             "model.family=my_optimizer:sgd",
-            f"expected llama or {NAMES}, found 'my_optimizer:sgd' (command line); "
+            f"expected {FAMILY}, found 'my_optimizer:sgd' (command line); "
             "my_optimizer:sgd: expected a fnrecipe Model called 'sgd' in it, found Optimizer",
         ),
         (

@@ -15,6 +15,7 @@ from fnrecipe.models import llama
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.llama.config import ARCHS
 from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.models.rope import Llama3Scaling
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.transforms import evaluation
@@ -25,9 +26,12 @@ PUBLISHED = {
     "llama_1b": 1_100_048_384,
     "llama2_7b": 6_738_415_616,
     "llama3_8b": 8_030_261_248,
+    "llama3_1_8b": 8_030_261_248,
     "llama3_2_1b": 1_235_814_400,
     "llama3_2_3b": 3_212_749_824,
     "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1_7b": 1_711_376_384,
 }
 """Parameters; llama_1b is TinyLlama."""
 
@@ -116,3 +120,44 @@ def test_two_ranks_share_wide_heads() -> None:
 
 def test_the_default_shape_is_llama_2s() -> None:
     assert attrs.evolve(LlamaConfig(), max_seq_len=4096) == ARCHS["llama2_7b"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "scaling"),
+    [
+        (["model.config.rope_scaling={factor: 4}"], Llama3Scaling(4.0)),
+        (["model.config.rope_scaling.factor=4"], Llama3Scaling(4.0)),
+        (["model.name=llama3_2_1b", "model.config.rope_scaling.low_freq_factor=2"], Llama3Scaling(32.0, 2.0)),
+        (["model.name=llama3_2_1b", "model.config.rope_scaling=null"], None),
+        (["model.name=llama3_2_1b"], Llama3Scaling(32.0)),
+    ],
+)
+def test_the_scaling_of_rotary_frequencies_is_a_section_or_null(pairs: list[str], scaling: Llama3Scaling | None) -> None:
+    changed, _ = resolve(config, pairs=pairs)
+    assert changed.model.config.rope_scaling == scaling
+
+
+@pytest.mark.parametrize(
+    ("pairs", "lines"),
+    [
+        (
+            ["model.config.rope_scaling={high_freq_factor: 1}"],
+            ["model.config.rope_scaling.high_freq_factor: expected a number above low_freq_factor = 1.0, found 1.0"],
+        ),
+        (
+            ["model.config.rope_scaling={factor: 0}", "model.config.num_layers=0"],
+            [
+                "model.config.num_layers: expected an integer of at least 1, found 0",
+                "model.config.rope_scaling.factor: expected a number above 0, found 0",
+            ],
+        ),
+        (
+            ["model.name=llama3_2_1b", "model.config.rope_scaling=null", "model.config.num_layers=0"],
+            ["model.config.num_layers: expected an integer of at least 1, found 0"],
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_section_that_may_be_null_is_told(pairs: list[str], lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(config, pairs=pairs)
+    assert str(caught.value).splitlines() == [f"{line} (command line)" for line in lines]

@@ -19,6 +19,7 @@ from fnrecipe.data import Batch
 from fnrecipe.models import llama
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.models.parameters import shapes
 from fnrecipe.nn.policy import Policy
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, documents, draw, packed
@@ -191,7 +192,7 @@ def test_shapes_are_those_of_the_parameters_and_of_hugging_face(tied: bool) -> N
     assert found == {path: tuple(model.get_parameter(their_name(path)).shape) for path in found}
 
     def declared(path: str) -> tuple[int, ...]:
-        node = llama.shapes(config)
+        node = shapes(llama.parameters(config), config.num_layers)
         for name in path.split("."):
             node = node[name]
         return node

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
+from attrs.converters import optional
 
-from fnrecipe.config.find import Kind, find_component, known
+from fnrecipe.config.find import Kind, NotFoundError, find_component, known
+from fnrecipe.config.model_dir import Described, describe, is_directory
+from fnrecipe.config.paths import expanded
 from fnrecipe.config.tagged import TagError, Tagged, Tags, find_tagged
 from fnrecipe.errors import did_you_mean
 
@@ -35,6 +39,8 @@ def named() -> dict[str, str]:
 
 
 def _family(section: ModelSection) -> str:
+    if section.path is not None:
+        return _described(section.path).family
     return named().get(section.name or "", "llama")
 
 
@@ -46,13 +52,15 @@ def _config(section: ModelSection) -> ModelConfig:
 class ModelSection(Tagged):
     """`family`: whose functions; `arch`: a shape in it, null for the family's defaults; `name`: a word for both at once.
 
+    `path`: a directory that gives family and shape, and the weights to begin with.
     `dtype`: of the parameters and of what the optimizer keeps for them.
     """
 
-    TAGS: ClassVar[tuple[str, ...]] = ("name", "family", "arch")
+    TAGS: ClassVar[tuple[str, ...]] = ("name", "path", "family", "arch")
     SHORT: ClassVar[str] = "name"
 
     name: str | None = None
+    path: str | None = field(default=None, converter=optional(expanded))
     family: str = field(default=Factory(_family, takes_self=True))
     arch: str | None = field(default=Factory(lambda section: section.name, takes_self=True))
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -60,11 +68,13 @@ class ModelSection(Tagged):
 
     @classmethod
     def follow(cls, before: Tags, written: Tags) -> dict[str, object]:
-        """A name brings family and arch; a family ends the name and arch of another one, an arch the name of another one."""
-        name, family, arch = written.get("name"), written.get("family"), written.get("arch")
-        if isinstance(name, str) and name in named():
-            return {"name": name, "family": named()[name], "arch": name, **written}
+        """A name or a path brings family and arch; a family ends another one's name and arch, an arch another one's name."""
+        name, family, arch, path = (written.get(tag) for tag in ("name", "family", "arch", "path"))
         after = {**before, **written}
+        if isinstance(path, str) and path != before["path"]:
+            return {"name": None, "path": path, "family": family or _family_at(path), "arch": None, **written}
+        if isinstance(name, str) and name in named():
+            return {**after, "name": name, "family": named()[name], "arch": name, **written}
         if "family" in written and family != before["family"]:
             return {**after, "name": name, "arch": arch}
         return {**after, "name": name} if "arch" in written and arch != before["arch"] else after
@@ -72,6 +82,7 @@ class ModelSection(Tagged):
     @classmethod
     def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
         name, family, arch = tags["name"], tags["family"], tags["arch"]
+        described = _checked_path(tags)
         if name is not None:
             names = named()
             if name not in [*names]:
@@ -84,4 +95,57 @@ class ModelSection(Tagged):
         if arch is not None and arch not in [*found.archs]:
             expected = f"null or an architecture of the family {family}"
             raise TagError("arch", expected, arch, did_you_mean(str(arch), found.archs))
-        return [("default", found.config()), *([] if arch is None else [(f"arch {arch}", found.archs[arch])])]
+        chosen = [] if arch is None else [(f"arch {arch}", found.archs[arch])]
+        chosen += [] if described is None else [(described.source, described.config)]
+        return [("default", found.config()), *chosen]
+
+    @classmethod
+    def derived(cls, tags: Tags) -> str:
+        return f"path {tags['path']}" if tags["path"] else super().derived(tags)
+
+    @classmethod
+    def beside(cls, tags: Tags) -> tuple[str, Mapping[str, object]]:
+        """The tokenizer of the directory `path`, if it has one."""
+        described = _checked_path(tags)
+        return (
+            ("", {}) if described is None else (described.source, {f"tokenizer.{k}": v for k, v in described.tokenizer.items()})
+        )
+
+
+def _family_at(path: str) -> str | None:
+    """The family of the model in a directory; None if that does not say."""
+    try:
+        return describe(path, FAMILIES).family
+    except NotFoundError:
+        return None
+
+
+def _described(path: str) -> Described:
+    try:
+        return describe(path, FAMILIES)
+    except NotFoundError as error:
+        raise TagError("path", error.expected, path, error.hint) from None
+
+
+def _checked_path(tags: Tags) -> Described | None:
+    """What the directory `path` says of its model; None without one.
+
+    A directory that is gone is none if the family is known otherwise: a saved config says all that it said.
+
+    Raises:
+        TagError: if it is not such a directory, or another tag speaks of another model.
+    """
+    path = tags["path"]
+    if path is None:
+        return None
+    if not isinstance(path, str):
+        raise TagError("path", "text or null", path)
+    for other in ("name", "arch"):
+        if tags[other] is not None:
+            raise TagError(other, f"null beside model.path={path}", tags[other])
+    if tags["family"] is not None and not is_directory(path):
+        return None
+    described = _described(path)
+    if tags["family"] != described.family:
+        raise TagError("family", f"{described.family}, which {described.source} says", tags["family"])
+    return described

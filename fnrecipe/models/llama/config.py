@@ -9,14 +9,17 @@ from attrs import field, frozen
 from fnrecipe.config.affects import CUT
 from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.errors import Problem
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, fixed, reader, rope, same, stored, writer
 from fnrecipe.models.model import Family
+from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.rope import Llama3Scaling
 
 
 @frozen
 class LlamaConfig:
     """Shape of a Llama decoder. `ffn_inner_dim` is the width itself: no factor of 2/3 is applied to it.
 
-    `head_dim`: width of a head; null: model_dim / num_attn_heads.
+    `head_dim`: width of a head; null: model_dim / num_attn_heads. `rope_scaling`: null: as in the first two Llamas.
     """
 
     vocab_size: PositiveInt = field(default=32000, metadata=CUT)
@@ -29,6 +32,7 @@ class LlamaConfig:
     ffn_inner_dim: PositiveInt = field(default=11008, metadata=CUT)
     tied_embeddings: bool = False
     rope_theta: Positive = 10000.0
+    rope_scaling: Llama3Scaling | None = None
     norm_eps: Positive = 1e-5
     init_std: Positive = 0.02
 
@@ -47,12 +51,30 @@ class LlamaConfig:
             yield Problem("num_key_value_heads", f"a divisor of num_attn_heads = {heads}", str(groups))
 
 
+def parameters(config: LlamaConfig) -> dict[str, Parameter]:
+    """Whole heads, feed-forward units and rows of the vocabulary are cut."""
+    model, inner = config.model_dim, config.ffn_inner_dim
+    queries, keys = (number * config.head_width for number in (config.num_attn_heads, config.num_key_value_heads))
+    norm = Parameter((model,), start="ones")
+    layer = {
+        "attention_norm": norm,
+        "query": Parameter((queries, model), 0),
+        "key": Parameter((keys, model), 0),
+        "value": Parameter((keys, model), 0),
+        "output": Parameter((model, queries), 1, "writer"),
+        "ffn_norm": norm,
+        "gate": Parameter((inner, model), 0),
+        "up": Parameter((inner, model), 0),
+        "down": Parameter((model, inner), 1, "writer"),
+    }
+    embedding = Parameter((config.vocab_size, model), 0, looked_up=not config.tied_embeddings)
+    head = {} if config.tied_embeddings else {"head": Parameter((config.vocab_size, model), 0)}
+    return {"embedding": embedding, **in_layers(layer), "norm": norm, **head}
+
+
 def num_parameters(config: LlamaConfig) -> tuple[int, int]:
     """Parameters of the vocabulary, embedding and head; and those of the layers and the last norm."""
-    model, head = config.model_dim, config.head_width
-    attention = 2 * model * head * (config.num_attn_heads + config.num_key_value_heads)
-    layer = 2 * model + attention + 3 * config.ffn_inner_dim * model
-    return config.vocab_size * model * (1 if config.tied_embeddings else 2), config.num_layers * layer + model
+    return count(parameters(config), config.num_layers)
 
 
 ARCHS = {
@@ -72,6 +94,14 @@ ARCHS = {
     "llama3_8b": LlamaConfig(
         vocab_size=128256, max_seq_len=8192, num_key_value_heads=8, ffn_inner_dim=14336, rope_theta=500_000.0
     ),
+    "llama3_1_8b": LlamaConfig(
+        vocab_size=128256,
+        max_seq_len=131072,
+        num_key_value_heads=8,
+        ffn_inner_dim=14336,
+        rope_theta=500_000.0,
+        rope_scaling=Llama3Scaling(),
+    ),
     "llama3_2_1b": LlamaConfig(
         vocab_size=128256,
         max_seq_len=131072,
@@ -82,6 +112,7 @@ ARCHS = {
         ffn_inner_dim=8192,
         tied_embeddings=True,
         rope_theta=500_000.0,
+        rope_scaling=Llama3Scaling(factor=32.0),
     ),
     "llama3_2_3b": LlamaConfig(
         vocab_size=128256,
@@ -94,6 +125,7 @@ ARCHS = {
         ffn_inner_dim=8192,
         tied_embeddings=True,
         rope_theta=500_000.0,
+        rope_scaling=Llama3Scaling(factor=32.0),
     ),
     "smollm2_135m": LlamaConfig(
         vocab_size=49152,
@@ -106,7 +138,40 @@ ARCHS = {
         tied_embeddings=True,
         rope_theta=100_000.0,
     ),
+    "smollm2_360m": LlamaConfig(
+        vocab_size=49152,
+        max_seq_len=8192,
+        model_dim=960,
+        num_attn_heads=15,
+        num_key_value_heads=5,
+        ffn_inner_dim=2560,
+        tied_embeddings=True,
+        rope_theta=100_000.0,
+    ),
+    "smollm2_1_7b": LlamaConfig(
+        vocab_size=49152,
+        max_seq_len=8192,
+        model_dim=2048,
+        num_layers=24,
+        ffn_inner_dim=8192,
+        tied_embeddings=True,
+        rope_theta=130_000.0,
+    ),
 }
-"""By the shapes that were published; rotary frequencies are not scaled, as those of Llama 3.2 are."""
+"""By the shapes that were published."""
 
-family = Family(config=LlamaConfig, archs=ARCHS, parameters=num_parameters)
+KEYS = (
+    same(defaults={"num_attention_heads": 32, "num_key_value_heads": None, "rms_norm_eps": 1e-6}),
+    rope(),
+    fixed(hidden_act="silu", attention_bias=False, mlp_bias=False),
+)
+
+hugging_face = HuggingFace(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    tensors=lambda config: stored(DECODER_NAMES, tied=config.tied_embeddings),
+    read_config=reader(LlamaConfig, *KEYS),
+    write_config=writer(*KEYS),
+)
+
+family = Family(config=LlamaConfig, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)

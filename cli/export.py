@@ -1,0 +1,47 @@
+"""`fnrecipe export RUN --out DIR`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from fnrecipe.cli.options import FilePath
+from fnrecipe.cli.units import si
+from fnrecipe.errors import UsageError
+
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+@click.command(short_help="Write a run's model for transformers and others.")
+@click.argument("run", type=FilePath())
+@click.option("--out", required=True, type=FilePath(), metavar="DIR", help="The directory, which is made.")
+@click.option("--step", default=None, type=click.IntRange(min=0), help="Of this checkpoint; the newest by default.")
+@click.option("--dtype", default=None, type=click.Choice(("float32", "bfloat16", "float16")), help="By default the run's own.")
+@click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Of a file of weights, at most.")
+def export(run: Path, out: Path, step: int | None, dtype: str | None, shard_size: str) -> int:
+    """Write the model of RUN as DIR, a directory of Hugging Face: weights in safetensors, configs, tokenizer, chat template.
+
+    DIR is there complete or not at all. The code of the run's recipe runs, as it does to train it.
+
+    \b
+    fnrecipe export runs/first --out first-hf --dtype bfloat16
+    """
+    limit = _size(shard_size)
+    from fnrecipe.shell.export import export as write
+
+    found = write(run, out, step=step, dtype=dtype, shard_size=limit)
+    files = f"{found.files} file{'s' * (found.files > 1)} of weights"
+    click.echo(
+        f"{out}: {found.parameters:,} parameters, {found.dtype}, {files}, {si(found.size, 'B')}; {found.tokens:,} tokens"
+    )
+    return 0
+
+
+def _size(text: str) -> int:
+    """Bytes, from a number with a unit: `5GB`, `200MiB`, `1000`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+        raise UsageError(f"--shard-size: expected a size such as 5GB, found {text!r}; units: {', '.join(filter(None, _UNITS))}")
+    return max(int(float(match[1]) * _UNITS[match[2]]), 1)

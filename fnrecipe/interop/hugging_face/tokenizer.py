@@ -1,0 +1,96 @@
+"""The tokenizer of a run as files of Hugging Face: copies of those it was read from, or new ones for bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from fnrecipe.config import TokenizerSection
+from fnrecipe.config.model_dir import TOKENIZER, TOKENIZER_CONFIG, read_json, token_text
+from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer
+from fnrecipe.errors import UsageError
+
+BESIDE = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""Files that belong to a tokenizer.json and are copied as they are."""
+
+
+@attrs.frozen(eq=False)
+class TokenizerFiles:
+    """A tokenizer, its files by name, and the directory of Hugging Face that they are from, if they are from one."""
+
+    tokenizer: Tokenizer
+    files: dict[str, bytes]
+    origin: Path | None
+
+
+def tokenizer_files(section: TokenizerSection, max_seq_len: int) -> TokenizerFiles:
+    """The files of the tokenizer of a config; what they say of the ends of a text is what the config says.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    if section.family == "byte":
+        tokenizer = byte_tokenizer()
+        return TokenizerFiles(tokenizer, {TOKENIZER: _byte_level(tokenizer), **_config({}, tokenizer, max_seq_len)}, None)
+    assert section.path is not None
+    tokenizer = huggingface_tokenizer(section.path, section.eos_token, section.bos_token)
+    path = Path(section.path) / TOKENIZER if Path(section.path).is_dir() else Path(section.path)
+    told = path.name == TOKENIZER and (path.parent / TOKENIZER_CONFIG).is_file()
+    if not told:
+        return TokenizerFiles(tokenizer, {TOKENIZER: _bytes(path), **_config({}, tokenizer, max_seq_len)}, None)
+    names = [TOKENIZER, TOKENIZER_CONFIG, *(name for name in BESIDE if (path.parent / name).is_file())]
+    files = {name: _bytes(path.parent / name) for name in names}
+    values = read_json(path.parent / TOKENIZER_CONFIG)
+    asked = {key: name for key in ("bos_token", "eos_token") if (name := getattr(section, key)) is not None}
+    if any(token_text(values.get(key)) != name for key, name in asked.items()):
+        files |= _config(values, tokenizer, max_seq_len)
+    return TokenizerFiles(tokenizer, files, path.parent)
+
+
+def _config(values: dict[str, Any], tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:
+    """A tokenizer_config.json; without `values` of an older one, one that says how to read a tokenizer.json."""
+    bos, eos = tokenizer.names
+    new = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len, "clean_up_tokenization_spaces": False}
+    return {TOKENIZER_CONFIG: pretty({**(values or new), "bos_token": bos, "eos_token": eos})}
+
+
+def _byte_level(tokenizer: Tokenizer) -> bytes:
+    """A tokenizer.json that gives the bytes of a text: a byte-level BPE without a merge."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Inner
+
+    names = {char: number for number, char in enumerate(_characters())}
+    inner = Inner(models.BPE(vocab=names, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(tokenizer.names[1], special=True)])
+    return inner.to_str(pretty=True).encode()
+
+
+def _characters() -> list[str]:
+    """The characters by which byte-level vocabularies spell the bytes 0 to 255: printable ones as they are, others from 256."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in kept else next(others)) for byte in range(0x100)]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"tokenizer.path: cannot read {path}: {error.strerror}") from None
+
+
+def pretty(values: object) -> bytes:
+    """JSON as transformers writes it."""
+    return f"{json.dumps(values, indent=2, ensure_ascii=False)}\n".encode()

@@ -1,0 +1,60 @@
+"""The parameters that a run begins with: those of the directory that `model.path` names."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import cast
+
+import attrs
+import torch
+from attrs import AttrsInstance
+from torch import Tensor
+
+from fnrecipe import checkpoint, tree
+from fnrecipe.config import ModelSection
+from fnrecipe.config.model_dir import is_directory, is_hugging_face
+from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.interop.hugging_face import weights
+from fnrecipe.models.model import Model, find_model
+from fnrecipe.parallel.mesh import Placement
+from fnrecipe.tree import Tree
+
+_CHECKPOINTS, _PARAMS = "checkpoints", "params"
+_log = logging.getLogger(__name__)
+
+
+def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | None:
+    """The parameters in the directory `section.path`, in the section's dtype on the key's device; None without a path.
+
+    Raises:
+        UsageError, CheckpointError: if they are not there, cannot be read, or are not those of the section's config.
+    """
+    if section.path is None:
+        return None
+    if not is_directory(section.path):
+        raise UsageError(f"model.path: expected a directory with weights to begin with, found none: {section.path}")
+    model, dtype = find_model(section.family), getattr(torch, section.dtype)
+    config = cast("AttrsInstance", section.config)
+    if is_hugging_face(section.path):
+        return weights.read(Path(section.path), model, config, dtype, key, place)
+    return _of_run(Path(section.path), model, config, dtype, key, place)
+
+
+def _of_run(
+    directory: Path, model: Model[AttrsInstance], config: AttrsInstance, dtype: torch.dtype, key: Tensor, place: Placement
+) -> Tree:
+    """The parameters of the newest whole checkpoint of a run."""
+    found = checkpoint.newest(directory / _CHECKPOINTS, _log.warning)
+    if found is None:
+        raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+    saved = {path: entry for path, entry in found.tensors.items() if path.partition(".")[0] == _PARAMS}
+
+    def empty(path: str, leaf: Tensor) -> Tree:
+        there = saved.get(f"{_PARAMS}.{path}")
+        own = leaf.dtype if there is None else getattr(torch, there.dtype)
+        return tree.map(lambda local: torch.empty_like(local, dtype=own, device=key.device), place(path, leaf))
+
+    like = {_PARAMS: model.init(config, key.to("meta"), empty)}
+    restored = checkpoint.restore(attrs.evolve(found, tensors=saved), like)
+    return tree.map(lambda local: local.to(dtype), restored[_PARAMS])

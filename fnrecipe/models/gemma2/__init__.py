@@ -1,0 +1,1 @@
+"""Gemma 2: its config, which is free of torch, and its functions."""

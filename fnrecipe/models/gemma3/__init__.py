@@ -1,0 +1,1 @@
+"""Gemma 3 for text: its config, which is free of torch, and its functions."""

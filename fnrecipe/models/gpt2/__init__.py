@@ -1,0 +1,1 @@
+"""GPT-2: its config, which is free of torch, and its functions."""

@@ -1,0 +1,1 @@
+"""Mistral: its config, which is free of torch, and its functions."""

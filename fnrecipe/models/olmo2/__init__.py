@@ -1,0 +1,1 @@
+"""OLMo 2: its config, which is free of torch, and its functions."""

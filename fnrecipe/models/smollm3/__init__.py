@@ -1,0 +1,1 @@
+"""SmolLM 3: its config, which is free of torch, and its functions."""

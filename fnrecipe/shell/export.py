@@ -1,0 +1,72 @@
+"""A run as a directory of Hugging Face, and such a directory as a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fnrecipe import checkpoint
+from fnrecipe.build import init_train_state
+from fnrecipe.config import ModelSection, TokenizerSection
+from fnrecipe.errors import UsageError
+from fnrecipe.interop.hugging_face import export as hugging_face
+from fnrecipe.interop.hugging_face.export import Exported
+from fnrecipe.parallel.mesh import Mesh
+from fnrecipe.recipe import C, Recipe
+from fnrecipe.shell import run_dir
+from fnrecipe.shell.identity import identity
+from fnrecipe.shell.load import LoadedRun, load
+from fnrecipe.shell.start import write_facts
+
+SHARD_SIZE = 5_000_000_000
+"""Bytes of a file of weights, as transformers has cut them for long."""
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    recipe: Recipe[Any] | str | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+    shard_size: int = SHARD_SIZE,
+) -> Exported:
+    """Writes the model of a run as the directory `out`, which transformers, vLLM and others load.
+
+    run, recipe, step   as `load` takes them
+    dtype               float32, bfloat16 or float16; None: that of the run
+    shard_size          bytes of a file of weights at most
+
+    Raises:
+        UsageError, CheckpointError: as `load`; if `out` is there already; if the recipe's model has no form of Hugging Face.
+    """
+    found = load(run, recipe, step=step)
+    model, tokenizer = _sections(found)
+    kind = None if dtype is None else getattr(torch, dtype)
+    return hugging_face.export(Path(out), model, tokenizer, found.params, dtype=kind, shard_size=shard_size)
+
+
+def _sections(found: LoadedRun) -> tuple[ModelSection, TokenizerSection]:
+    model, tokenizer = (getattr(found.config, name, None) for name in ("model", "tokenizer"))
+    if not isinstance(model, ModelSection) or not isinstance(tokenizer, TokenizerSection):
+        raise UsageError(f"{found.recipe.name}: expected a recipe with the sections model and tokenizer, as lm has them")
+    return model, tokenizer
+
+
+def import_model(recipe: Recipe[C], config: C, out: Path) -> Path:
+    """Makes `out` the directory of a run at step 0, with the weights that the config names as its checkpoint.
+
+    Raises:
+        UsageError: if there is a run already; if the weights cannot be read, or are not those of the config.
+    """
+    with run_dir.claimed(out):
+        if checkpoint.committed(out / run_dir.CHECKPOINTS) or (out / run_dir.CONFIG).exists():
+            raise UsageError(f"{out}: expected a directory without a run, found one")
+        device = torch.device("cpu")
+        state = init_train_state(recipe, config, Mesh(), device, pretrained=True)
+        facts = identity(recipe, config, recipe.corpora(config) if recipe.corpora else [])
+        written = checkpoint.save(out / run_dir.CHECKPOINTS, 0, state, None, facts)
+        write_facts(recipe, config, device, out)
+    return written

@@ -1,0 +1,67 @@
+"""Every family on two ranks: cut by tensor parallelism, and its layers gathered one at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from fnrecipe import random, tree
+from fnrecipe.models.model import find_model
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.policy import Policy
+from fnrecipe.parallel.mesh import Mesh
+from fnrecipe.transforms import gradients
+from fnrecipe.tree import Tree
+from tests.helpers import assert_close, assert_same_bits, documents, packed
+from tests.ranks import assembled, mesh_of, on_ranks
+
+from .families import TINY, random_params, tiny
+
+BATCH = packed([documents(9, 14), documents(24)], 24)
+POLICIES = {"tensor": Policy(), "fsdp": Policy(), "fsdp, selective": Policy(remat="selective")}
+
+
+def found(mesh: Mesh, family: str, config: Any, params: Tree, policy: Policy) -> tuple[Tree, Any]:
+    """Gradients, cut over the ranks, and sums of the loss."""
+    share = 2 // mesh.shard.size
+    loss = next_token_loss(partial(find_model(family).apply, config, policy=policy, scope="document"))
+    cut = {}
+    for path, leaf in tree.paths(params).items():
+        node = cut
+        *parents, name = path.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = mesh.cut(path, leaf)
+    rows = BATCH if mesh.shard.size == 1 else tree.map(lambda leaf: leaf[mesh.shard.index : mesh.shard.index + 1], BATCH)
+    result: tuple[Tree, Any] = gradients(loss, share, mesh)(cut, rows, random.key(0))
+    return result
+
+
+def check(rank: int, size: int) -> None:
+    for family in TINY:
+        model, config = find_model(family), tiny(family, num_layers=2)
+        params = random_params(model, config)
+        alone, sums = found(mesh_of(0, 1), family, config, params, Policy())
+        truth = tree.paths(alone)
+        for name, policy in POLICIES.items():
+            options = {"tensor_parallel_size": 2} if name == "tensor" else {"sharding": "fsdp"}
+            mesh = attrs.evolve(mesh_of(rank, size, **options), rules=model.rules(config))
+            gradient, others = found(mesh, family, config, params, policy)
+            whole = assembled(size, gradient)
+            if name == "fsdp":
+                assert_same_bits(whole, truth)
+                assert_same_bits(others, sums)
+            else:
+                largest = max(leaf.abs().max() for leaf in truth.values())
+                kept = {path for path, leaf in truth.items() if leaf.abs().max() > 1e-6 * largest}
+                assert_close({path: whole[path] for path in kept}, {path: truth[path] for path in kept}, 1e-4)
+                torch.testing.assert_close(others["loss"], sums["loss"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_what_one_does() -> None:
+    on_ranks(2, check)
