@@ -118,8 +118,9 @@ def stats(
         raise UsageError(NO_ROW)
     click.echo(
         f"{rows.rows:,} rows: {rows.pieces / rows.rows:.1f} pieces a row, "
-        f"{1 - rows.targets / rows.positions:.2%} padding; {rows.targets / seconds:,.0f} tokens/s, "
-        f"{rows.targets / busy:,.0f} a CPU second"
+        f"{1 - rows.tokens / rows.positions:.2%} padding; {rows.tokens / seconds:,.0f} tokens/s, "
+        f"{rows.tokens / busy:,.0f} a CPU second"
+        + (f"; {rows.targets / rows.tokens:.2%} of the targets are trained" if rows.targets < rows.tokens else "")
     )
     return 0
 

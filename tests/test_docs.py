@@ -23,7 +23,15 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-DOCUMENTS = ["README.md", "docs/streams.md", "docs/data.md", "docs/config.md", "docs/updates.md", "docs/recipes.md", "docs/models.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/streams.md",
+    "docs/data.md",
+    "docs/config.md",
+    "docs/updates.md",
+    "docs/recipes.md",
+    "docs/models.md",
+]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
