@@ -29,6 +29,7 @@ ARROWS = {
     "models": "config data errors loss nn parallel random transforms tree",
     "components": "config errors optim",
     "presets": "config models nn optim parallel tree",
+    "streams": "config data errors",
     "step": "errors loss optim parallel random transforms tree",
     "fold": "data step",
     "observe": "data step",
@@ -37,7 +38,7 @@ ARROWS = {
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
     "interop": "checkpoint config data errors models parallel runtime tree",
-    "recipes": "components config data errors interop loss models optim parallel presets recipe tree",
+    "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
     "shell": "build checkpoint compiler config data errors fold interop loss models observe parallel random recipe recipes "
     "runtime step transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
@@ -47,7 +48,7 @@ ARROWS = {
 PURE = {
     room
     for room in ARROWS
-    if room not in ("config", "data", "runtime", "checkpoint", "interop", "shell", "inspect", "recipes", "cli")
+    if room not in ("config", "data", "streams", "runtime", "checkpoint", "interop", "shell", "inspect", "recipes", "cli")
 }
 IMPURE = {"os", "io", "pathlib", "time", "datetime", "json", "random", "logging", "subprocess", "signal", "socket", "shutil"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
@@ -188,7 +189,7 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
     assert all((ROOT / folder).is_dir() for folder in re.findall(r"^(\w+)/  ", readme, re.MULTILINE))
 
 
-LIGHT = [*select("config", "errors", "cli", "data", "components"), "fnrecipe.recipes.lm.config"]
+LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
 LIGHT += [name for name in select("models") if name.endswith((".config", ".hugging_face", ".rope", ".parameters"))]
 
 
@@ -202,7 +203,7 @@ def test_data_and_config_never_import_torch(name: str) -> None:
     assert "torch" not in {found.name for found in imported(name)}
 
 
-@pytest.mark.parametrize("name", ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.recipes.lm.data"])
+@pytest.mark.parametrize("name", ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.streams", "fnrecipe.recipes.lm.data"])
 def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> None:
     optional = {"fsspec", "jinja2", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "torch"}
     code = f"import sys, {name}; print(*sorted({optional} & sys.modules.keys()))"

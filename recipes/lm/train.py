@@ -19,11 +19,12 @@ from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.recipe import Evaluation, Recipe
+from fnrecipe.streams import all_corpora, example, make_tokenizer, source_list
 from fnrecipe.tree import Tree
 
 from .config import LMConfig, needs
 from .config import config as defaults
-from .data import all_corpora, example, make_tokenizer, source_list, train_stream, valid_stream
+from .data import train_stream, valid_stream
 
 
 def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
