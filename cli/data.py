@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +22,7 @@ from fnrecipe.shell.find import find
 from fnrecipe.shell.once import Once
 
 if TYPE_CHECKING:
-    from fnrecipe.data import Batch, Corpus, Source
+    from fnrecipe.data import Batch, Corpus, Source, Tokenizer
     from fnrecipe.recipe import Recipe
 
 
@@ -47,7 +47,10 @@ def _split_option(command: Command) -> Command:
 @_split_option
 @config_options
 def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
-    """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours."""
+    """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours.
+
+    Where only a part of a piece is trained, it stands in ⟦brackets⟧, and special tokens by their names.
+    """
     from fnrecipe.data.survey import NO_ROW
     from fnrecipe.data.tokenizer import describe
 
@@ -59,7 +62,7 @@ def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tu
         if not shown:
             click.secho(f"tokenizer: {describe(tokenizer)}", dim=True)
         for row in range(len(batch.tokens))[: rows - shown]:
-            _show_row(batch, row, tokenizer.decode, names)
+            _show_row(batch, row, tokenizer, names)
             shown += 1
         if shown == rows:
             return 0
@@ -188,14 +191,27 @@ def _show_warnings() -> None:
     click.get_current_context().call_on_close(partial(logger.removeHandler, handler))
 
 
-def _show_row(batch: Batch, row: int, decode: Callable[[Sequence[int]], str], names: list[str]) -> None:
+def _show_row(batch: Batch, row: int, tokenizer: Tokenizer, names: list[str]) -> None:
     segments, length = batch.segments[row], len(batch.segments[row])
-    pieces = int(segments.max()) + 1
-    click.secho(
-        f"row {row}: {int(batch.mask[row].sum()):,} of {length:,} positions in {pieces} piece{'s' * (pieces > 1)}", bold=True
-    )
+    pieces, used = int(segments.max()) + 1, int((segments >= 0).sum())
+    click.secho(f"row {row}: {used:,} of {length:,} positions in {pieces} piece{'s' * (pieces > 1)}", bold=True)
     for piece in range(pieces):
-        here = segments == piece
+        here, colour = segments == piece, ("cyan", "yellow", "green", "magenta")[piece % 4]
         ids = [*batch.tokens[row][here].tolist(), int(batch.targets[row][here][-1])]
-        click.secho(f"── {names[int(batch.sources[row][here][0])]}, {len(ids) - 1:,} targets", dim=True)
-        click.secho(decode(ids), fg=("cyan", "yellow", "green", "magenta")[piece % 4])
+        trained = [False, *batch.mask[row][here].tolist()]
+        source, count = names[int(batch.sources[row][here][0])], len(ids) - 1
+        click.secho(f"── {source}, " + (f"{sum(trained):,} of " * (sum(trained) < count)) + f"{count:,} targets", dim=True)
+        if sum(trained) == count:
+            click.secho(tokenizer.decode(ids), fg=colour)
+        else:
+            _show_trained(ids, trained, tokenizer, colour)
+
+
+def _show_trained(ids: Sequence[int], trained: Sequence[bool], tokenizer: Tokenizer, colour: str) -> None:
+    """A piece with special tokens by their names; what is trained stands in brackets, and in a colour."""
+    from fnrecipe.data.tokenizer import spelled
+
+    for is_trained, run in groupby(zip(ids, trained, strict=True), lambda item: item[1]):
+        text = spelled(tokenizer, [number for number, _ in run])
+        click.secho(f"⟦{text}⟧" if is_trained else text, fg=colour if is_trained else None, nl=False)
+    click.echo()

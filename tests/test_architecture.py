@@ -190,6 +190,7 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 
 
 LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
+LIGHT += ["fnrecipe.recipes.sft.config", "fnrecipe.recipes.sft.data"]
 LIGHT += [name for name in select("models") if name.endswith((".config", ".hugging_face", ".rope", ".parameters"))]
 
 
@@ -203,7 +204,10 @@ def test_data_and_config_never_import_torch(name: str) -> None:
     assert "torch" not in {found.name for found in imported(name)}
 
 
-@pytest.mark.parametrize("name", ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.streams", "fnrecipe.recipes.lm.data"])
+@pytest.mark.parametrize(
+    "name",
+    ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.streams", "fnrecipe.recipes.lm.data", "fnrecipe.recipes.sft.data"],
+)
 def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> None:
     optional = {"fsspec", "jinja2", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "torch"}
     code = f"import sys, {name}; print(*sorted({optional} & sys.modules.keys()))"
