@@ -109,6 +109,9 @@ def _message(value: object, place: str) -> Message:
         known = [*ROLES, *SHARE_GPT]
         raise DataError(f"{place}: expected a known role, found {role!r}; {did_you_mean(str(role), known)}")
     others: dict[str, Any] = {str(key): inner for key, inner in more.items()}
+    for key in ("weight", "loss_weight"):
+        if (weight := others.pop(key, None)) not in (None, 1):
+            raise DataError(f"{place}: expected a {key} of 1, for answers weigh the same, found {weight!r}")
     if content is None and others.get("tool_calls"):
         return {"role": name, **others}
     return {"role": name, "content": _content(content, place), **others}
@@ -127,7 +130,7 @@ def _content(value: object, place: str) -> str:
 
 def _text_part(part: object) -> str | None:
     match part:
-        case {"type": "text", "text": str(text)}:
+        case {"type": "text", "text": str(text)} | {"type": "text", "value": str(text)}:
             return text
     return None
 

@@ -10,6 +10,7 @@ import torch
 from fnrecipe import checkpoint
 from fnrecipe.build import init_train_state
 from fnrecipe.config import ModelSection, TokenizerSection
+from fnrecipe.data.chat_template import read_chat_template
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.hugging_face import export as hugging_face
 from fnrecipe.interop.hugging_face.export import Exported
@@ -45,7 +46,16 @@ def export(
     found = load(run, recipe, step=step)
     model, tokenizer = _sections(found)
     kind = None if dtype is None else getattr(torch, dtype)
-    return hugging_face.export(Path(out), model, tokenizer, found.params, dtype=kind, shard_size=shard_size)
+    template = getattr(found.config.dataset, "chat_template", None)
+    return hugging_face.export(
+        Path(out),
+        model,
+        tokenizer,
+        found.params,
+        dtype=kind,
+        shard_size=shard_size,
+        chat_template=None if template is None else read_chat_template(template).source,
+    )
 
 
 def _sections(found: LoadedRun) -> tuple[ModelSection, TokenizerSection]:

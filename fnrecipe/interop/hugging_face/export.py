@@ -28,7 +28,7 @@ from fnrecipe.models.model import find_family, find_model
 from fnrecipe.runtime.files import sync
 from fnrecipe.tree import Tree
 
-GENERATION = "generation_config.json"
+GENERATION, CHAT_TEMPLATE = "generation_config.json", "chat_template.jinja"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -44,12 +44,20 @@ class Exported:
 
 
 def export(
-    out: Path, model: ModelSection, tokenizer: TokenizerSection, params: Tree, *, dtype: torch.dtype | None, shard_size: int
+    out: Path,
+    model: ModelSection,
+    tokenizer: TokenizerSection,
+    params: Tree,
+    *,
+    dtype: torch.dtype | None,
+    shard_size: int,
+    chat_template: str | None = None,
 ) -> Exported:
     """Writes whole parameters as the directory `out`, which is there complete or not at all.
 
     dtype       to which parameters are cast; None: as they are
     shard_size  bytes of a file of weights at most, unless a single tensor has more
+    chat_template  in the place of the tokenizer's own; None: that one
 
     Raises:
         UsageError: if `out` is there already, the family has no form of Hugging Face, the parameters are not those of the
@@ -57,6 +65,7 @@ def export(
     """
     part, leaves = _part_of(model), _checked(model, params)
     found = tokenizer_files(tokenizer, model.config.max_seq_len)
+    template = {} if chat_template is None else {CHAT_TEMPLATE: chat_template.encode()}
     stored = places(part, _config(model), list(leaves))
     names: dict[str, list[str]] = {}
     for path in leaves:
@@ -73,7 +82,7 @@ def export(
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places_of.items()))}
             (folder / INDEX).write_bytes(pretty(index))
         kept = _name(dtype or _common_dtype(list(leaves.values())))
-        for name, data in {**_configs(model, part, found, kept), **found.files}.items():
+        for name, data in {**_configs(model, part, found, kept), **found.files, **template}.items():
             (folder / name).write_bytes(data)
     count = sum(leaf.numel() for leaf in leaves.values())
     return Exported(count, kept, len(files), sum(sizes.values()), found.tokenizer.vocab_size)
