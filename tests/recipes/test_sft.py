@@ -174,6 +174,14 @@ def test_a_template_makes_pairs_chats(folder: Path, tmp_path: Path) -> None:
     assert examples(items(train(config_of(source, template)))) == examples(items(train(config_of(as_chats, template))))
 
 
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(tmp_path: Path) -> None:
+    (tmp_path / "a.jinja").write_text(
+        "{{ strftime_now('%d %b %Y') }}{% generation %}{{ messages[1].content }}{% endgeneration %}"
+    )
+    given = config_of(write(tmp_path / "a.jsonl", PAIR_RECORDS[:1]), f"dataset.chat_template={tmp_path}/a.jinja")
+    assert [bytes(ids) for ids, _ in examples(items(train(given)))] == [b"26 Jul 2024ab"]
+
+
 # The stream.
 
 
