@@ -10,7 +10,7 @@ import click
 
 from benchmarks import report
 
-NAMES = ("attention", "faults", "gang", "gpu", "memory", "overhead", "padding", "startup", "step", "stream")
+NAMES = ("attention", "faults", "gang", "gpu", "load", "memory", "overhead", "padding", "startup", "step", "stream")
 
 
 @click.command()
@@ -19,18 +19,31 @@ NAMES = ("attention", "faults", "gang", "gpu", "memory", "overhead", "padding", 
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Also write one JSON object a line.")
 @click.option("--model", "models", multiple=True, help="step: only this model; may be repeated.")
 @click.option("--python", "pythons", multiple=True, help="step: PEER=PATH, the Python to run a peer with; may be repeated.")
-@click.option("--minutes", type=click.FloatRange(min=0), help="faults: how long runs are killed; 1 by default.")
+@click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu: how long; 1 and 9 by default.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="load: a directory of Hugging Face; random weights by default."
+)
 def main(
-    name: str, rounds: int, path: Path | None, models: tuple[str, ...], pythons: tuple[str, ...], minutes: float | None
+    name: str,
+    rounds: int,
+    path: Path | None,
+    models: tuple[str, ...],
+    pythons: tuple[str, ...],
+    minutes: float | None,
+    directory: Path | None,
 ) -> None:
     """Measure NAME and print a table of medians and ranges."""
     if name != "step" and (models or pythons):
         raise click.UsageError("--model and --python are options of step")
-    if name != "faults" and minutes is not None:
-        raise click.UsageError("--minutes is an option of faults")
+    if name not in ("faults", "gpu") and minutes is not None:
+        raise click.UsageError("--minutes is an option of faults and gpu")
+    if name != "load" and directory is not None:
+        raise click.UsageError("--directory is an option of load")
     options: dict[str, dict[str, Any]] = {
         "step": {"models": models, "pythons": dict(python.split("=", 1) for python in pythons)},
+        "load": {"directory": directory},
         "faults": {"minutes": 1.0 if minutes is None else minutes},
+        "gpu": {"minutes": 9.0 if minutes is None else minutes},
     }
     results = importlib.import_module(f"benchmarks.{name}").run(rounds, **options.get(name, {}))
     report.show(results)

@@ -11,10 +11,12 @@ from typing import TypeVar
 import click
 
 from fnrecipe.config.paths import expanded
-from fnrecipe.errors import UsageError
+from fnrecipe.errors import UsageError, did_you_mean
+from fnrecipe.shell.find import presets
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
+PRESET = "preset:"
 _PAIR = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 
 
@@ -57,14 +59,29 @@ class FilePath(click.Path):
         return super().convert(expanded(os.fspath(value)), param, ctx)
 
 
+class ConfigFile(FilePath):
+    """A config file by its path, or by `preset:NAME` one of those that come with the recipes."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        text = os.fspath(value)
+        if not text.startswith(PRESET):
+            return super().convert(value, param, ctx)
+        name, known = text.removeprefix(PRESET), presets()
+        if name not in known:
+            raise UsageError(f"--config-file {text}: expected a preset, found none; {did_you_mean(name, known)}")
+        return known[name]
+
+
 def config_options(command: Command) -> Command:
     files = click.option(
         "--config-file",
         "files",
         multiple=True,
-        type=FilePath(),
+        type=ConfigFile(),
         metavar="FILE",
-        help="YAML over the recipe's defaults; a later file goes over an earlier one.",
+        help="YAML over the recipe's defaults, or preset:NAME; a later file goes over an earlier one.",
     )
     pairs = click.option(
         "--config",

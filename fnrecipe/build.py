@@ -12,6 +12,7 @@ from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
 from fnrecipe.compiler.pure import without_draws
+from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import ShellConfig
 from fnrecipe.contract import check_batch_size, check_params, checked_loss
 from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, map_items, pipe, prefetch
@@ -52,10 +53,11 @@ def make_step(
     """The train step of a recipe over a mesh, as `trainer.jit` says; `with_progress` may wrap what runs its graph.
 
     Raises:
-        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured.
+        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured; for
+            all-gathers where torch cannot compile them.
     """
     captured = _captured(config, mesh, device)
-    step, mode = plain_step(recipe, config, mesh, device), jit_mode(config.trainer.jit, device)
+    step, mode = plain_step(recipe, config, mesh, device), _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(step)
     backend = with_progress(BACKENDS[mode])
@@ -73,7 +75,7 @@ def make_evaluation(
     """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is, on parameters of its state."""
     loss = evaluation.loss(config) if evaluation.loss else recipe.loss(config)
     sums = evaluate(checked_loss(recipe.name, loss), _local_microbatches(config, mesh), mesh)
-    mode = jit_mode(config.trainer.jit, device)
+    mode = _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(sums)
     backend = with_progress(BACKENDS[mode])
@@ -127,6 +129,14 @@ def _captured(config: ShellConfig, mesh: Mesh, device: torch.device) -> bool:
 
 def _scaling(config: ShellConfig) -> LossScaling | None:
     return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
+
+
+def _checked_mode(config: ShellConfig, mesh: Mesh, device: torch.device) -> JitMode:
+    mode = jit_mode(config.trainer.jit, device)
+    if mode == "inductor" and mesh.gathers and not inductor_takes_gathers():
+        expected = f"trace or off for several ranks ({mesh.ranks}) under torch {torch.__version__}"
+        raise UsageError(f"trainer.jit: expected {expected}, found {config.trainer.jit}; torch 2.13 compiles their all-gathers")
+    return mode
 
 
 def _local_microbatches(config: ShellConfig, mesh: Mesh) -> int:

@@ -7,12 +7,14 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import GangSection
 from fnrecipe.models import llama
 from fnrecipe.parallel.mesh import Axis, Mesh, global_slice, is_shard
@@ -20,6 +22,7 @@ from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
 from fnrecipe.tree import Tree
 
+compiles_gathers = pytest.mark.skipif(not inductor_takes_gathers(), reason="torch compiles all-gathers from 2.13 on")
 PRELOADED = ("tests.ranks", "torch._dynamo", "fnrecipe.models.llama.model", "fnrecipe.step", "fnrecipe.transforms", "pytest")
 multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOADED])
 

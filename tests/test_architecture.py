@@ -37,7 +37,7 @@ ARROWS = {
     "build": "compiler config contract data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
-    "interop": "checkpoint config data errors models parallel runtime tree",
+    "interop": "checkpoint config data errors models nn parallel runtime tree",
     "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
     "shell": "build checkpoint compiler config data errors fold interop loss models observe parallel random recipe recipes "
     "runtime step transforms tree",
@@ -191,7 +191,8 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 
 LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
 LIGHT += ["fnrecipe.recipes.sft.config", "fnrecipe.recipes.sft.data"]
-LIGHT += [name for name in select("models") if name.endswith((".config", ".hugging_face", ".rope", ".parameters"))]
+LIGHT += [name for name in select("models") if name.endswith(".config")]
+LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -59,7 +59,7 @@ def test_the_gpu_benchmark_runs_on_the_cpu(system: str) -> None:
     rows = {metric: values for metric, values, _ in gpu.measure(system, gpu.CASES["tiny"], rounds=2)}
 
     assert len(rows["per second"]) == 2
-    assert rows["loss of the last step"] == pytest.approx([math.log(264)], rel=0.05)
+    assert rows["loss of the last step"] == pytest.approx([math.log(264)], rel=0.15)  # it learns its one batch
 
 
 @pytest.mark.slow

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from contextlib import closing
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from fnrecipe import build, tree
 from fnrecipe.build import batches, init_train_state, make_evaluation, make_step, to_device
@@ -70,6 +73,29 @@ def test_a_cuda_graph_is_refused_where_there_can_be_none(
     config, _ = resolve(recipe.config, (), pairs(texts, trainer__cuda_graph="true", trainer__jit=how))
     with pytest.raises(UsageError, match=f"^trainer.cuda_graph: expected auto or false for {where}, found true$"):
         make_step(recipe, config, mesh, device)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "jit", "version", "refused"),
+    [
+        (Mesh(shard=Axis("shard", 2)), "inductor", "2.11.0", True),
+        (Mesh(replica=Axis("replica", 2)), "auto", "2.11.0", True),
+        (Mesh(replica=Axis("replica", 2, ordered=False)), "inductor", "2.11.0", False),
+        (Mesh(shard=Axis("shard", 2, ordered=False)), "inductor", "2.11.0", True),
+        (Mesh(shard=Axis("shard", 2)), "trace", "2.11.0", False),
+        (Mesh(shard=Axis("shard", 2)), "inductor", "2.13.0", False),
+        (Mesh(), "inductor", "2.11.0", False),
+    ],
+)
+def test_gathers_are_compiled_from_torch_2_13_on(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, mesh: Mesh, jit: str, version: str, refused: bool
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit=jit))
+    expected = f"trainer.jit: expected trace or off for several ranks (2) under torch {version}, found {jit}"
+    for make in (partial(make_step, recipe), partial(make_evaluation, recipe, recipe.evaluations["valid"])):
+        with pytest.raises(UsageError, match=f"^{re.escape(expected)};") if refused else nullcontext():
+            make(config, mesh, CUDA)
 
 
 def test_on_one_gpu_the_step_and_the_evaluation_are_captured_unless_the_config_says_no(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import attrs
@@ -26,11 +26,22 @@ from fnrecipe.tree import Tree
 
 aten = torch.ops.aten
 
-_COUNTED_AS: dict[object, object] = {
-    mm: aten.mm,
-    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+_ATTENTION: dict[object, tuple[int, int | None, int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: (0, None, 2),
+    aten._scaled_dot_product_flash_attention: (0, None, 2),
+    aten._scaled_dot_product_efficient_attention: (0, None, 2),
+    aten._scaled_dot_product_cudnn_attention: (0, None, 2),
+    aten._flash_attention_forward: (0, 6, 2),
+    aten._efficient_attention_forward: (0, 7, 2),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, None, 5),
+    aten._scaled_dot_product_flash_attention_backward: (1, None, 5),
+    aten._scaled_dot_product_efficient_attention_backward: (1, None, 5),
+    aten._scaled_dot_product_cudnn_attention_backward: (1, None, 5),
+    aten._flash_attention_backward: (1, 9, 5),
+    torch.ops.fnrecipe.efficient_attention_backward: (1, 6, 5),
 }
+"""Which argument is the query, the key behind it; which is the length of a row, None for that of the key [B, G, T, E]; and
+the number of products of the size of the scores."""
 _MORE_VIEWS = {aten._unsafe_view.default, operator.getitem}
 
 
@@ -62,8 +73,7 @@ def node_cost(node: Node) -> Cost:
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda argument: argument.meta.get("val"))
     result = node.meta.get("val")
     packet: object = node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target
-    formula = flop_registry.get(_COUNTED_AS.get(packet, packet))
-    flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
+    flops = _flops(packet, args, kwargs, result)
     written = result if result is not None else _written(node, args)
     return Cost(1, flops, _bytes((args, kwargs)) + _bytes(written))
 
@@ -78,6 +88,17 @@ def operation_costs(graph: GraphModule) -> dict[str, Cost]:
 
 def total(costs: Iterable[Cost]) -> Cost:
     return sum(costs, NOTHING)
+
+
+def _flops(packet: object, args: Sequence[Tree], kwargs: Mapping[str, Tree], result: Tree) -> int:
+    # torch counts dense attention likewise, but before 2.13 refuses heads that share keys. For rows of several documents it
+    # takes as many of them as there may be, each as long as the row; here all pairs of a row count, whatever the mask.
+    if packet in _ATTENTION:
+        first, row, products = _ATTENTION[packet]
+        query, key = args[first : first + 2]
+        return int(products * 2 * query.numel() * (key.shape[2] if row is None else args[row]))
+    formula = flop_registry.get(aten.mm if packet is mm else packet)
+    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
 
 def _name(node: Node) -> str:

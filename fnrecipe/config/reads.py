@@ -40,6 +40,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "num_validation_batches",
             "publish_metrics_every_n_steps",
             "num_sample_tokens",
+            "export_hugging_face",
         ),
         "common": (
             "seed",

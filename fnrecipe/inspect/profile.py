@@ -89,7 +89,8 @@ def profile(recipe: Recipe[C], config: C, out: Path, steps: int) -> Profile:
         run = partial(_run, ((metrics, position.waited) for _, metrics, position in folded), device=device)
         run(WARM_UP)
         waits, targets, seconds = run(steps)
-        with _remembered(device, out / MEMORY), profiler(activities=_activities(device)) as found:
+        # There is one cycle, so nothing accumulates; without `acc_events` torch 2.11 warns of that.
+        with _remembered(device, out / MEMORY), profiler(activities=_activities(device), acc_events=True) as found:
             _, _, slower = run(steps)
     with writing(out):
         found.export_chrome_trace(str(out / TRACE))

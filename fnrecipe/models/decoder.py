@@ -146,7 +146,7 @@ def apply(
     """
     if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    kinds = [decoder.kind(config, number) for number in range(config.num_layers)]
+    kinds = [_within(decoder.kind(config, number), tokens.shape[1]) for number in range(config.num_layers)]
     angles = {rope: _angles(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = decoder.embed(config, outer, tokens, positions, policy.dtype)
@@ -155,6 +155,11 @@ def apply(
     for number, (weights, kind) in enumerate(zip(params["layers"].values(), kinds, strict=True)):
         x = _layer(decoder, config, policy, number)(weights, x, angles[kind.rope], masks[kind.window])
     return decoder.logits(config, outer, x, policy.logits_at_once)
+
+
+def _within(kind: Kind, length: int) -> Kind:
+    """The kind without a window that holds a whole row of `length`, so that one mask serves all layers that see everything."""
+    return kind if kind.window is None or kind.window < length else attrs.evolve(kind, window=None)
 
 
 def _angles(rope: Rope | None, positions: Tensor, width: int) -> Angles:

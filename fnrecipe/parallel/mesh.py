@@ -80,6 +80,11 @@ class Mesh:
         return self.shard.size * self.tensor.size > 1
 
     @property
+    def gathers(self) -> bool:
+        """Whether a step has all-gathers: of shards, or of the slices of sums in order."""
+        return self.cuts or (self.ranks > 1 and self.replica.ordered)
+
+    @property
     def in_turns(self) -> bool:
         """Whether each microbatch is reduced over the shard axis, whose ranks then take neighbouring microbatches in turn."""
         return self.sharding in ("zero2", "fsdp")

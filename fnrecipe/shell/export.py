@@ -9,16 +9,19 @@ import torch
 
 from fnrecipe import checkpoint
 from fnrecipe.build import init_train_state
-from fnrecipe.config import ModelSection, TokenizerSection
+from fnrecipe.config import ModelSection, ShellConfig, TokenizerSection
 from fnrecipe.data.chat_template import read_chat_template
 from fnrecipe.errors import UsageError
+from fnrecipe.interop.gguf import export as gguf
+from fnrecipe.interop.gguf.export import ExportedGGUF
 from fnrecipe.interop.hugging_face import export as hugging_face
 from fnrecipe.interop.hugging_face.export import Exported
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.identity import identity
-from fnrecipe.shell.load import LoadedRun, load
+from fnrecipe.shell.load import load
+from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import write_facts
 
 SHARD_SIZE = 5_000_000_000
@@ -33,20 +36,21 @@ def export(
     step: int | None = None,
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
+    replace: bool = False,
 ) -> Exported:
     """Writes the model of a run as the directory `out`, which transformers, vLLM and others load.
 
     run, recipe, step   as `load` takes them
     dtype               float32, bfloat16 or float16; None: that of the run
     shard_size          bytes of a file of weights at most
+    replace             whether a directory that is there gives way
 
     Raises:
         UsageError, CheckpointError: as `load`; if `out` is there already; if the recipe's model has no form of Hugging Face.
     """
     found = load(run, recipe, step=step)
-    model, tokenizer = _sections(found)
+    model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
-    template = getattr(found.config.dataset, "chat_template", None)
     return hugging_face.export(
         Path(out),
         model,
@@ -54,15 +58,52 @@ def export(
         found.params,
         dtype=kind,
         shard_size=shard_size,
-        chat_template=None if template is None else read_chat_template(template).source,
+        replace=replace,
+        chat_template=_chat_template(found.config),
     )
 
 
-def _sections(found: LoadedRun) -> tuple[ModelSection, TokenizerSection]:
-    model, tokenizer = (getattr(found.config, name, None) for name in ("model", "tokenizer"))
+def export_gguf(
+    run: str | Path,
+    out: str | Path,
+    *,
+    recipe: Recipe[Any] | str | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> ExportedGGUF:
+    """Writes the model of a run as the GGUF file `out`, which llama.cpp and others load; the rest as for `export`."""
+    found = load(run, recipe, step=step)
+    model, tokenizer = exportable(found.recipe, found.config)
+    kind = None if dtype is None else getattr(torch, dtype)
+    name, template = Path(run).resolve().name, _chat_template(found.config)
+    return gguf.export(Path(out), model, tokenizer, found.params, dtype=kind, name=name, chat_template=template)
+
+
+def _chat_template(config: ShellConfig) -> str | None:
+    """The chat template that a config names, for examples; None if it names none."""
+    path: str | None = getattr(config.dataset, "chat_template", None)
+    return None if path is None else read_chat_template(path).source
+
+
+def exportable(recipe: Recipe[C], config: C) -> tuple[ModelSection, TokenizerSection]:
+    """The sections of a config that an export is made of.
+
+    Raises:
+        UsageError: if there are none, or the family has no form of Hugging Face.
+    """
+    model, tokenizer = (getattr(config, name, None) for name in ("model", "tokenizer"))
     if not isinstance(model, ModelSection) or not isinstance(tokenizer, TokenizerSection):
-        raise UsageError(f"{found.recipe.name}: expected a recipe with the sections model and tokenizer, as lm has them")
+        raise UsageError(f"{recipe.name}: expected a recipe with the sections model and tokenizer, as lm has them")
+    hugging_face.part_of(model)
     return model, tokenizer
+
+
+def export_at_end(session: Session[C]) -> None:
+    """Writes the model of the last checkpoint to the run's directory, by one rank, if the config says so."""
+    if session.config.regime.export_hugging_face and session.gang.leads:
+        place = session.out / run_dir.HUGGING_FACE
+        export(session.out, place, recipe=session.recipe, replace=True)
+        session.display.line(f"exported: {place}")
 
 
 def import_model(recipe: Recipe[C], config: C, out: Path) -> Path:

@@ -49,6 +49,11 @@ def find(name: str) -> Found:
     return Found(light.config, light.needs, load)
 
 
+def presets() -> dict[str, Path]:
+    """The config files in the folders `presets` of the recipes that come with fnrecipe, by name."""
+    return {path.stem: path for path in sorted(Path(recipes.__path__[0]).glob("*/presets/*.yaml"))}
+
+
 def _users(name: str) -> Found:
     module, attribute = import_named(name, "recipe", "recipe file")
     from fnrecipe.recipe import Recipe

@@ -9,6 +9,7 @@ logs/rank_0.log        what the console said, and errors, each line with its tim
 logs/perf.jsonl        speed, use of the device, memory; the only record that differs from run to run
 tensorboard/           the same for TensorBoard, where that is installed
 sample.txt             text from the trained model
+hugging_face/          the model as others load it, with `regime.export_hugging_face`
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fnrecipe.errors import FnrecipeError, UsageError, few
 from fnrecipe.runtime.files import opened
 
 CONFIG, RUN = "config.yaml", "run.json"
-CHECKPOINTS, SAMPLE = "checkpoints", "sample.txt"
+CHECKPOINTS, SAMPLE, HUGGING_FACE = "checkpoints", "sample.txt", "hugging_face"
 
 
 def log(rank: int) -> Path:

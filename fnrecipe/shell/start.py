@@ -10,7 +10,6 @@ import torch
 from fnrecipe import checkpoint, tree
 from fnrecipe.build import init_train_state
 from fnrecipe.config import unstructure, yaml
-from fnrecipe.config.tagged import tagged_sections
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import global_slice, is_shard
@@ -58,17 +57,17 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
 
 
 def _tell_weights(session: Session[C]) -> None:
-    """A line for each section of the config that names weights to begin with.
+    """A line for the weights that a run begins with, where the config names any.
 
     Raises:
         UsageError: if the recipe does not read any.
     """
-    named = {path: weights for path, section in tagged_sections(session.config) if (weights := getattr(section, "path", None))}
-    for path, weights in named.items():
-        if session.recipe.pretrained is None:
-            expected = f"null: the recipe {session.recipe.name} has no `pretrained`, which reads weights"
-            raise UsageError(f"{path}.path: expected {expected}; found {weights}")
-        session.display.line(f"weights: {weights}")
+    path = getattr(getattr(session.config, "model", None), "path", None)
+    if path is not None and session.recipe.pretrained is None:
+        expected = f"null: the recipe {session.recipe.name} has no `pretrained`, which reads weights"
+        raise UsageError(f"model.path: expected {expected}; found {path}")
+    if path is not None:
+        session.display.line(f"weights: {path}")
 
 
 def write_facts(recipe: Recipe[C], config: C, device: torch.device, out: Path) -> None:

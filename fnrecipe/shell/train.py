@@ -31,6 +31,7 @@ from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.display import Display, duration
 from fnrecipe.shell.evaluate import Evaluator, evaluate
+from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled
 from fnrecipe.shell.progress import with_progress
@@ -82,6 +83,8 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     claim = stack.enter_context(run_dir.claimed(out)) if gang.leads else None
     if claim is not None and not with_changes:
         run_dir.check_config(out, unstructure(config), set(runtime_paths(config)))
+    if config.regime.export_hugging_face:
+        exportable(recipe, config)
     corpora: Sequence[Corpus] = recipe.corpora(config) if recipe.corpora else []
     facts = identity(recipe, config, corpora)
     check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
@@ -174,6 +177,7 @@ def _end(session: Session[C], last: Tick, steps: int) -> int:
         raise UsageError(NO_ROW)
     if last.stop is None:
         stop = sample(session, last.state.params)
+        export_at_end(session)
     if stop is not None:
         display.line(f"{Signal(stop).name}: saved step {last.number:,}; the same command goes on from there")
         return EXIT_STATUS[Signal(stop)]

@@ -14,6 +14,7 @@ from fnrecipe.recipe import C, Evaluation, Recipe
 
 FUNCTIONS = (
     "init",
+    "pretrained",
     "loss",
     "update",
     "stream",

@@ -36,6 +36,8 @@ def region(function: Callable[..., Tree], name: str) -> Callable[..., Tree]:
             if not traced:
                 graph, spec = trace(_apart(function), args)
                 traced.append((graph, spec, _used_inputs(graph)))
+                output: Any = graph.graph.output_node()
+                output.update_arg(0, tuple(output.args[0]))  # torch 2.11 refuses a list
                 mode.tracer.root.register_module(mode.tracer.get_fresh_qualname(name), traced[0][0])
             ((graph, spec, used),) = traced
             returned: Any = graph.graph.output_node().args[0]

@@ -21,6 +21,7 @@ from fnrecipe.models import llama
 from fnrecipe.models.flops import TokenFlops, token_flops
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.attention import attention, attention_mask
 from fnrecipe.optim import schedule
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.peaks import peak_flops
@@ -62,6 +63,20 @@ def test_the_traced_step_has_the_flops_of_the_eager_one_and_of_the_closed_form(s
 
     assert found == counter.get_total_flops()
     assert found == ROWS * LENGTH * (6 * PARAMETERS + 14 * 2 * 32 * LENGTH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_within_documents_on_a_gpu_counts_as_that_of_the_cpu(dtype: torch.dtype) -> None:
+    def gradients(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
+        mask = attention_mask(segments, "document", dtype)
+        return torch.func.grad(lambda *inputs: attention(*inputs, mask).sum(), argnums=(0, 1, 2))(query, key, value)
+
+    found = []
+    for device in ("cpu", "meta"):
+        query, key = (torch.empty(ROWS, heads, LENGTH, 8, dtype=dtype, device=device) for heads in (4, 2))
+        costs = costs_of(gradients, query, key, key, torch.empty(ROWS, LENGTH, dtype=torch.int64, device=device))
+        found.append(total(costs.values()).flops)
+    assert found == [7 * 2 * ROWS * 4 * LENGTH * LENGTH * 8] * 2
 
 
 def test_the_convention_counts_what_a_llama_is_made_of() -> None:

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fnrecipe.compiler import inductor
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
 from fnrecipe.ops import keep_alive
-from tests.ranks import on_ranks
+from tests.ranks import compiles_gathers, on_ranks
 
 c10d = torch.ops._c10d_functional
 
@@ -45,6 +45,7 @@ def check_held(rank: int, size: int) -> None:
     assert code.index("wait_tensor.default(") < code.index("fnrecipe.keep_alive.default(")
 
 
+@compiles_gathers
 @pytest.mark.slow
 def test_what_is_sent_is_held_until_the_wait() -> None:
     on_ranks(2, check_held)

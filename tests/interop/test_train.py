@@ -20,8 +20,9 @@ from fnrecipe.shell.export import import_model
 from fnrecipe.shell.find import find
 from fnrecipe.shell.train import train
 from fnrecipe.step import State
-from tests.helpers import assert_same_bits, pairs
+from tests.helpers import assert_same_bits, end, pairs, start
 from tests.interop.reading import read, section
+from tests.recipes.regression import recipe as regression
 
 SETTINGS = {
     "regime__num_steps": 4,
@@ -96,6 +97,31 @@ def test_an_import_is_a_run_at_step_0_that_trains(directory: Path, trained: Path
     assert steps == ["step_00000000", "step_00000002", "step_00000004"]
     shutil.rmtree(run / "checkpoints/step_00000000")
     assert checkpoints(run) == checkpoints(trained)
+
+
+@pytest.mark.slow
+def test_two_processes_that_cut_the_weights_end_as_one(directory: Path, texts: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "regime__export_hugging_face": "true", "model__path": directory}
+    values = [pair for pair in pairs(texts, **settings) if not pair.startswith("model.config=")]
+    for name, more in {"one": [], "two": ["gang.sharding=fsdp"]}.items():
+        ranks = ["--nproc", "2"] if name == "two" else []
+        ended = end(start("train", "lm", "--out", str(tmp_path / name), *ranks, "--config", *values, *more))
+        assert (ended.status, ended.errors) == (0, "")
+    one, two = ({f.name: f.read_bytes() for f in (tmp_path / name / "hugging_face").iterdir()} for name in ("one", "two"))
+    assert one == two
+    assert len(list((tmp_path / "two/checkpoints/step_00000004").glob("state_*.safetensors"))) == 2
+
+
+def test_a_run_may_end_with_an_export(trained: Path, texts: Path, tmp_path: Path) -> None:
+    lm, run = find("lm").load(), Path(shutil.copytree(trained, tmp_path / "run"))
+    told = ["regime.export_hugging_face=true", f"model.path={trained}"]
+    for _ in range(2):  # one that is there gives way
+        assert train(lm, config_of(texts, "regime.export_hugging_face=true", files=[run / "config.yaml"]), run) == 0
+        assert_same_bits(read(run / "hugging_face"), fnrecipe.load(run).params)
+    assert not list(run.glob(".hugging_face*"))
+    mine = attrs.evolve(lm, name="mine", config=regression.config)
+    with pytest.raises(UsageError, match="mine: expected a recipe with the sections model and tokenizer"):
+        train(mine, attrs.evolve(regression.config, regime=config_of(texts, *told).regime), tmp_path / "out")
 
 
 def test_a_recipe_that_reads_no_weights_says_so(directory: Path, texts: Path, tmp_path: Path) -> None:

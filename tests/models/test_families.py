@@ -17,7 +17,7 @@ from fnrecipe import nn, random, tree
 from fnrecipe.compiler import trace
 from fnrecipe.config.find import known
 from fnrecipe.config.sections.model import FAMILIES
-from fnrecipe.models.decoder import _angles
+from fnrecipe.models import decoder
 from fnrecipe.models.gemma2 import model as gemma2
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
@@ -144,6 +144,16 @@ def test_a_row_seen_as_a_whole_has_positions_of_its_own(family: str) -> None:
     assert_close(whole, apply(family, config)(params, BATCH.tokens, torch.zeros_like(positions), positions), 1e-5)
 
 
+@pytest.mark.parametrize(("window", "masks"), [(5, 2), (23, 2), (24, 1)])
+def test_layers_of_a_kind_share_a_mask(window: int, masks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(decoder, "attention_mask", lambda *args: made.append(args) or nn.attention_mask(*args))
+    config = tiny("olmo3", sliding_window=window)
+    params = random_params(find_model("olmo3"), config)
+    apply("olmo3", config)(params, BATCH.tokens, BATCH.segments, BATCH.positions)
+    assert len(made) == masks
+
+
 @pytest.mark.parametrize("window", [1, 2, 23, 24, 40, None])
 def test_a_window_is_of_the_positions_that_transformers_means(window: int | None) -> None:
     model, config = find_model("mistral"), tiny("mistral", sliding_window=window)
@@ -227,7 +237,7 @@ def test_scaled_frequencies_are_transformers(arch: str, name: str) -> None:
     theirs = AutoConfig.for_model(model.hugging_face.model_type, **model.hugging_face.write_config(config))
     kind = "full_attention" if name == "olmo3" else None
     expected, sharpened = ROPE_INIT_FUNCTIONS[{"llama": "llama3", "olmo3": "yarn"}[name]](theirs, layer_type=kind)
-    cosines, sines = _angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width)
+    cosines, sines = decoder._angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width)
     found = torch.atan2(sines, cosines)[0, 0, 0, width // 2 :]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.hypot(sines, cosines)[0, 0, 0, 0].item(), sharpened, rtol=1e-6, atol=0)

@@ -28,7 +28,7 @@ from fnrecipe.step import State, init_state, train_step
 from fnrecipe.transforms import evaluation, jit
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close, assert_same_bits, documents, packed
-from tests.ranks import assembled, mesh_of, on_ranks
+from tests.ranks import assembled, compiles_gathers, mesh_of, on_ranks
 
 LEAVES = 8
 POISON = 63
@@ -235,12 +235,14 @@ def check_compiled(rank: int, size: int, modes: list[dict[str, Any]], backend: B
         assert_close(tree.map(Tensor.double, found), tree.map(Tensor.double, expected), 1e-4)
 
 
+@compiles_gathers
 def test_traced_steps_with_their_collectives_are_one_graph_to_torch_compile() -> None:
     on_ranks(
         2, check_compiled, [*MODES.values(), TENSOR["tensor"]], partial(torch.compile, fullgraph=True, backend="aot_eager")
     )
 
 
+@compiles_gathers
 @pytest.mark.slow
 def test_inductor_compiles_the_step_with_gathers_in_its_layers() -> None:
     on_ranks(2, check_compiled, [MODES["fsdp"]], inductor)

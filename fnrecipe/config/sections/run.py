@@ -80,6 +80,7 @@ class RegimeSection:
     publish_metrics_every_n_steps: PositiveInt = 10
     sample_prompt: str = ""
     num_sample_tokens: NonNegativeInt = 256
+    export_hugging_face: bool = field(default=False, metadata=RUNTIME)
 
     def conflicts(self) -> Iterator[Problem]:
         if self.num_steps is None and self.num_data_epochs is None:

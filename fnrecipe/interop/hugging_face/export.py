@@ -28,7 +28,7 @@ from fnrecipe.models.model import find_family, find_model
 from fnrecipe.runtime.files import sync
 from fnrecipe.tree import Tree
 
-GENERATION, CHAT_TEMPLATE = "generation_config.json", "chat_template.jinja"
+GENERATION = "generation_config.json"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -51,29 +51,28 @@ def export(
     *,
     dtype: torch.dtype | None,
     shard_size: int,
+    replace: bool = False,
     chat_template: str | None = None,
 ) -> Exported:
     """Writes whole parameters as the directory `out`, which is there complete or not at all.
 
     dtype       to which parameters are cast; None: as they are
     shard_size  bytes of a file of weights at most, unless a single tensor has more
+    replace     whether a directory that is there gives way
     chat_template  in the place of the tokenizer's own; None: that one
 
     Raises:
         UsageError: if `out` is there already, the family has no form of Hugging Face, the parameters are not those of the
             family, or one is too large for `dtype`.
     """
-    part, leaves = _part_of(model), _checked(model, params)
-    found = tokenizer_files(tokenizer, model.config.max_seq_len)
-    template = {} if chat_template is None else {CHAT_TEMPLATE: chat_template.encode()}
+    part, leaves = part_of(model), _checked(model, params)
+    found = tokenizer_files(tokenizer, model.config.max_seq_len, chat_template)
     stored = places(part, _config(model), list(leaves))
-    names: dict[str, list[str]] = {}
-    for path in leaves:
-        names.setdefault(stored[path].name, []).append(path)
+    names = _by_name(stored)
     sizes = {name: sum(_bytes(leaves[path], dtype) for path in paths) for name, paths in names.items()}
     shards = _shards(sizes, shard_size)
     files = [WEIGHTS] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
-    with _replacing(out) as folder:
+    with _written(out, replace=replace) as folder:
         for file, shard in zip(files, shards, strict=True):
             tensors = {name: _joined(name, {path: leaves[path] for path in names[name]}, stored, dtype) for name in shard}
             _save(folder / file, tensors)
@@ -82,13 +81,38 @@ def export(
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places_of.items()))}
             (folder / INDEX).write_bytes(pretty(index))
         kept = _name(dtype or _common_dtype(list(leaves.values())))
-        for name, data in {**_configs(model, part, found, kept), **found.files, **template}.items():
+        for name, data in {**_configs(model, part, found, kept), **found.files}.items():
             (folder / name).write_bytes(data)
     count = sum(leaf.numel() for leaf in leaves.values())
     return Exported(count, kept, len(files), sum(sizes.values()), found.tokenizer.vocab_size)
 
 
-def _part_of(model: ModelSection) -> HuggingFace[AttrsInstance]:
+def stored_tensors(model: ModelSection, params: Tree, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters as the tensors of a directory, by their names, cast to `dtype` if it is given.
+
+    Raises:
+        UsageError: as `export`.
+    """
+    leaves = _checked(model, params)
+    stored = places(part_of(model), _config(model), list(leaves))
+    for name, paths in _by_name(stored).items():
+        yield name, _joined(name, {path: leaves[path] for path in paths}, stored, dtype)
+
+
+def _by_name(stored: Mapping[str, Stored]) -> dict[str, list[str]]:
+    """The parameters that are parts of each tensor."""
+    names: dict[str, list[str]] = {}
+    for path, place in stored.items():
+        names.setdefault(place.name, []).append(path)
+    return names
+
+
+def part_of(model: ModelSection) -> HuggingFace[AttrsInstance]:
+    """The form of Hugging Face of a family.
+
+    Raises:
+        UsageError: if it has none.
+    """
     part: HuggingFace[AttrsInstance] | None = find_family(model.family).hugging_face
     if part is None:
         raise UsageError(f"model.family: expected a family that transformers has a model of, found {model.family}")
@@ -160,23 +184,27 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def _written(out: Path, *, replace: bool) -> Iterator[Path]:
     """A directory beside `out` to write in, which takes its place once all is written and on disk.
 
     Raises:
         UsageError: if `out` is there and not empty, or cannot be written.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not replace and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: expected a directory that is not there yet, found one, or a file")
-    tmp = out.with_name(f".{out.name}.tmp")
+    tmp, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
     try:
-        shutil.rmtree(tmp, ignore_errors=True)
+        for left in (tmp, old):
+            shutil.rmtree(left, ignore_errors=True)
         tmp.mkdir(parents=True)
         yield tmp
         for path in [*tmp.iterdir(), tmp]:
             sync(path)
+        if replace and out.exists():
+            out.rename(old)
         tmp.rename(out)
         sync(out.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UsageError(f"{out}: cannot write: {error.strerror or error}") from None
     finally:

@@ -5,18 +5,8 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from fnrecipe.config.bounds import Positive, PositiveInt
-from fnrecipe.models.hugging_face import (
-    DECODER_KEYS,
-    DECODER_NAMES,
-    HuggingFace,
-    every_nth,
-    fixed,
-    reader,
-    rope,
-    same,
-    stored,
-    writer,
-)
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import DECODER_KEYS, Keys, fixed, reader, rope, same, windows, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family
@@ -79,20 +69,13 @@ DEFAULTS = {
     "sliding_window": 4096,
 }
 SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-KEYS = (
+KEYS: tuple[Keys[Gemma2Config], ...] = (
     same(
         {**OWN_KEYS, **{name: name for name in SOFTCAPS}},
         {**DEFAULTS, **SOFTCAPS, "vocab_size": 256000, "max_position_embeddings": 8192},
     ),
     rope(),
-    every_nth(
-        "sliding_window_pattern",
-        2,
-        values="layer_types",
-        interval="sliding_window_pattern",
-        nth="full_attention",
-        others="sliding_attention",
-    ),
+    windows(2),
     fixed(hidden_activation="gelu_pytorch_tanh", attention_bias=False, use_bidirectional_attention=None),
 )
 

@@ -6,7 +6,8 @@ from attrs import evolve, frozen
 
 from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.models.gemma2 import config as gemma2
-from fnrecipe.models.hugging_face import HuggingFace, every_nth, fixed, reader, rope_by_kind, same, stored, writer
+from fnrecipe.models.hugging_face import HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, rope_by_kind, same, windows, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.model import Family
 from fnrecipe.models.parameters import Parameter, count, in_layers
@@ -52,17 +53,10 @@ NAMES = {
     "layers.*.query_norm": "model.layers.*.self_attn.q_norm.weight",
     "layers.*.key_norm": "model.layers.*.self_attn.k_norm.weight",
 }
-KEYS = (
+KEYS: tuple[Keys[Gemma3Config], ...] = (
     same(gemma2.OWN_KEYS, {**gemma2.DEFAULTS, "vocab_size": 262208, "max_position_embeddings": 131072}),
-    rope_by_kind(1e6, "llama3", sliding_theta=10000.0),
-    every_nth(
-        "sliding_window_pattern",
-        6,
-        values="layer_types",
-        interval="sliding_window_pattern",
-        nth="full_attention",
-        others="sliding_attention",
-    ),
+    rope_by_kind(1e6, "llama3", local=("rope_local_theta", 10000.0)),
+    windows(6),
     fixed(
         hidden_activation="gelu_pytorch_tanh",
         attention_bias=False,

@@ -9,7 +9,8 @@ from attrs import field, frozen
 from fnrecipe.config.affects import CUT
 from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.errors import Problem
-from fnrecipe.models.hugging_face import HuggingFace, Keys, Stored, fixed, reader, same, writer
+from fnrecipe.models.hugging_face import HuggingFace, Stored
+from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, same, writer
 from fnrecipe.models.model import Family
 from fnrecipe.models.parameters import Parameter, count, in_layers
 
@@ -118,8 +119,8 @@ def _read_inner(values: Mapping[str, object]) -> dict[str, object]:
     return {"ffn_inner_dim": 4 * model if inner is None and isinstance(model, int) else inner}
 
 
-INNER: Keys[GPT2Config] = Keys(_read_inner, lambda config: {"n_inner": config.ffn_inner_dim})
-KEYS = (
+INNER: Keys[GPT2Config] = Keys(_read_inner, lambda config: {"n_inner": config.ffn_inner_dim}, {"ffn_inner_dim": "n_inner"})
+KEYS: tuple[Keys[GPT2Config], ...] = (
     same(NAMES),
     INNER,
     fixed(

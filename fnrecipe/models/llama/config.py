@@ -9,7 +9,8 @@ from attrs import field, frozen
 from fnrecipe.config.affects import CUT
 from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.errors import Problem
-from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, fixed, reader, rope, same, stored, writer
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, rope, same, writer
 from fnrecipe.models.model import Family
 from fnrecipe.models.parameters import Parameter, count, in_layers
 from fnrecipe.models.rope import Llama3Scaling
@@ -160,7 +161,7 @@ ARCHS = {
 }
 """By the shapes that were published."""
 
-KEYS = (
+KEYS: tuple[Keys[LlamaConfig], ...] = (
     same(defaults={"num_attention_heads": 32, "num_key_value_heads": None, "rms_norm_eps": 1e-6}),
     rope(),
     fixed(hidden_act="silu", attention_bias=False, mlp_bias=False),

@@ -5,17 +5,8 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from fnrecipe.config.bounds import PositiveInt
-from fnrecipe.models.hugging_face import (
-    DECODER_KEYS,
-    DECODER_NAMES,
-    HuggingFace,
-    fixed,
-    reader,
-    rope,
-    same,
-    stored,
-    writer,
-)
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import DECODER_KEYS, Keys, fixed, reader, rope, same, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family
@@ -47,7 +38,11 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "sliding_window": 4096,
 }
-KEYS = (same({**DECODER_KEYS, "sliding_window": "sliding_window"}, DEFAULTS), rope(), fixed(hidden_act="silu"))
+KEYS: tuple[Keys[MistralConfig], ...] = (
+    same({**DECODER_KEYS, "sliding_window": "sliding_window"}, DEFAULTS),
+    rope(),
+    fixed(hidden_act="silu"),
+)
 
 hugging_face = HuggingFace(
     model_type="mistral",

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from attrs import evolve, frozen
 
-from fnrecipe.models.hugging_face import (
-    DECODER_NAMES,
-    HuggingFace,
-    fixed,
-    reader,
-    rope,
-    same,
-    stored,
-    writer,
-)
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, rope, same, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family
@@ -51,7 +43,7 @@ NAMES = {
     "layers.*.key_norm": "model.layers.*.self_attn.k_norm.weight",
 }
 DEFAULTS = {"vocab_size": 50304, "num_attention_heads": 32, "num_key_value_heads": None}
-KEYS = (same(defaults=DEFAULTS), rope(), fixed(hidden_act="silu", attention_bias=False))
+KEYS: tuple[Keys[Olmo2Config], ...] = (same(defaults=DEFAULTS), rope(), fixed(hidden_act="silu", attention_bias=False))
 
 hugging_face = HuggingFace(
     model_type="olmo2",

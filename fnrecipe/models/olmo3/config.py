@@ -5,17 +5,8 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from fnrecipe.config.bounds import PositiveInt
-from fnrecipe.models.hugging_face import (
-    DECODER_KEYS,
-    HuggingFace,
-    every_nth,
-    fixed,
-    reader,
-    rope_by_kind,
-    same,
-    stored,
-    writer,
-)
+from fnrecipe.models.hugging_face import HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import DECODER_KEYS, Keys, fixed, reader, rope_by_kind, same, windows, writer
 from fnrecipe.models.model import Family
 from fnrecipe.models.olmo2.config import NAMES, Olmo2Config, num_parameters
 from fnrecipe.models.rope import YarnScaling
@@ -47,17 +38,10 @@ ARCHS = {
 """By the shapes that were published, for long contexts."""
 
 DEFAULTS = {"vocab_size": 50304, "num_attention_heads": 32, "num_key_value_heads": None, "sliding_window": 4096}
-KEYS = (
+KEYS: tuple[Keys[Olmo3Config], ...] = (
     same({**DECODER_KEYS, "sliding_window": "sliding_window"}, DEFAULTS),
     rope_by_kind(500_000.0, "yarn"),
-    every_nth(
-        "sliding_window_pattern",
-        4,
-        values="layer_types",
-        interval="sliding_window_pattern",
-        nth="full_attention",
-        others="sliding_attention",
-    ),
+    windows(4),
     fixed(hidden_act="silu", attention_bias=False),
 )
 

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from attrs import evolve, frozen
 
-from fnrecipe.models.hugging_face import (
-    DECODER_NAMES,
-    HuggingFace,
-    all_layers,
-    fixed,
-    reader,
-    rope,
-    same,
-    stored,
-    writer,
-)
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import Keys, all_layers, fixed, reader, rope, same, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family
@@ -94,7 +85,7 @@ DEFAULTS = {
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
 }
-KEYS = (
+KEYS: tuple[Keys[Qwen2Config], ...] = (
     same(defaults=DEFAULTS),
     rope(),
     fixed(hidden_act="silu", use_sliding_window=False),

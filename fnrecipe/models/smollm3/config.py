@@ -5,18 +5,8 @@ from __future__ import annotations
 from attrs import frozen
 
 from fnrecipe.config.bounds import PositiveInt
-from fnrecipe.models.hugging_face import (
-    DECODER_NAMES,
-    HuggingFace,
-    all_layers,
-    every_nth,
-    fixed,
-    reader,
-    rope,
-    same,
-    stored,
-    writer,
-)
+from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
+from fnrecipe.models.hugging_face_keys import Keys, all_layers, every_nth, fixed, reader, rope, same, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family
@@ -59,7 +49,7 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
 }
-KEYS = (
+KEYS: tuple[Keys[SmolLM3Config], ...] = (
     same(defaults=DEFAULTS),
     rope(2e6),
     every_nth("no_rope_layer_interval", 4, values="no_rope_layers", interval="no_rope_layer_interval", nth=0, others=1),
