@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +21,7 @@ from fnrecipe.errors import UsageError
 from fnrecipe.shell.find import find
 
 if TYPE_CHECKING:
-    from fnrecipe.data import Batch, Corpus, Source
+    from fnrecipe.data import Batch, Corpus, Source, Tokenizer
     from fnrecipe.recipe import Recipe
 
 
@@ -46,7 +46,10 @@ def _split_option(command: Command) -> Command:
 @_split_option
 @config_options
 def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
-    """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours."""
+    """Print the first rows that RECIPE trains on as text, the pieces of documents in turning colours.
+
+    Where only a part of a piece is trained, it stands in ⟦brackets⟧, and special tokens by their names.
+    """
     from fnrecipe.data.survey import NO_ROW
     from fnrecipe.data.tokenizer import describe
 
@@ -58,7 +61,7 @@ def show(recipe: str, rows: int, valid: bool, files: tuple[Path, ...], pairs: tu
         if not shown:
             click.secho(f"tokenizer: {describe(tokenizer)}", dim=True)
         for row in range(len(batch.tokens))[: rows - shown]:
-            _show_row(batch, row, tokenizer.decode, names)
+            _show_row(batch, row, tokenizer, names)
             shown += 1
         if shown == rows:
             return 0
@@ -117,8 +120,9 @@ def stats(
         raise UsageError(NO_ROW)
     click.echo(
         f"{rows.rows:,} rows: {rows.pieces / rows.rows:.1f} pieces a row, "
-        f"{1 - rows.targets / rows.positions:.2%} padding; {rows.targets / seconds:,.0f} tokens/s, "
-        f"{rows.targets / busy:,.0f} a CPU second"
+        f"{1 - rows.tokens / rows.positions:.2%} padding; {rows.tokens / seconds:,.0f} tokens/s, "
+        f"{rows.tokens / busy:,.0f} a CPU second"
+        + (f"; {rows.targets / rows.tokens:.2%} of the targets are trained" if rows.targets < rows.tokens else "")
     )
     return 0
 
@@ -178,14 +182,27 @@ def _stream(recipe: Recipe[ShellConfig], config: ShellConfig, valid: bool) -> So
     return _needed(recipe, "evaluations['valid']", recipe.evaluations.get("valid")).stream(config, LaneAssignment())
 
 
-def _show_row(batch: Batch, row: int, decode: Callable[[Sequence[int]], str], names: list[str]) -> None:
+def _show_row(batch: Batch, row: int, tokenizer: Tokenizer, names: list[str]) -> None:
     segments, length = batch.segments[row], len(batch.segments[row])
-    pieces = int(segments.max()) + 1
-    click.secho(
-        f"row {row}: {int(batch.mask[row].sum()):,} of {length:,} positions in {pieces} piece{'s' * (pieces > 1)}", bold=True
-    )
+    pieces, used = int(segments.max()) + 1, int((segments >= 0).sum())
+    click.secho(f"row {row}: {used:,} of {length:,} positions in {pieces} piece{'s' * (pieces > 1)}", bold=True)
     for piece in range(pieces):
-        here = segments == piece
+        here, colour = segments == piece, ("cyan", "yellow", "green", "magenta")[piece % 4]
         ids = [*batch.tokens[row][here].tolist(), int(batch.targets[row][here][-1])]
-        click.secho(f"── {names[int(batch.sources[row][here][0])]}, {len(ids) - 1:,} targets", dim=True)
-        click.secho(decode(ids), fg=("cyan", "yellow", "green", "magenta")[piece % 4])
+        trained = [False, *batch.mask[row][here].tolist()]
+        source, count = names[int(batch.sources[row][here][0])], len(ids) - 1
+        click.secho(f"── {source}, " + (f"{sum(trained):,} of " * (sum(trained) < count)) + f"{count:,} targets", dim=True)
+        if sum(trained) == count:
+            click.secho(tokenizer.decode(ids), fg=colour)
+        else:
+            _show_trained(ids, trained, tokenizer, colour)
+
+
+def _show_trained(ids: Sequence[int], trained: Sequence[bool], tokenizer: Tokenizer, colour: str) -> None:
+    """A piece with special tokens by their names; what is trained stands in brackets, and in a colour."""
+    from fnrecipe.data.tokenizer import spelled
+
+    for is_trained, run in groupby(zip(ids, trained, strict=True), lambda item: item[1]):
+        text = spelled(tokenizer, [number for number, _ in run])
+        click.secho(f"⟦{text}⟧" if is_trained else text, fg=colour if is_trained else None, nl=False)
+    click.echo()

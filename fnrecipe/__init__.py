@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fnrecipe import runtime as runtime
     from fnrecipe import shell as shell
     from fnrecipe import step as step
+    from fnrecipe import streams as streams
     from fnrecipe import transforms as transforms
     from fnrecipe import tree as tree
     from fnrecipe.recipe import Recipe as Recipe

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, TrainerSection
+from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, ShellConfig, TrainerSection
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
-from fnrecipe.generation.generator import Generator, make_generator
+from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
 from fnrecipe.models.model import find_model
@@ -50,6 +51,26 @@ def generator(
     cached = uncached(found.apply) if without_cache else cached_by(found)
     dtype = getattr(torch, trainer.dtype)
     return make_generator(cached, model.config, sampling, context=context, vocab_size=vocab_size, dtype=dtype)
+
+
+class Speaking(ShellConfig, Protocol):
+    """A config of a language model."""
+
+    @property
+    def model(self) -> ModelSection: ...
+
+
+def sample(config: Speaking, params: Tree, begin: Sequence[int], key: Tensor, *, vocab_size: int, eos: int) -> list[int]:
+    """The tokens that the sample of a run has behind `begin`, at temperature 0.7, to before `eos`."""
+    made = generator(
+        config.model,
+        config.trainer,
+        Sampling(temperature=0.7),
+        context=config.dataset.max_seq_len,
+        vocab_size=vocab_size,
+        without_cache=config.gang.tensor_parallel_size > 1,  # a single position cannot be cut over ranks
+    )
+    return go_on(made, params, begin, key, config.regime.num_sample_tokens, eos)
 
 
 def policy(trainer: TrainerSection, max_documents: int | None = None) -> Policy:

@@ -30,6 +30,7 @@ ARROWS = {
     "generation": "compiler errors models nn random transforms tree",
     "components": "config errors optim",
     "presets": "config generation models nn optim parallel tree",
+    "streams": "config data errors",
     "step": "errors loss optim parallel random transforms tree",
     "fold": "data step",
     "observe": "data step",
@@ -38,7 +39,7 @@ ARROWS = {
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
     "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime transforms tree",
-    "recipes": "components config data errors generation interop loss models optim parallel presets recipe tree",
+    "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
     "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel presets random "
     "recipe recipes runtime step transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
@@ -48,7 +49,7 @@ ARROWS = {
 PURE = {
     room
     for room in ARROWS
-    if room not in ("config", "data", "runtime", "checkpoint", "interop", "shell", "inspect", "recipes", "cli")
+    if room not in ("config", "data", "streams", "runtime", "checkpoint", "interop", "shell", "inspect", "recipes", "cli")
 }
 IMPURE = {"os", "io", "pathlib", "time", "datetime", "json", "random", "logging", "subprocess", "signal", "socket", "shutil"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
@@ -189,7 +190,8 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
     assert all((ROOT / folder).is_dir() for folder in re.findall(r"^(\w+)/  ", readme, re.MULTILINE))
 
 
-LIGHT = [*select("config", "errors", "cli", "data", "components"), "fnrecipe.recipes.lm.config"]
+LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
+LIGHT += ["fnrecipe.recipes.sft.config", "fnrecipe.recipes.sft.data"]
 LIGHT += [name for name in select("models") if name.endswith(".config")]
 LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
@@ -204,7 +206,10 @@ def test_data_and_config_never_import_torch(name: str) -> None:
     assert "torch" not in {found.name for found in imported(name)}
 
 
-@pytest.mark.parametrize("name", ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.recipes.lm.data"])
+@pytest.mark.parametrize(
+    "name",
+    ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.streams", "fnrecipe.recipes.lm.data", "fnrecipe.recipes.sft.data"],
+)
 def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> None:
     optional = {"fsspec", "jinja2", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "torch"}
     code = f"import sys, {name}; print(*sorted({optional} & sys.modules.keys()))"

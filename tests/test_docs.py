@@ -14,7 +14,9 @@ from fnrecipe.config import DataSource, resolve, unstructure, yaml
 from fnrecipe.config.find import Kind, find_component, known
 from fnrecipe.config.sections.model import named
 from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.data.examples import KEYS
 from fnrecipe.recipes.lm.config import config
+from fnrecipe.recipes.sft.config import config as sft_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,16 +25,8 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-DOCUMENTS = [
-    "README.md",
-    "docs/streams.md",
-    "docs/data.md",
-    "docs/config.md",
-    "docs/updates.md",
-    "docs/recipes.md",
-    "docs/models.md",
-    "docs/generate.md",
-]
+PAGES = ("streams", "data", "config", "updates", "recipes", "models", "generate", "sft")
+DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in PAGES)]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
@@ -72,6 +66,19 @@ def test_every_key_of_the_config_is_explained_once_and_no_other() -> None:
     explained = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
 
     assert explained == leaves(config)
+
+
+def test_every_key_that_sft_has_beside_those_of_lm_is_explained_once_and_no_other() -> None:
+    explained = re.findall(r"^\| `(dataset\.\w+)` \|", (ROOT / "docs/sft.md").read_text(), re.MULTILINE)
+
+    assert explained == [key for key in leaves(sft_config) if key not in leaves(config)]
+
+
+def test_every_key_of_an_example_is_explained_and_no_other() -> None:
+    (table,) = re.findall(r"^\| keys \| example \|\n((?:\|.*\n)+)", (ROOT / "docs/sft.md").read_text(), re.MULTILINE)
+    named = {word for line in table.splitlines() for word in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+
+    assert named | {"input"} == KEYS
 
 
 @pytest.mark.parametrize(("section", "kind"), [("optimizer", OPTIMIZERS), ("lr_scheduler", LR_SCHEDULERS)])

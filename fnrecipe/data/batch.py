@@ -23,8 +23,8 @@ class Batch:
     segments   int64  number of the piece within its row, from 0; -1 where the row is padding
     positions  int64  position within the piece, from 0
     sources    int64  number of the source that the piece comes from; -1 where the row is padding
-    mask       bool   whether there is a target
-    num_bytes  int64  bytes of text that the row's targets stand for
+    mask       bool   whether there is a target that is trained
+    num_bytes  int64  bytes of text that the targets of the row's mask stand for
     """
 
     tokens: Array
@@ -41,6 +41,7 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
     shape = len(rows), length
     tokens, targets, positions = (np.zeros(shape, np.int64) for _ in range(3))
     segments, sources = (np.full(shape, -1, np.int64) for _ in range(2))
+    mask = np.zeros(shape, np.bool_)
     num_bytes = np.array([sum(piece.num_bytes for piece in row) for row in rows], np.int64)
     numbers = np.arange(length)
     for i, row in enumerate(rows):
@@ -52,5 +53,6 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
             segments[i, start:stop] = segment
             positions[i, start:stop] = numbers[: stop - start]
             sources[i, start:stop] = piece.source
+            mask[i, start:stop] = True if piece.trained is None else piece.trained[1:]
             start = stop
-    return Batch(tokens, targets, segments, positions, sources, segments >= 0, num_bytes)
+    return Batch(tokens, targets, segments, positions, sources, mask, num_bytes)

@@ -97,6 +97,14 @@ def read_chat_template(path: str, name: str | None = None) -> ChatTemplate:
     return template
 
 
+def chat_template_beside(path: str | None) -> ChatTemplate | None:
+    """The template of the directory that a tokenizer's `path` is, or that its file lies in; None if there is none."""
+    if path is None:
+        return None
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    return read_chat_template(folder) if os.path.isdir(folder) and _in_folder(folder) else None
+
+
 def render(
     template: ChatTemplate,
     messages: Sequence[Message],
@@ -137,8 +145,9 @@ def encode_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] = {},
+    last_only: bool = False,
 ) -> Chat:
-    """The tokens of `messages`, and which of them the assistant writes.
+    """The tokens of `messages`, and which of them the assistant writes; with `last_only`, which it writes at last.
 
     Special tokens are those that the template writes; what a message spells stays text. The assistant's part is what stands
     in `{% generation %}`; in a template without it, what each of its messages adds to the text of those before and the
@@ -149,30 +158,49 @@ def encode_chat(
     """
 
     def text_of(size: int, prompt: bool = False) -> Rendered:
-        return render(
-            template,
-            messages[:size],
-            tools=tools,
-            add_generation_prompt=prompt,
-            literal=tokenizer.special,
-            variables={"bos_token": tokenizer.names[0], "eos_token": tokenizer.names[1], **template.tokens, **variables},
-        )
+        return _rendered_for(tokenizer, template, messages[:size], tools, prompt, variables)
 
     whole = text_of(len(messages))
     assistant = whole.generated if template.marks_generation else _added(template, messages, whole.text, text_of)
     encoded = tokenizer.encode_pieces(_pieces(whole, tokenizer.special))
-    return Chat(encoded.ids, _within(encoded.spans, assistant))
+    return Chat(encoded.ids, _within(encoded.spans, assistant[-1:] if last_only else assistant))
 
 
-def encode_prompt(template: ChatTemplate, messages: Sequence[Message], tokenizer: Tokenizer) -> Ids:
-    """The tokens before the assistant's next message, int32 [n]; what messages spell stays text, as in `encode_chat`.
+def encode_prompt(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] = {},
+) -> Ids:
+    """The tokens of `messages` and of what stands before the assistant's answer to them, int32 [n].
 
     Raises:
         DataError: if the template raises an error.
     """
-    variables = {"bos_token": tokenizer.names[0], "eos_token": tokenizer.names[1], **template.tokens}
-    text = render(template, messages, add_generation_prompt=True, literal=tokenizer.special, variables=variables)
-    return tokenizer.encode_pieces(_pieces(text, tokenizer.special)).ids
+    rendered = _rendered_for(tokenizer, template, messages, tools, True, variables)
+    return tokenizer.encode_pieces(_pieces(rendered, tokenizer.special)).ids
+
+
+def _rendered_for(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    prompt: bool,
+    variables: Mapping[str, Any],
+) -> Rendered:
+    """Messages as a template writes them that knows the tokenizer's names of BOS and EOS."""
+    names = {"bos_token": tokenizer.names[0], "eos_token": tokenizer.names[1]}
+    return render(
+        template,
+        messages,
+        tools=tools,
+        add_generation_prompt=prompt,
+        literal=tokenizer.special,
+        variables={**names, **template.tokens, **variables},
+    )
 
 
 def _added(template: ChatTemplate, messages: Sequence[Message], whole: str, text_of: Callable[..., Rendered]) -> list[Span]:

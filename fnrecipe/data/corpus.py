@@ -57,7 +57,7 @@ def open_corpus(
         DataError: if one cannot be read.
     """
     if path == STDLIB:
-        form, found = PYTHON, Found(python_stdlib())
+        form, found = formats.get("python", PYTHON), Found(python_stdlib())
     else:
         candidates = formats if format is None else {format: _called(format, formats)}
         found = find_files(path, _suffixes(candidates))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import TypeAlias
 
 import attrs
@@ -16,10 +17,14 @@ Ids: TypeAlias = NDArray[np.int32]
 
 @attrs.frozen(eq=False)
 class Document:
-    """A document as text, as token ids int32 [n] without special tokens, or as both."""
+    """A document as text, as token ids int32 [n] without special tokens, or as both.
+
+    bad  what is wrong with it -> the error that says where it is, for what is found later; None: nothing knows
+    """
 
     text: str | None = None
     ids: Ids | None = None
+    bad: Callable[[str], DataError] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.text) or (self.ids is not None and len(self.ids) > 0)

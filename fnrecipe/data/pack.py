@@ -28,11 +28,27 @@ def split(document: Tokens, length: int) -> list[Tokens]:
     """Pieces of at most `length` predictions; the document's bytes are divided in proportion, and add up exactly."""
     n = len(document.ids) - 1
     starts = range(0, n, length)
-    share = [document.num_bytes * min(start, n) // max(n, 1) for start in (*starts, n)]
+    share = _byte_shares(document, (*starts, n))
     return [
-        Tokens(document.ids[start : start + length + 1], after - before, document.source, document.epoch)
+        attrs.evolve(piece, num_bytes=after - before, lost=0)
         for start, (before, after) in zip(starts, pairwise(share), strict=True)
+        for piece in [_part(document, start, start + length + 1)]
     ]
+
+
+def _part(document: Tokens, start: int, stop: int) -> Tokens:
+    """The tokens of a range, with the bytes of all."""
+    trained = None if document.trained is None else document.trained[start:stop]
+    return attrs.evolve(document, ids=document.ids[start:stop], trained=trained)
+
+
+def _byte_shares(document: Tokens, ends: Sequence[int]) -> list[int]:
+    """The bytes of the first 0, 1, … predictions, as `ends` numbers them: in proportion to those that are trained."""
+    n = len(document.ids) - 1
+    if document.trained is None:
+        return [document.num_bytes * min(end, n) // max(n, 1) for end in ends]
+    count = [0, *np.cumsum(document.trained[1:]).tolist()]
+    return [document.num_bytes * count[min(end, n)] // max(count[-1], 1) for end in ends]
 
 
 def best_fit(sizes: Sequence[int], length: int, limit: int | None = None, opened: Sequence[int] = ()) -> list[list[int]]:
@@ -147,8 +163,8 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int, limit:
             fill = min(size - used, room)
             counted = used + (not parts and used > 0)  # a repeated token counted in the row before
             ends = max(counted - 1, 0), used + fill - 1  # predictions; of a document's first token there is none
-            share = [document.num_bytes * end // max(size - 1, 1) for end in ends]
-            parts.append(attrs.evolve(document, ids=document.ids[used : used + fill], num_bytes=share[1] - share[0]))
+            share = _byte_shares(document, ends)
+            parts.append(attrs.evolve(_part(document, used, used + fill), num_bytes=share[1] - share[0]))
             used, room = used + fill, room - fill
             if not room or len(parts) == limit:
                 used -= used < size
@@ -162,6 +178,12 @@ def concat(source: Source[Tokens], cursor: Cursor = None, *, length: int, limit:
 
 def _joined(parts: Sequence[Tokens]) -> Row:
     """Parts of a flat row as pieces, each with the token that follows it in the row as its last target."""
-    follow = [*(part.ids[:1] for part in parts[1:]), np.empty(0, np.int32)][: len(parts)]
-    pieces = [attrs.evolve(p, ids=np.concatenate([p.ids, f])) for p, f in zip(parts, follow, strict=True)]
+    follow = [*(_part(part, 0, 1) for part in parts[1:]), _part(parts[-1], 0, 0)] if parts else []
+    pieces = [_followed(*both) for both in zip(parts, follow, strict=True)]
     return [piece for piece in pieces if len(piece.ids) > 1]  # a document's first token at the end is a target only
+
+
+def _followed(part: Tokens, by: Tokens) -> Tokens:
+    masks = [np.ones(len(p.ids), np.bool_) if p.trained is None else p.trained for p in (part, by)]
+    trained = None if part.trained is by.trained is None else np.concatenate(masks)
+    return attrs.evolve(part, ids=np.concatenate([part.ids, by.ids]), trained=trained)

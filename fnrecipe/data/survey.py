@@ -45,9 +45,10 @@ class Survey:
 
 @attrs.frozen
 class Fill:
-    """How full rows are: positions in all, positions with a target, pieces of documents, rows."""
+    """How full rows are: positions in all, those with a token, those with a target that is trained, pieces, rows."""
 
     positions: int
+    tokens: int
     targets: int
     pieces: int
     rows: int
@@ -69,22 +70,23 @@ def survey(corpus: Corpus, tokenizer: Tokenizer, limit: int | None = None) -> Su
 
 def fill(batches: Iterator[Batch]) -> Fill:
     """Adds up the rows of batches."""
-    found = np.zeros(4, np.int64)
+    found = np.zeros(5, np.int64)
     for batch in batches:
-        found += (batch.mask.size, batch.mask.sum(), (batch.segments.max(1) + 1).sum(), len(batch.mask))
+        used = (batch.segments >= 0).sum()
+        found += (batch.mask.size, used, batch.mask.sum(), (batch.segments.max(1) + 1).sum(), len(batch.mask))
     return Fill(*found.tolist())
 
 
 def watch_padding(source: Source[Batch], cursor: Cursor = None) -> Stream[Batch]:
     """The same batches; a warning, once, if more than a fifth of the first 8, 64 or 512 of them, or of all, is padding."""
-    positions = targets = told = 0
+    positions = tokens = told = 0
     for count, (batch, cursor) in enumerate(source(cursor), 1):
-        positions, targets = positions + batch.mask.size, targets + int(batch.mask.sum())
+        positions, tokens = positions + batch.mask.size, tokens + int((batch.segments >= 0).sum())
         if count in _WATCHED and not told:
-            told = _tell_padding(1 - targets / positions, count)
+            told = _tell_padding(1 - tokens / positions, count)
         yield batch, cursor
     if positions and not told:
-        _tell_padding(1 - targets / positions, count)
+        _tell_padding(1 - tokens / positions, count)
 
 
 def _tell_padding(share: float, count: int) -> bool:

@@ -52,10 +52,11 @@ class Tokens:
     """A document or a piece of one.
 
     ids        int32 [n]
-    num_bytes  bytes of the text that its n - 1 predictions stand for
+    num_bytes  bytes of the text that its predictions stand for, of which there are n - 1, or as many as `trained` leaves
     source     index of its source
     epoch      how many times that source had been read before
     lost       bytes of a document's text that no token stands for
+    trained    bool [n]: the tokens whose prediction is trained; None: all
     """
 
     ids: Ids
@@ -63,6 +64,7 @@ class Tokens:
     source: int = 0
     epoch: int = 0
     lost: int = 0
+    trained: NDArray[np.bool_] | None = None
 
 
 def byte_tokenizer() -> Tokenizer:

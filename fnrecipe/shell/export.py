@@ -9,7 +9,8 @@ import torch
 
 from fnrecipe import checkpoint
 from fnrecipe.build import init_train_state
-from fnrecipe.config import ModelSection, TokenizerSection
+from fnrecipe.config import ModelSection, ShellConfig, TokenizerSection
+from fnrecipe.data.chat_template import read_chat_template
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.gguf import export as gguf
 from fnrecipe.interop.gguf.export import ExportedGGUF
@@ -50,7 +51,16 @@ def export(
     found = load(run, recipe, step=step)
     model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
-    return hugging_face.export(Path(out), model, tokenizer, found.params, dtype=kind, shard_size=shard_size, replace=replace)
+    return hugging_face.export(
+        Path(out),
+        model,
+        tokenizer,
+        found.params,
+        dtype=kind,
+        shard_size=shard_size,
+        replace=replace,
+        chat_template=_chat_template(found.config),
+    )
 
 
 def export_gguf(
@@ -65,7 +75,14 @@ def export_gguf(
     found = load(run, recipe, step=step)
     model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
-    return gguf.export(Path(out), model, tokenizer, found.params, dtype=kind, name=Path(run).resolve().name)
+    name, template = Path(run).resolve().name, _chat_template(found.config)
+    return gguf.export(Path(out), model, tokenizer, found.params, dtype=kind, name=name, chat_template=template)
+
+
+def _chat_template(config: ShellConfig) -> str | None:
+    """The chat template that a config names, for examples; None if it names none."""
+    path: str | None = getattr(config.dataset, "chat_template", None)
+    return None if path is None else read_chat_template(path).source
 
 
 def exportable(recipe: Recipe[C], config: C) -> tuple[ModelSection, TokenizerSection]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from fnrecipe.components.lr_schedulers.cosine_annealing import CosineAnnealingConfig
 from fnrecipe.components.optimizers.adamw import AdamWConfig
@@ -20,10 +20,10 @@ from fnrecipe.config import (
     TokenizerSection,
     TrainerSection,
 )
-from fnrecipe.config.affects import cut_sizes
+from fnrecipe.config.conflicts import decoder_conflicts
 from fnrecipe.config.needs import Need, stream_needs
 from fnrecipe.data import FORMATS, Format
-from fnrecipe.errors import Problem, did_you_mean
+from fnrecipe.errors import Problem
 from fnrecipe.models.llama.config import ARCHS
 from fnrecipe.models.needs import model_needs
 
@@ -45,37 +45,7 @@ class LMConfig:
     common: CommonSection = field(factory=CommonSection)
 
     def conflicts(self) -> Iterator[Problem]:
-        context, rows, microbatches = self.model.config.max_seq_len, self.dataset.batch_size, self.gang.num_microbatches
-        if self.dataset.max_seq_len > context:
-            expected = f"at most model.config.max_seq_len = {context}"
-            yield Problem("dataset.max_seq_len", expected, str(self.dataset.max_seq_len))
-        if rows % microbatches:
-            yield Problem("dataset.batch_size", f"a multiple of gang.num_microbatches = {microbatches}", str(rows))
-        if self.gang.sharding in ("zero2", "fsdp") and self.dataset.num_lanes % microbatches:
-            expected = f"a multiple of gang.num_microbatches = {microbatches} for gang.sharding={self.gang.sharding}"
-            yield Problem("dataset.num_lanes", expected, str(self.dataset.num_lanes))
-        if self.model.dtype == "bfloat16" and self.trainer.dtype == "float16":
-            yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
-        yield from self._tensor_parallel_conflicts()
-        yield from self._format_conflicts()
-        for problem in self.lr_scheduler.conflicts_over(self.regime.num_steps):
-            yield evolve(problem, path=f"lr_scheduler.{problem.path}")
-
-    def _tensor_parallel_conflicts(self) -> Iterator[Problem]:
-        ranks = self.gang.tensor_parallel_size
-        sizes = {f"model.config.{name}": size for name, size in cut_sizes(self.model.config).items()}
-        for path, size in {**sizes, "dataset.max_seq_len": self.dataset.max_seq_len}.items():
-            if size % ranks:
-                yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
-
-    def _format_conflicts(self) -> Iterator[Problem]:
-        known = ("auto", *self.FORMATS)
-        for key in ("sources", "valid_sources"):
-            for number, source in enumerate(getattr(self.dataset, key)):
-                if source.format not in known:
-                    path, near = f"dataset.{key}[{number}].format", did_you_mean(source.format, known)
-                    hint = near if near.startswith("did") else ""
-                    yield Problem(path, " or ".join(known), repr(source.format), hint=hint)
+        return decoder_conflicts(self)
 
 
 def needs(config: LMConfig, ranks: int) -> list[Need]:

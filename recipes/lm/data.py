@@ -1,234 +1,39 @@
-"""The stream of the language-model recipe: which stages, in which order."""
+"""The stream of the language-model recipe: what becomes of documents, in which order, before they are packed into rows."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import attrs
-
-from fnrecipe.config import DataSource, source_names
-from fnrecipe.data import (
-    Batch,
-    Blocks,
-    Corpus,
-    Document,
-    LaneAssignment,
-    Reading,
-    Source,
-    Stream,
-    Tokenizer,
-    Tokens,
-    batch_lanes,
-    cached,
-    collate,
-    concat,
-    growing,
-    held_out,
-    map_windows,
-    mix,
-    open_corpus,
-    open_tokenizer,
-    pack,
-    permutation,
-    pipe,
-    read_blocks,
-    readers_for,
-    share,
-    shuffled,
-    sift,
-    tokenized,
-    tolerate,
-    unevenness,
-    watch_padding,
-    weights_between,
-)
-from fnrecipe.data.pack import Row
-from fnrecipe.errors import UsageError
+from fnrecipe import streams
+from fnrecipe.data import Batch, LaneAssignment, Source, Tokenizer, Tokens, sift, tokenized, tolerate
+from fnrecipe.streams import Part, Split, Stage
 
 from .config import LMConfig
-
-_log = logging.getLogger(__name__)
-_EMPTY: Row = ()
-
-Split = Callable[[Document], str]
-"""Why a document is left out; empty if it is not."""
 
 
 def train_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
     """The training documents, in an order of its own for each epoch; without end unless `num_data_epochs` says so."""
-    dataset, fraction = config.dataset, config.dataset.valid_fraction
-    split = partial(_left_out, fraction=fraction, valid=False)
-    tokenizer = make_tokenizer(config)
-    sources = open_sources(config, dataset.sources, tokenizer, by_document=dataset.order == "documents")
-    if assignment.rank == assignment.worker == 0:
-        _tell_unevenness(config, sources)
-    weights = weights_between([_weights(source) for source in dataset.sources], scale=num_readers(config, sources))
-    blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=dataset.finished_source)
-    return pipe(batches(config, assignment, sources, tokenizer, split, blend, dataset.order), watch_padding)
+    return streams.train_stream(config, assignment, stages)
 
 
 def valid_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
     """The validation documents, once, in a random order that stays: the first batches are a fair sample of all."""
-    fraction = 1.0 if config.dataset.valid_sources else config.dataset.valid_fraction
-    if not fraction:
-        return lambda cursor: iter(())
-    split = partial(_left_out, fraction=fraction, valid=True)
-    tokenizer = make_tokenizer(config)
-    sources = open_sources(config, config.dataset.valid_sources or config.dataset.sources, tokenizer)
-    blend = partial(mix, weights=lambda total: [1.0] * len(sources), epochs=1)
-    return batches(config, assignment, sources, tokenizer, split, blend, "blocks")
+    return streams.valid_stream(config, assignment, stages)
 
 
-def batches(
-    config: LMConfig,
-    assignment: LaneAssignment,
-    corpora: Sequence[Corpus],
-    tokenizer: Tokenizer,
-    split: Split,
-    blend: Callable[..., Stream[Tokens]],
-    order: str,
-) -> Source[Batch]:
-    """Every reader reads its share of each source, blends the sources by tokens and packs rows for its lanes."""
-    dataset, ends, seed = config.dataset, config.tokenizer, config.common.seed
-    size = num_readers(config, corpora)
-    fed = dataset.num_lanes // size  # lanes that a reader feeds, each of which is worth a window of documents
-    numbers = [source_list(config).index(corpus.name) for corpus in corpora]
-
-    def blocks(corpus: Corpus, reader: int, epoch: int) -> Blocks:
-        mine = share(corpus.blocks, reader, size, None if order == "sequential" else (seed, epoch))
-        return mine if order == "sequential" else mine.take(permutation(len(mine), seed, reader, epoch))
-
-    def tokens(corpus: Corpus, number: int, reader: int, epoch: int) -> Source[Tokens]:
-        name = f"{corpus.name} (reader {reader} of {size})" if size > 1 else corpus.name
-        least = 1 if dataset.packing == "concat" else 2  # alone in a row, a document of one token has no prediction
-        encode = partial(tokenized, tokenizer=tokenizer, add_bos=ends.add_bos, add_eos=ends.add_eos)
-        stages: list[Callable[..., Stream[Any]]] = [
-            partial(tolerate, limit=dataset.max_bad_records),
-            partial(sift, reason=split, name=name),
-            partial(encode, name=corpus.name, number=number, epoch=epoch),
-            partial(sift, reason=partial(_too_short, least=least), name=name, needed=False),
-        ]
-        if order == "blocks" and dataset.shuffle_window > 1:
-            mixed = partial(_shuffled, key=(seed, reader, epoch))
-            stages.insert(2, partial(map_windows, window=fed * dataset.shuffle_window, function=mixed))
-        return pipe(partial(read_blocks, blocks=blocks(corpus, reader, epoch), read=corpus.read), *stages)
-
-    def rows(reader: int) -> Source[Row]:
-        parts = [partial(tokens, *source, reader) for source in zip(corpora, numbers, strict=True)]
-        documents = partial(blend, parts, size=lambda document: len(document.ids))
-        if dataset.packing == "concat":
-            return pipe(documents, partial(concat, length=dataset.max_seq_len, limit=dataset.documents_per_row))
-        key = None if order == "sequential" else (seed, reader)
-        packed = partial(pack, length=dataset.max_seq_len, limit=dataset.documents_per_row, key=key)
-        return pipe(documents, partial(map_windows, window=growing(dataset.pack_window, fed), function=packed))
-
-    return partial(
-        batch_lanes,
-        [rows(reader) for reader in range(size)],
-        num_lanes=dataset.num_lanes,
-        rows_per_lane=dataset.batch_size // dataset.num_lanes,
-        collate=partial(collate, length=dataset.max_seq_len),
-        padding=_EMPTY,
-        assignment=assignment,
-    )
-
-
-def example(config: LMConfig, rows: int) -> Batch:
-    """A batch of rows of padding."""
-    return collate([_EMPTY] * rows, config.dataset.max_seq_len)
-
-
-def num_readers(config: LMConfig, corpora: Sequence[Corpus]) -> int:
-    """How many readers share the sources: as the config says, or as many as it takes by their size."""
-    num_bytes = sum(file.size for corpus in corpora for file in corpus.files)
-    return config.dataset.num_readers or readers_for(num_bytes, config.dataset.num_lanes)
-
-
-def _tell_unevenness(config: LMConfig, corpora: Sequence[Corpus]) -> None:
-    """A line for what several readers leave uneven, and for workers that have no reader of their own."""
-    size, workers = num_readers(config, corpora), config.dataset.num_workers
-    if size > 1:
-        shares = ", ".join(f"{corpus.name} {unevenness(corpus.blocks, size):.1%}" for corpus in corpora)
-        apart = "each with a share of the data of its own: their epochs may end apart (dataset.num_readers=1: exactly together)"
-        _log.warning("%d readers, %s; the largest share is above the mean by: %s", size, apart, shares)
-    if workers > size:
-        why = "the readers of this data (dataset.num_readers): workers that share one do the same work"
-        _log.warning("dataset.num_workers: expected at most %d, %s; found %d", size, why, workers)
-
-
-def open_sources(
-    config: LMConfig, sources: Sequence[DataSource], tokenizer: Tokenizer, *, by_document: bool = False
-) -> list[Corpus]:
-    """The sources' files, cut into blocks, with the token cache behind them if there is one."""
-    opened = [
-        open_corpus(
-            source.path,
-            tokenizer,
-            name=name,
-            format=None if source.format == "auto" else source.format,
-            reading=Reading(source.text_key, source.separator, source.dtype, config.dataset.max_record_bytes),
-            by_document=by_document,
-            formats=config.FORMATS,
-        )
-        for source, name in zip(sources, source_names(sources), strict=True)
+def stages(config: LMConfig, tokenizer: Tokenizer, part: Part, split: Split) -> Sequence[Stage]:
+    dataset, ends = config.dataset, config.tokenizer
+    least = 1 if dataset.packing == "concat" else 2  # alone in a row, a document of one token has no prediction
+    encode = partial(tokenized, tokenizer=tokenizer, add_bos=ends.add_bos, add_eos=ends.add_eos)
+    return [
+        partial(tolerate, limit=dataset.max_bad_records),
+        partial(sift, reason=split, name=part.name),
+        *part.shuffle,
+        partial(encode, name=part.source, number=part.number, epoch=part.epoch),
+        partial(sift, reason=partial(_too_short, least=least), name=part.name, needed=False),
     ]
-    if config.dataset.cache is None:
-        return opened
-    folder = Path(config.dataset.cache)
-    return [attrs.evolve(c, read=partial(cached, read=c.read, tokenizer=tokenizer, folder=folder)) for c in opened]
-
-
-def all_corpora(config: LMConfig) -> list[Corpus]:
-    """The sources of training and of validation, in the order of the numbers that stand for them in batches."""
-    dataset = config.dataset
-    return open_sources(config, [*dataset.sources, *dataset.valid_sources], make_tokenizer(config))
-
-
-def source_list(config: LMConfig) -> list[str]:
-    """The names of the sources of training and of validation, in the same order."""
-    return source_names([*config.dataset.sources, *config.dataset.valid_sources])
-
-
-def make_tokenizer(config: LMConfig) -> Tokenizer:
-    """The tokenizer of the config.
-
-    Raises:
-        UsageError: if it has more tokens than the model has embeddings.
-    """
-    section, size = config.tokenizer, config.model.config.vocab_size
-    tokenizer = open_tokenizer(
-        section.family,
-        section.path,
-        bos_token=section.bos_token,
-        eos_token=section.eos_token,
-        pattern=section.pattern,
-        special_tokens=section.special_tokens,
-    )
-    if tokenizer.vocab_size > size:
-        raise UsageError(f"model.config.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found {size}")
-    return tokenizer
-
-
-def _weights(source: DataSource) -> list[tuple[int, float]]:
-    return [(0, source.weight), *source.weight_schedule]
-
-
-def _left_out(document: Document, *, fraction: float, valid: bool) -> str:
-    """Why a document is no part of the split for training or validation; empty if it is one."""
-    if not document:
-        return "empty"
-    if held_out(document, fraction) == valid:
-        return ""
-    return "for training (dataset.valid_fraction)" if valid else "held out for validation (dataset.valid_fraction)"
 
 
 def _too_short(document: Tokens, *, least: int) -> str:
     return "" if len(document.ids) >= least else f"of fewer than {least} tokens"
-
-
-def _shuffled(documents: Sequence[Document], index: int, *, key: tuple[int, ...]) -> list[Document]:
-    return shuffled(documents, *key, index)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fnrecipe import interop, presets
-from fnrecipe.generation.generator import go_on
-from fnrecipe.generation.sampling import Sampling
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
@@ -20,11 +18,12 @@ from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.recipe import Evaluation, Recipe
+from fnrecipe.streams import all_corpora, example, make_tokenizer, source_list
 from fnrecipe.tree import Tree
 
 from .config import LMConfig, needs
 from .config import config as defaults
-from .data import all_corpora, example, make_tokenizer, source_list, train_stream, valid_stream
+from .data import train_stream, valid_stream
 
 
 def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
@@ -61,15 +60,8 @@ def rules(config: LMConfig) -> Mapping[str, int]:
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
-    generator = presets.generator(
-        config.model,
-        config.trainer,
-        Sampling(temperature=0.7),
-        context=config.dataset.max_seq_len,
-        vocab_size=tokenizer.vocab_size,
-        without_cache=config.gang.tensor_parallel_size > 1,  # a single position cannot be cut over ranks
-    )
-    tokens = go_on(generator, params, begin or [tokenizer.eos], key, config.regime.num_sample_tokens, tokenizer.eos)
+    ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
+    tokens = presets.sample(config, params, begin or [tokenizer.eos], key, **ends)
     return (prompt + tokenizer.decode(tokens)).rstrip()
 
 

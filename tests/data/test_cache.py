@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fnrecipe import streams as recipe_streams
 from fnrecipe.config import DataSource
 from fnrecipe.data import Batch, Block, Document, Source, Tokenizer, byte_tokenizer, cached
 from fnrecipe.data.document import Ids, Read
 from fnrecipe.errors import DataError, UsageError
-from fnrecipe.recipes.lm import data as lm_data
 from tests.data.laws import check_resumes, items, plain, take
 from tests.recipes.streams import DOCUMENTS, recipe, texts, train, write, write_folder
 
@@ -264,7 +264,7 @@ def test_two_processes_fill_the_same_folder(tmp_path: Path) -> None:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that the recipe's tokenizer is given."""
     found: list[str] = []
-    monkeypatch.setattr(lm_data, "open_tokenizer", lambda *given, **names: counting(BYTE, found))
+    monkeypatch.setattr(recipe_streams, "open_tokenizer", lambda *given, **names: counting(BYTE, found))
     return found
 
 

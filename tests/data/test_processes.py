@@ -22,7 +22,8 @@ from fnrecipe.data import Cursor, LaneAssignment, Source, Stream, in_worker_proc
 from fnrecipe.data.processes import in_process
 from fnrecipe.errors import DataError, FnrecipeError, UsageError
 from fnrecipe.recipes.lm.config import LMConfig
-from fnrecipe.recipes.lm.data import example, train_stream
+from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.streams import example
 from tests.data.laws import take
 from tests.recipes.streams import recipe, texts, write, write_folder
 
@@ -345,7 +346,8 @@ import time
 from functools import partial
 
 from fnrecipe.data import LaneAssignment, in_worker_processes
-from fnrecipe.recipes.lm.data import example, train_stream
+from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.streams import example
 from tests.data.test_processes import folder_config
 
 if __name__ == "__main__":

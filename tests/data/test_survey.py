@@ -80,9 +80,9 @@ def piece(size: int) -> Tokens:
 def test_how_full_rows_are_is_added_up_over_batches() -> None:
     batches = [collate([[piece(3), piece(4)], [piece(10)], []], 10), collate([[piece(1)], [], []], 10)]
     found = fill(iter(batches))
-    assert (found.positions, found.targets, found.pieces, found.rows) == (60, 18, 4, 6)
+    assert (found.positions, found.tokens, found.targets, found.pieces, found.rows) == (60, 18, 18, 4, 6)
     none = fill(iter([]))
-    assert (none.positions, none.targets, none.pieces, none.rows) == (0, 0, 0, 0)
+    assert (none.positions, none.tokens, none.targets, none.pieces, none.rows) == (0, 0, 0, 0, 0)
 
 
 def padded(caplog: pytest.LogCaptureFixture, targets: Sequence[int]) -> list[str]:

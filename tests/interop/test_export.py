@@ -176,3 +176,14 @@ def test_a_run_gives_its_parameters_to_another_one(saved: Path, imported: Path) 
     assert_same_bits(read(imported / "bfloat16"), tree.map(torch.Tensor.float, read(saved / "bfloat16", dtype="bfloat16")))
     found = section(imported / "tied")
     assert found.config == section(saved / "tied").config
+
+
+def test_the_chat_template_of_the_config_goes_with_the_export(saved: Path, tmp_path: Path) -> None:
+    sft, template = find("sft").load(), tmp_path / "mine.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    pairs = [f"model.path={saved}/tied", f"dataset.chat_template={template}", f"dataset.sources={tmp_path}/a.jsonl", *QUICK]
+    import_model(sft, resolve(sft.config, pairs=pairs)[0], tmp_path / "run")
+    fnrecipe.export(tmp_path / "run", tmp_path / "out")
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert read.chat_template == template.read_text() != TEMPLATE

@@ -19,7 +19,7 @@ from fnrecipe.models.model import find_model
 from fnrecipe.nn.policy import Policy
 from fnrecipe.parallel.mesh import Axis, Mesh, global_slice, is_shard
 from fnrecipe.recipes.lm.config import config as lm
-from fnrecipe.recipes.lm.data import make_tokenizer
+from fnrecipe.streams import make_tokenizer
 from fnrecipe.tree import Tree
 from tests.helpers import assert_close, assert_same_bits
 from tests.interop.reading import check_shards, read, section

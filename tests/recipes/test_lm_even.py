@@ -165,7 +165,8 @@ def test_epochs_that_end_in_the_middle_of_a_row_leave_little_padding(
     tmp_path: Path, count: int, size: int, limit: float
 ) -> None:
     source = write(tmp_path / "a.jsonl", [named(i, size // 2 + 7 * i % size) for i in range(count)])
-    config = recipe(source, epochs=None, num_lanes=8, batch_size=8, max_seq_len=1024, pack_window=512)
+    rows = {"max_seq_len": 1024, "max_documents_per_row": 1024, "pack_window": 512}
+    config = recipe(source, epochs=None, num_lanes=8, batch_size=8, **rows)
     assert padding([batch for batch, _ in islice(train(config)(None), 40)]) < limit
 
 

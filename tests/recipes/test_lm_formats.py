@@ -17,7 +17,8 @@ from fnrecipe.data import FORMATS, LaneAssignment
 from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
-from fnrecipe.recipes.lm.data import all_corpora, train_stream, valid_stream
+from fnrecipe.recipes.lm.data import train_stream, valid_stream
+from fnrecipe.streams import all_corpora
 from tests.cli.helpers import ROOT, fnrecipe, fnrecipe_here
 from tests.data.laws import check_resumes, items
 from tests.data.test_formats import TSV

@@ -64,14 +64,18 @@ def blocks_of_files(files: Sequence[File]) -> Blocks:
     return blocks_of([Block(file.path, 0, WHOLE) for file in some], [file.size for file in some], single=True)
 
 
-def blocks_of_records(files: Sequence[File], separator: bytes, by_document: bool) -> Blocks:
-    """Blocks of bytes, whose records end with `separator` (`records.read_records`); a compressed file is one block.
+def blocks_of_records(
+    files: Sequence[File], separator: bytes, by_document: bool, is_one: Callable[[str], bool] = lambda path: False
+) -> Blocks:
+    """Blocks of bytes, whose records end with `separator` (`records.read_records`).
+
+    A compressed file is one block, from 0 to `WHOLE`, and so is each file for which `is_one(path)` holds.
 
     Raises:
-        UsageError: if each document is to be a block, and a file is compressed.
+        UsageError: if each document is to be a block, and a file is one block.
     """
     paths = [file.path for file in files]
-    closed = [_is_compressed(path) for path in paths]
+    closed = [_is_compressed(file.path) or (file.size > 0 and is_one(file.path)) for file in files]
     if by_document:
         check_can_be_entered([path for path, shut in zip(paths, closed, strict=True) if shut])
         return points(paths, [record_starts(file.path, file.size, separator) for file in files])

@@ -26,10 +26,7 @@ def check(path: str) -> None:
         UsageError: saying how to make lines of it.
         DataError: if it cannot be read.
     """
-    if not lower_name(path).endswith(_DOUBTFUL):
-        return
-    with opened(path) as file:
-        first = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].rstrip()
+    first = first_line(path) if lower_name(path).endswith(_DOUBTFUL) else b""
     if first.startswith(b"["):
         found, way = "one array", ".[]"
     elif first == b"{":
@@ -37,6 +34,17 @@ def check(path: str) -> None:
     else:
         return
     raise UsageError(f"{path}: expected a JSON object on each line, found {found}; convert it: jq -c '{way}' FILE > FILE.jsonl")
+
+
+def is_array(path: str) -> bool:
+    """Whether a file called `.json` holds one array."""
+    return lower_name(path).endswith(_DOUBTFUL) and first_line(path).startswith(b"[")
+
+
+def first_line(path: str) -> bytes:
+    """The beginning of the first line that is not blank, without white space around it."""
+    with opened(path) as file:
+        return file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].rstrip()
 
 
 def read(block: Block, *, key: str, limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import orjson
 
 from fnrecipe.data.blocks import Block, Blocks
 from fnrecipe.data.document import Document, Read
@@ -15,7 +17,7 @@ from fnrecipe.data.files import File, opened
 from fnrecipe.data.formats.format import Format, Reading, check_can_be_entered, check_not_compressed
 from fnrecipe.data.records import MAX_RECORD_BYTES
 from fnrecipe.data.tokenizer import Tokenizer
-from fnrecipe.errors import DataError, UsageError, did_you_mean, one_line
+from fnrecipe.errors import DataError, UsageError, did_you_mean, few, one_line
 
 _ROWS = 1024
 _HEADERS = 1 << 16
@@ -108,8 +110,48 @@ def _wrong(value: object, key: str, limit: int) -> str:
     if not isinstance(value, str):
         return f"expected text in the column {key!r}, found {type(value).__name__ if value is not None else 'null'}"
     if len(value) > limit // 4 and len(value.encode()) > limit:
-        return f"expected a record of at most {limit:,} bytes (dataset.max_record_bytes), found more"
+        return _longer(limit)
     return ""
+
+
+def _longer(limit: int) -> str:
+    return f"expected a record of at most {limit:,} bytes (dataset.max_record_bytes), found more"
+
+
+def read_rows(block: Block, *, keys: Collection[str], limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:
+    """The rows of a block's row group, as JSON objects of the columns that are among `keys`.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    with _parquet(block.path) as file:
+        columns = [name for name in file.schema_arrow.names if name in keys]
+        if not columns:
+            expected = f"expected one of the columns {few(sorted(keys), len(keys))}"
+            raise UsageError(f"{block.path}: {expected}, found {few(file.schema_arrow.names)}")
+        where, group = f"row group {block.start}", file.metadata.row_group(block.start)
+        size, rows = group.total_byte_size, group.num_rows
+        if size > limit * rows + _HEADERS:
+            found = f"{where}: expected rows of at most {limit:,} bytes (dataset.max_record_bytes), found {size:,} bytes in all"
+            yield from [DataError(f"{block.path}: {found}")] * (block.stripe == 0)
+            return
+        at_once = min(max(limit * rows // max(size, 1), 1), _ROWS)
+        batches = file.iter_batches(at_once, row_groups=[block.start], columns=columns)
+        items = (row for batch in batches for row in batch.to_pylist())
+        for number, row in islice(enumerate(items), block.stripe, None, block.stripes):
+            yield _row(row, partial(_bad_row, f"{block.path}: row {number:,} of {where}"), limit)
+
+
+def _row(row: Mapping[str, object], bad: Callable[[str], DataError], limit: int) -> Read:
+    try:
+        data = orjson.dumps(row)
+    except TypeError as error:
+        return bad(f"expected values of JSON: {error}")
+    return bad(_longer(limit)) if len(data) > limit else Document(data.decode(), bad=bad)
+
+
+def _bad_row(where: str, what: str) -> DataError:
+    return DataError(f"{where}: {what}")
 
 
 @contextmanager

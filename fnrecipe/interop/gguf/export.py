@@ -17,7 +17,7 @@ from fnrecipe.config.model_dir import TOKENIZER
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.gguf.vocabulary import vocabulary
 from fnrecipe.interop.hugging_face.export import part_of, stored_tensors
-from fnrecipe.interop.hugging_face.tokenizer import TokenizerFiles, tokenizer_files
+from fnrecipe.interop.hugging_face.tokenizer import CHAT_TEMPLATE, TokenizerFiles, tokenizer_files
 from fnrecipe.runtime.files import sync
 from fnrecipe.tree import Tree
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 ARCHS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Types of models in `config.json` that are Llamas in shape, and llama.cpp's architectures of them."""
-
-TEMPLATE = "chat_template.jinja"
 
 _NO_MERGE = "<no> <merge>"
 """llama.cpp wants a list of merges, and the format has no empty one; the parts of this one are no bytes: it never applies."""
@@ -51,10 +49,12 @@ def export(
     *,
     dtype: torch.dtype | None = None,
     name: str = "",
+    chat_template: str | None = None,
 ) -> ExportedGGUF:
     """Writes whole parameters as the GGUF file `out`, which is there complete or not at all.
 
-    Matrices are of `dtype`, or of that of the parameters; vectors are float32, as llama.cpp wants them.
+    Matrices are of `dtype`, or of that of the parameters; vectors are float32, as llama.cpp wants them. A chat template
+    is given in the place of the tokenizer's own.
 
     Raises:
         UsageError: if `out` is there already; if llama.cpp has no such architecture or no such tokenizer; without `gguf`.
@@ -73,7 +73,7 @@ def export(
     temporary = out.with_name(f".{out.name}.tmp")
     writer, count, kept = gguf.GGUFWriter(temporary, arch), 0, "float32"
     _write_shape(writer, values, name or out.stem)
-    tokens = _write_vocabulary(writer, tokenizer_files(tokenizer, model.config.max_seq_len), tokenizer, values)
+    tokens = _write_vocabulary(writer, tokenizer_files(tokenizer, model.config.max_seq_len, chat_template), tokenizer, values)
     for stored, tensor in stored_tensors(model, params, dtype):
         kept = str(tensor.dtype).removeprefix("torch.") if tensor.ndim > 1 else kept
         there = known.get_name(stored, try_suffixes=(".weight", ".bias"))
@@ -136,8 +136,8 @@ def _write_vocabulary(
     writer.add_eos_token_id(files.tokenizer.eos)
     writer.add_add_bos_token(section.add_bos)
     writer.add_add_eos_token(False)
-    if TEMPLATE in files.files:
-        writer.add_chat_template(files.files[TEMPLATE].decode())
+    if CHAT_TEMPLATE in files.files:
+        writer.add_chat_template(files.files[CHAT_TEMPLATE].decode())
     return files.tokenizer.vocab_size
 
 

@@ -52,19 +52,21 @@ def export(
     dtype: torch.dtype | None,
     shard_size: int,
     replace: bool = False,
+    chat_template: str | None = None,
 ) -> Exported:
     """Writes whole parameters as the directory `out`, which is there complete or not at all.
 
     dtype       to which parameters are cast; None: as they are
     shard_size  bytes of a file of weights at most, unless a single tensor has more
     replace     whether a directory that is there gives way
+    chat_template  in the place of the tokenizer's own; None: that one
 
     Raises:
         UsageError: if `out` is there already, the family has no form of Hugging Face, the parameters are not those of the
             family, or one is too large for `dtype`.
     """
     part, leaves = part_of(model), _checked(model, params)
-    found = tokenizer_files(tokenizer, model.config.max_seq_len)
+    found = tokenizer_files(tokenizer, model.config.max_seq_len, chat_template)
     stored = places(part, _config(model), list(leaves))
     names = _by_name(stored)
     sizes = {name: sum(_bytes(leaves[path], dtype) for path in paths) for name, paths in names.items()}

@@ -13,10 +13,11 @@ from fnrecipe.config.model_dir import TOKENIZER, TOKENIZER_CONFIG, read_json, to
 from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer
 from fnrecipe.errors import UsageError
 
+CHAT_TEMPLATE = "chat_template.jinja"
 BESIDE = (
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
@@ -33,12 +34,20 @@ class TokenizerFiles:
     origin: Path | None
 
 
-def tokenizer_files(section: TokenizerSection, max_seq_len: int) -> TokenizerFiles:
+def tokenizer_files(section: TokenizerSection, max_seq_len: int, chat_template: str | None = None) -> TokenizerFiles:
     """The files of the tokenizer of a config; what they say of the ends of a text is what the config says.
+
+    A chat template is given in the place of the tokenizer's own.
 
     Raises:
         UsageError: if it cannot be read.
     """
+    found = _tokenizer_files(section, max_seq_len)
+    template = {} if chat_template is None else {CHAT_TEMPLATE: chat_template.encode()}
+    return attrs.evolve(found, files={**found.files, **template})
+
+
+def _tokenizer_files(section: TokenizerSection, max_seq_len: int) -> TokenizerFiles:
     if section.family == "byte":
         tokenizer = byte_tokenizer()
         return TokenizerFiles(tokenizer, {TOKENIZER: _byte_level(tokenizer), **_config({}, tokenizer, max_seq_len)}, None)

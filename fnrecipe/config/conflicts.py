@@ -1,0 +1,75 @@
+"""What cannot stand together in the config of a recipe that trains a decoder on packed rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from attrs import evolve
+
+from fnrecipe.config.affects import cut_sizes
+from fnrecipe.config.sections import (
+    DatasetSection,
+    GangSection,
+    LRSchedulerSection,
+    ModelSection,
+    RegimeSection,
+    TrainerSection,
+)
+from fnrecipe.errors import Problem, did_you_mean
+
+
+class DecoderConfig(Protocol):
+    """What is read of a recipe's config."""
+
+    @property
+    def FORMATS(self) -> Mapping[str, object]: ...  # noqa: N802 a table
+    @property
+    def model(self) -> ModelSection: ...
+    @property
+    def dataset(self) -> DatasetSection: ...
+    @property
+    def gang(self) -> GangSection: ...
+    @property
+    def trainer(self) -> TrainerSection: ...
+    @property
+    def lr_scheduler(self) -> LRSchedulerSection: ...
+    @property
+    def regime(self) -> RegimeSection: ...
+
+
+def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
+    """The problems between sections."""
+    dataset, gang, microbatches = config.dataset, config.gang, config.gang.num_microbatches
+    context, rows = config.model.config.max_seq_len, dataset.batch_size
+    if dataset.max_seq_len > context:
+        yield Problem("dataset.max_seq_len", f"at most model.config.max_seq_len = {context}", str(dataset.max_seq_len))
+    if rows % microbatches:
+        yield Problem("dataset.batch_size", f"a multiple of gang.num_microbatches = {microbatches}", str(rows))
+    if gang.sharding in ("zero2", "fsdp") and dataset.num_lanes % microbatches:
+        expected = f"a multiple of gang.num_microbatches = {microbatches} for gang.sharding={gang.sharding}"
+        yield Problem("dataset.num_lanes", expected, str(dataset.num_lanes))
+    if config.model.dtype == "bfloat16" and config.trainer.dtype == "float16":
+        yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
+    yield from _tensor_parallel_conflicts(config)
+    yield from _format_conflicts(config)
+    for problem in config.lr_scheduler.conflicts_over(config.regime.num_steps):
+        yield evolve(problem, path=f"lr_scheduler.{problem.path}")
+
+
+def _tensor_parallel_conflicts(config: DecoderConfig) -> Iterator[Problem]:
+    ranks = config.gang.tensor_parallel_size
+    sizes = {f"model.config.{name}": size for name, size in cut_sizes(config.model.config).items()}
+    for path, size in {**sizes, "dataset.max_seq_len": config.dataset.max_seq_len}.items():
+        if size % ranks:
+            yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
+
+
+def _format_conflicts(config: DecoderConfig) -> Iterator[Problem]:
+    known = ("auto", *config.FORMATS)
+    for key in ("sources", "valid_sources"):
+        for number, source in enumerate(getattr(config.dataset, key)):
+            if source.format not in known:
+                path, near = f"dataset.{key}[{number}].format", did_you_mean(source.format, known)
+                hint = near if near.startswith("did") else ""
+                yield Problem(path, " or ".join(known), repr(source.format), hint=hint)

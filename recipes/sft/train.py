@@ -1,0 +1,95 @@
+"""Supervised fine-tuning: `lm` on examples, of which the answers alone are trained.
+
+fnrecipe train sft --out DIR         # or, from a copy of this folder:
+python -m recipes.sft.train DIR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fnrecipe import interop, presets
+from fnrecipe.data.chat_template import encode_prompt
+from fnrecipe.loss import Loss
+from fnrecipe.models.flops import TokenFlops
+from fnrecipe.models.model import find_model
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.optim.transform import Transform
+from fnrecipe.parallel.mesh import Placement
+from fnrecipe.recipe import Evaluation, Recipe
+from fnrecipe.streams import example, source_list
+from fnrecipe.tree import Tree
+
+from .config import SFTConfig, needs
+from .config import config as defaults
+from .data import all_corpora, make_template, make_tokenizer, train_stream, valid_stream
+
+
+def init(config: SFTConfig, key: Tensor, place: Placement) -> Tree:
+    return presets.init(config.model, key, place)
+
+
+def pretrained(config: SFTConfig, key: Tensor, place: Placement) -> Tree | None:
+    return interop.pretrained(config.model, key, place)
+
+
+def loss(config: SFTConfig) -> Loss:
+    dataset = config.dataset
+    apply = presets.apply(config.model, config.trainer, dataset.attention, dataset.documents_per_row)
+    return next_token_loss(apply, source_list(config))
+
+
+def update(config: SFTConfig) -> Transform:
+    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime)
+
+
+def positions(config: SFTConfig) -> int:
+    return config.dataset.max_seq_len
+
+
+def flops(config: SFTConfig) -> TokenFlops | None:
+    count = find_model(config.model.family).flops
+    return count(config.model.config, config.dataset.max_seq_len) if count else None
+
+
+def rules(config: SFTConfig) -> Mapping[str, int]:
+    return find_model(config.model.family).rules(config.model.config)
+
+
+def sample(config: SFTConfig, params: Tree, key: Tensor) -> str:
+    """The answer to the prompt of the config."""
+    tokenizer, template, prompt = make_tokenizer(config), make_template(config), config.regime.sample_prompt
+    if template is None:
+        begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
+    else:
+        begin = encode_prompt(template, [{"role": "user", "content": prompt}], tokenizer).tolist()
+    ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
+    tokens = presets.sample(config, params, begin or [tokenizer.eos], key, **ends)
+    return (prompt + ("\n" if template else "") + tokenizer.decode(tokens)).rstrip()
+
+
+recipe = Recipe(
+    name="sft",
+    config=defaults,
+    init=init,
+    pretrained=pretrained,
+    loss=loss,
+    update=update,
+    stream=train_stream,
+    example=example,
+    evaluations={"valid": Evaluation(valid_stream)},
+    sample=sample,
+    corpora=all_corpora,
+    tokenizer=make_tokenizer,
+    positions=positions,
+    flops=flops,
+    needs=needs,
+    rules=rules,
+)
+
+if __name__ == "__main__":
+    from fnrecipe.cli.main import run_recipe
+
+    run_recipe(recipe)
