@@ -83,15 +83,15 @@ def meeting(assignment: LaneAssignment, *, folder: Path) -> Source[Any]:
 
 
 def children() -> set[int]:
-    """The processes below this one, dead or alive, but for multiprocessing's own that looks after what is shared."""
+    """The processes below this one, dead or alive, but for multiprocessing's own: of what is shared, and of forks."""
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            tracker = b"resource_tracker" in (path / "cmdline").read_bytes()
+            command = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == os.getpid() and not tracker:
+        if parent == os.getpid() and not any(name in command for name in (b"resource_tracker", b"forkserver")):
             found.add(int(path.name))
     return found
 

@@ -129,6 +129,6 @@ def test_tokenized_documents_resume(tmp_path: Path) -> None:
 def test_a_sample_begins_as_documents_do(add_bos: bool, prompt: str, expected: list[int]) -> None:
     config = recipe(ends=TokenizerSection(add_bos=add_bos))
     config = attrs.evolve(config, regime=attrs.evolve(config.regime, sample_prompt=prompt))
-    with mock.patch.object(lm, "generate", return_value=[99]) as generate:
+    with mock.patch.object(lm.presets, "sample", return_value=[99]) as sample:
         assert lm.sample(config, {}, torch.zeros(2)) == f"{prompt}c"
-    assert generate.call_args.args[2] == expected
+    assert sample.call_args.args[2] == expected

@@ -29,7 +29,7 @@ def test_a_compiled_run_has_the_losses_of_a_traced_one_and_finds_its_kernels_aga
 ) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # which runs in this process have set
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    schedule = {"lr_scheduler__config__cycle_len": 6}
+    schedule = {"lr_scheduler__config__cycle_len": 6, "model__config__num_layers": 1}
     train(texts, tmp_path / "traced", "trace", **schedule)
     first = train(texts, tmp_path / "compiled", "inductor", regime__num_steps=4, **schedule)
     second = train(texts, tmp_path / "compiled", "inductor", **schedule)

@@ -134,7 +134,7 @@ def test_two_ranks_eagerly() -> None:
 
 
 def test_two_ranks_traced() -> None:
-    on_ranks(2, check, MODES | {"tensor": TENSOR["tensor"]}, ["fused"], [True])
+    on_ranks(2, check, chosen("zero1", "zero2", "fsdp", "tensor"), ["fused"], [True])
 
 
 def check_computed(rank: int, size: int) -> None:
