@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
+from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
@@ -35,6 +36,17 @@ def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
 def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, max_documents: int | None = None) -> Apply:
     """(parameters, tokens, segments, positions) -> logits, for rows of at most `max_documents`."""
     return partial(find_model(model.family).apply, model.config, policy=policy(trainer, max_documents), scope=scope)
+
+
+def flops(model: ModelSection, length: int) -> TokenFlops | None:
+    """FLOPs of training on one position of rows of `length`, if the family tells."""
+    count = find_model(model.family).flops
+    return count(model.config, length) if count else None
+
+
+def rules(model: ModelSection) -> Mapping[str, int]:
+    """Patterns of parameter paths, and the dimension along which tensor parallelism cuts them."""
+    return find_model(model.family).rules(model.config)
 
 
 def generator(

@@ -232,8 +232,15 @@ def make_tokenizer(config: StreamConfig) -> Tokenizer:
     Raises:
         UsageError: if it has more tokens than the model has embeddings.
     """
-    section, size = config.tokenizer, config.model.config.vocab_size
-    tokenizer = open_tokenizer(
+    tokenizer, size = tokenizer_of(config.tokenizer), config.model.config.vocab_size
+    if tokenizer.vocab_size > size:
+        raise UsageError(f"model.config.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found {size}")
+    return tokenizer
+
+
+def tokenizer_of(section: TokenizerSection) -> Tokenizer:
+    """The tokenizer that a section says."""
+    return open_tokenizer(
         section.family,
         section.path,
         bos_token=section.bos_token,
@@ -241,9 +248,6 @@ def make_tokenizer(config: StreamConfig) -> Tokenizer:
         pattern=section.pattern,
         special_tokens=section.special_tokens,
     )
-    if tokenizer.vocab_size > size:
-        raise UsageError(f"model.config.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found {size}")
-    return tokenizer
 
 
 def _stages(part: Part, *, stages: Stages[C], config: C, tokenizer: Tokenizer, split: Split) -> Sequence[Stage]:

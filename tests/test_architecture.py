@@ -38,10 +38,11 @@ ARROWS = {
     "build": "compiler config contract data errors loss optim parallel random recipe step transforms tree",
     "runtime": "compiler config data errors parallel",
     "checkpoint": "data errors parallel runtime tree",
-    "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime transforms tree",
+    "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime streams transforms "
+    "tree",
     "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
     "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel presets random "
-    "recipe recipes runtime step transforms tree",
+    "recipe recipes runtime step streams transforms tree",
     "inspect": "build compiler data errors fold recipe runtime shell step tree",
     "cli": "compiler config data errors generation inspect interop runtime shell",
 }

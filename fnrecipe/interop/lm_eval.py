@@ -20,7 +20,7 @@ from fnrecipe.config import ModelSection, TokenizerSection, TrainerSection
 from fnrecipe.config.find import NotFoundError
 from fnrecipe.config.model_dir import describe
 from fnrecipe.config.sections.model import FAMILIES, ModelConfig
-from fnrecipe.data import Tokenizer, open_tokenizer, tokenizer_file
+from fnrecipe.data import tokenizer_file
 from fnrecipe.data.choices import Continuation
 from fnrecipe.errors import UsageError
 from fnrecipe.generation.generator import Generator, go_on
@@ -30,6 +30,7 @@ from fnrecipe.interop.survey import weights_dtype
 from fnrecipe.models.likelihood import likelihoods, rows_of
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.runtime import host
+from fnrecipe.streams import tokenizer_of
 from fnrecipe.transforms import jit
 
 try:
@@ -82,7 +83,7 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self._device = _device(device)
         section, tokenizer = _sections(pretrained)
-        self.tokens = _tokenizer(tokenizer)
+        self.tokens = tokenizer_of(tokenizer)
         self.add_bos_token = _begins(tokenizer) if add_bos_token is None else add_bos_token
         self.rows = _rows(batch_size)
         self.max_length: int = section.config.max_seq_len if max_length is None else max_length
@@ -186,17 +187,6 @@ def _sections(path: str) -> tuple[ModelSection, TokenizerSection]:
         raise UsageError(f"pretrained: expected a tokenizer.json in {path}, found none")
     section = attrs.evolve(ModelSection(path=path), dtype=cast("Literal['float32', 'bfloat16']", weights_dtype(path)))
     return section, TokenizerSection(**values)  # type: ignore[arg-type]
-
-
-def _tokenizer(section: TokenizerSection) -> Tokenizer:
-    return open_tokenizer(
-        section.family,
-        section.path,
-        bos_token=section.bos_token,
-        eos_token=section.eos_token,
-        pattern=section.pattern,
-        special_tokens=section.special_tokens,
-    )
 
 
 def _begins(section: TokenizerSection) -> bool:

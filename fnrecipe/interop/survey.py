@@ -41,16 +41,25 @@ class Survey:
     problems: Sequence[str]
 
 
+def describe_model(path: str) -> Described:
+    """What the directory `path` says of its model.
+
+    Raises:
+        UsageError: if it holds none that is known.
+    """
+    try:
+        return describe(path, FAMILIES)
+    except NotFoundError as error:
+        raise UsageError(f"{path}: expected {error.expected}; {error.hint}") from None
+
+
 def survey(path: str) -> Survey:
     """What the directory `path`, of Hugging Face or of a run, holds.
 
     Raises:
         UsageError: if it holds no model that is known.
     """
-    try:
-        described = describe(path, FAMILIES)
-    except NotFoundError as error:
-        raise UsageError(f"{path}: expected {error.expected}; {error.hint}") from None
+    described = describe_model(path)
     config, directory = described.config, Path(path)
     leaves = tree.leaves(init_outline(find_model(described.family), config))
     parameters = sum(leaf.numel() for leaf in leaves)

@@ -13,13 +13,11 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
 from fnrecipe.config import ModelSection, TokenizerSection
-from fnrecipe.config.find import NotFoundError
-from fnrecipe.config.model_dir import describe, is_hugging_face
-from fnrecipe.config.sections.model import FAMILIES, ModelConfig
+from fnrecipe.config.model_dir import is_hugging_face
+from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.config.structure import structure
 from fnrecipe.data import Tokenizer
 from fnrecipe.data.chat_template import ChatTemplate, read_chat_template
-from fnrecipe.data.open_tokenizer import open_tokenizer
 from fnrecipe.data.tokenizer_file import ends
 from fnrecipe.data.tokenizer_file import read as tokenizer_file
 from fnrecipe.errors import UsageError
@@ -28,10 +26,12 @@ from fnrecipe.generation.generator import Generator, Prompt, generate, make_gene
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by
 from fnrecipe.interop import pretrained
+from fnrecipe.interop.survey import describe_model
 from fnrecipe.models.model import find_model
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.runtime.files import read
 from fnrecipe.shell.load import load
+from fnrecipe.streams import tokenizer_of
 from fnrecipe.tree import Tree
 
 _MAX_BYTES = 1 << 20
@@ -79,16 +79,13 @@ def open_speaker(path: Path, *, dtype: str | None = None, device: torch.device |
 
 
 def _of_hugging_face(path: Path, dtype: str | None) -> Speaker:
-    try:
-        described = describe(str(path), FAMILIES)
-    except NotFoundError as error:
-        raise UsageError(f"{path}: expected {error.expected}; {error.hint}") from None
+    described = describe_model(str(path))
     if not described.tokenizer:
         raise UsageError(f"{path}: expected a tokenizer.json beside config.json, found none")
     kept = dtype or ("bfloat16" if described.dtype == "bfloat16" else "float32")
     model = ModelSection(path=str(path), dtype=cast("Any", "bfloat16" if kept == "bfloat16" else "float32"))
     section = structure(dict(described.tokenizer), TokenizerSection())
-    tokenizer = _tokenizer(section)
+    tokenizer = tokenizer_of(section)
     params = pretrained(model, random.key(0), replicated)
     return Speaker(path, model, params, tokenizer, _adds_bos(path, tokenizer), _eos(path, tokenizer), path)
 
@@ -104,10 +101,6 @@ def _of_run(path: Path) -> Speaker:
     place = None if section.path is None else Path(section.path)
     templates = place if place is None or place.is_dir() else place.parent
     return Speaker(path, model, params, tokenizer, section.add_bos, frozenset({tokenizer.eos}), templates)
-
-
-def _tokenizer(section: TokenizerSection) -> Tokenizer:
-    return open_tokenizer(section.family, section.path, bos_token=section.bos_token, eos_token=section.eos_token)
 
 
 def _json(path: Path) -> Mapping[str, Any]:

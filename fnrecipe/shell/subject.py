@@ -13,12 +13,10 @@ import torch
 
 from fnrecipe import checkpoint, random
 from fnrecipe.config import DatasetSection, ModelSection, TokenizerSection, resolve
-from fnrecipe.config.find import NotFoundError
-from fnrecipe.config.model_dir import Described, describe, is_hugging_face
-from fnrecipe.config.sections.model import FAMILIES
+from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.data import Corpus, Tokenizer
 from fnrecipe.errors import CheckpointError, UsageError
-from fnrecipe.interop.survey import weights_dtype
+from fnrecipe.interop.survey import describe_model, weights_dtype
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.gang import Gang
@@ -114,7 +112,7 @@ def _hugging_face(
 ) -> Subject:
     if step is not None:
         raise UsageError(f"--step: expected the directory of a run, found one of Hugging Face: {path}")
-    described = _described(path)
+    described = describe_model(path)
     context: int = described.config.max_seq_len  # type: ignore[attr-defined]
     brought = {
         "model.path": json.dumps(path),
@@ -127,13 +125,6 @@ def _hugging_face(
     if not described.tokenizer and origin["tokenizer.family"] in ("default", "recipe"):
         raise UsageError(f"{path}: expected a tokenizer.json in it, or tokenizer.path in the config, found no tokenizer")
     return _checked(Subject(Path(path), found, config, None))
-
-
-def _described(path: str) -> Described:
-    try:
-        return describe(path, FAMILIES)
-    except NotFoundError as error:
-        raise UsageError(f"{path}: expected {error.expected}; {error.hint}") from None
 
 
 def _named(recipe: Recipe[Any] | str) -> Recipe[Any]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from fnrecipe import interop, presets
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
-from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
@@ -49,12 +48,11 @@ def positions(config: LMConfig) -> int:
 
 
 def flops(config: LMConfig) -> TokenFlops | None:
-    count = find_model(config.model.family).flops
-    return count(config.model.config, config.dataset.max_seq_len) if count else None
+    return presets.flops(config.model, config.dataset.max_seq_len)
 
 
 def rules(config: LMConfig) -> Mapping[str, int]:
-    return find_model(config.model.family).rules(config.model.config)
+    return presets.rules(config.model)
 
 
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:

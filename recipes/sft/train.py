@@ -14,7 +14,6 @@ from fnrecipe import interop, presets
 from fnrecipe.data.chat_template import encode_prompt
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
-from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
@@ -50,12 +49,11 @@ def positions(config: SFTConfig) -> int:
 
 
 def flops(config: SFTConfig) -> TokenFlops | None:
-    count = find_model(config.model.family).flops
-    return count(config.model.config, config.dataset.max_seq_len) if count else None
+    return presets.flops(config.model, config.dataset.max_seq_len)
 
 
 def rules(config: SFTConfig) -> Mapping[str, int]:
-    return find_model(config.model.family).rules(config.model.config)
+    return presets.rules(config.model)
 
 
 def sample(config: SFTConfig, params: Tree, key: Tensor) -> str:
