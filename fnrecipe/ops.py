@@ -17,6 +17,7 @@ torch.library.define(
     "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor cumulative, int longest, Tensor logsumexp,"
     " Tensor seed, Tensor offset, float scale, int? window) -> (Tensor, Tensor, Tensor)",
 )
+torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order) -> Tensor")
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
 opaque_clone = torch.ops.fnrecipe.opaque_clone
@@ -28,6 +29,8 @@ efficient_attention_backward = torch.ops.fnrecipe.efficient_attention_backward
 
 torch's own function of shapes for it lacks two of its arguments (2.11 to 2.13), so it cannot be traced as it is.
 """
+norms = torch.ops.fnrecipe.norms
+"""The norm of each tensor, [N]; all have one dtype. Inductor would launch a kernel for each number that it stacks."""
 mm = torch.ops.fnrecipe.mm
 """The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
 
@@ -89,6 +92,10 @@ def _efficient_attention_backward(
     return found[:3]
 
 
+def _norms(tensors: list[Tensor], order: float) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors, order))
+
+
 def _mm_by_onednn(left: Tensor, right: Tensor) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right.t(), None, "none", [], "")
     return product
@@ -110,6 +117,9 @@ torch.library.register_fake(
     "fnrecipe::efficient_attention_backward",
     lambda _, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value))),
 )
+
+torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", _norms)
+torch.library.register_fake("fnrecipe::norms", lambda tensors, order: tensors[0].new_empty(len(tensors)))
 
 torch.library.impl("fnrecipe::mm", "CPU", _mm_by_onednn)
 torch.library.register_fake("fnrecipe::mm", lambda left, right: left.new_empty(left.shape[0], right.shape[1]))

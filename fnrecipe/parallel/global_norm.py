@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.ops import norms
 from fnrecipe.parallel.collectives import all_gather
 from fnrecipe.parallel.mesh import Axis, is_shard, unwrapped
 from fnrecipe.tree import Tree
@@ -22,14 +23,13 @@ def global_norm(values: Tree) -> Tensor:
     # The rounding of a norm depends on how many elements one kernel reduces, and in which order. So a kernel only ever reduces
     # a block, whose bounds do not depend on the number of ranks: a shard is one or several blocks, never a piece of one. The
     # norms of all blocks are then gathered in the order of the unsharded tensors, and every rank reduces the same vector. A
-    # sum of squares by all-reduce would be one collective less, and differ in the last bits. `_foreach_norm` is one operation
-    # of the graph for all blocks.
+    # sum of squares by all-reduce would be one collective less, and differ in the last bits.
     groups: dict[tuple[Axis, ...], list[Tensor]] = defaultdict(list)
     for leaf in tree.leaves(values, is_shard):
         tensor, axes = unwrapped(leaf)
         groups[tuple(axes)] += _blocks(tensor, axes)
-    norms = torch.stack(torch._foreach_norm(list(chain(*groups.values()))))
-    by_group = torch.split(norms, [len(blocks) for blocks in groups.values()])
+    of_blocks = norms(list(chain(*groups.values())), 2)
+    by_group = torch.split(of_blocks, [len(blocks) for blocks in groups.values()])
     of_ranks = [_gathered(local, axes) for local, axes in zip(by_group, groups, strict=True)]
     total: Tensor = torch.linalg.vector_norm(torch.cat(of_ranks))
     return total
@@ -43,9 +43,9 @@ def _blocks(tensor: Tensor, axes: dict[Axis, int]) -> list[Tensor]:
     return blocks
 
 
-def _gathered(norms: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+def _gathered(local: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """The norms of all ranks' blocks, flat, in the order of the unsharded tensors."""
     for axis in reversed(axes):
-        (rows,) = all_gather([norms.view(-1, axis.blocks // axis.size)], [1], axis)
-        norms = rows.flatten()
-    return norms
+        (rows,) = all_gather([local.view(-1, axis.blocks // axis.size)], [1], axis)
+        local = rows.flatten()
+    return local
