@@ -45,6 +45,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "common": (
             "seed",
             "torch.num_threads",
+            "torch.deterministic",
             "metric_recorders.tensorboard.enabled",
             *(f"metric_recorders.wandb.{key}" for key in ("enabled", "entity", "project", "run_name", "mode")),
         ),

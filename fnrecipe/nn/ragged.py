@@ -1,13 +1,14 @@
 """Attention within documents by kernels for sequences of different lengths, for GPUs: no pair of two documents is computed.
 
-These are torch's own kernels behind nested tensors: FlashAttention 2 (Dao 2023, arXiv:2307.08691) in half precision, the
-memory-efficient kernel (Rabe & Staats 2021, arXiv:2112.05682) in float32. They are plain operations of a graph, so they are
-traced, compiled around and captured in CUDA graphs as any other. B rows, T positions, H heads, E head width.
+In half precision that is cuDNN's kernel where it is installed and has one, else torch's FlashAttention 2 (Dao 2023,
+arXiv:2307.08691); in float32 torch's memory-efficient kernel (Rabe & Staats 2021, arXiv:2112.05682). All are plain operations
+of a graph: they are traced, compiled around and captured in CUDA graphs as any other. B rows, T positions, H heads, E head
+width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.nn import cudnn_attention
 from fnrecipe.ops import CAUSAL, efficient_attention_backward
 
 aten = torch.ops.aten
@@ -44,6 +46,9 @@ def ragged_mask(segments: Tensor, limit: int, window: int | None = None) -> Ragg
     # where the row ends, and so is empty. A row of exactly `limit` documents gives its padding to the last of them: padding
     # comes last, so no position with a target attends to it.
     rows, length = segments.shape
+    if limit == 1:
+        bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=segments.device)
+        return RaggedMask(torch.zeros_like(segments), bounds, window)
     numbers = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0)).cumsum(1)
     wanted = torch.arange(limit, device=segments.device).expand(rows, limit).contiguous()
     starts = torch.searchsorted(numbers, wanted) + torch.arange(0, rows * length, length, device=segments.device)[:, None]
@@ -55,8 +60,9 @@ def ragged_forward(mask: RaggedMask, query: Tensor, key: Tensor, value: Tensor, 
 
     Only in half precision may G be less than H.
     """
-    forward = _flash if query.dtype.itemsize < 4 else _efficient
-    mixed, *others = forward(mask, query.shape[2], scale, *map(_flat, (query, key, value)))
+    flat = query_, key_, _ = [_flat(x) for x in (query, key, value)]
+    forward = _kernel(mask, query.shape[2], scale, query_, key_)[0]
+    mixed, *others = forward(mask, query.shape[2], scale, *flat)
     return _rows(mixed, query), *others
 
 
@@ -71,9 +77,43 @@ def ragged_backward(
     value: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of query, key and value from `gradient`, that of the attention `mixed`; others: from `ragged_forward`."""
-    backward = _flash_backward if query.dtype.itemsize < 4 else _efficient_backward
-    slopes = backward(mask, query.shape[2], scale, others, *map(_flat, (gradient, query, key, value, mixed)))
+    flat = _, query_, key_, *_ = [_flat(x) for x in (gradient, query, key, value, mixed)]
+    backward = _kernel(mask, query.shape[2], scale, query_, key_)[1]
+    slopes = backward(mask, query.shape[2], scale, others, *flat)
     return tuple(_rows(slope, like) for slope, like in zip(slopes, (query, key, value), strict=True))
+
+
+def _kernel(
+    mask: RaggedMask, longest: int, scale: float, query: Tensor, key: Tensor
+) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
+    """The kernels forward and backward for query [B * T, H, E] and key [B * T, G, E]."""
+    if query.dtype.itemsize >= 4:
+        return _efficient, _efficient_backward
+    wanted = cudnn_attention.layout(query, key, mask.cumulative, longest, scale, mask.window)
+    if cudnn_attention.is_supported(wanted, torch.are_deterministic_algorithms_enabled()):
+        return _cudnn, _cudnn_backward
+    return _flash, _flash_backward
+
+
+def _cudnn(mask: RaggedMask, longest: int, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = cudnn_attention.forward(*inputs, mask.cumulative, longest, scale, mask.window)
+    return found
+
+
+def _cudnn_backward(
+    mask: RaggedMask,
+    longest: int,
+    scale: float,
+    others: Sequence[Tensor],
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+) -> tuple[Tensor, ...]:
+    inputs, deterministic = (gradient, query, key, value, mixed, *others), torch.are_deterministic_algorithms_enabled()
+    found: tuple[Tensor, ...] = cudnn_attention.backward(*inputs, mask.cumulative, longest, scale, mask.window, deterministic)
+    return found
 
 
 def _flash(mask: RaggedMask, longest: int, scale: float, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:

@@ -42,10 +42,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", launched().local_rank % torch.cuda.device_count())
 
 
-def prepare(num_threads: int | None, how: JitMode) -> None:
-    """Process-wide settings of a process that trains: memory allocator, threads, kernel cache."""
+def prepare(num_threads: int | None, how: JitMode, *, deterministic: bool = False) -> None:
+    """Process-wide settings of a process that trains: memory allocator, threads, kernel cache, the choice of kernels."""
     keep_freed_memory()
     set_threads(num_threads)
+    if deterministic:
+        use_deterministic_kernels()
     if how == "inductor":
         keep_compiled_kernels()
 
@@ -53,6 +55,13 @@ def prepare(num_threads: int | None, how: JitMode) -> None:
 def set_threads(number: int | None) -> None:
     if number is not None:
         torch.set_num_threads(number)
+
+
+def use_deterministic_kernels() -> None:
+    """Has torch take kernels that give the same bits each time; an operation without one is an error."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch wants it set for this, before cuBLAS begins
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing of ours reads what it has not written
 
 
 def keep_freed_memory() -> bool:

@@ -45,6 +45,11 @@ class ExamplesSection(DatasetSection):
     train_on: Literal["all", "last"] = "all"
     too_long: Literal["drop", "cut", "error"] = "drop"
 
+    @property
+    def documents_per_row(self) -> int:
+        """Examples are shorter than documents: rows hold more of them."""
+        return self.max_documents_per_row or max(16, self.max_seq_len // 32)
+
     def conflicts(self) -> Iterator[Problem]:
         yield from super().conflicts()
         if self.packing != "best_fit":

@@ -1,4 +1,4 @@
-"""CPU kernels, by the formula, for torch's operations on ragged rows, which have kernels on GPUs alone."""
+"""CPU kernels, by the formula, for the operations on ragged rows, which have kernels on GPUs alone."""
 
 from __future__ import annotations
 
@@ -79,18 +79,47 @@ def efficient_backward(gradient, query, key, value, _bias, _out, starts, *_, sca
     return *(x[None] for x in found), query.new_zeros(0)
 
 
-KERNELS: dict[str, Callable[..., object]] = {
-    "_flash_attention_forward": flash,
-    "_flash_attention_backward": flash_backward,
-    "_efficient_attention_forward": efficient,
-    "_efficient_attention_backward": efficient_backward,
+def cudnn(query, key, value, starts, longest, scale, window):  # type: ignore[no-untyped-def]
+    mixed, *_ = flash(
+        query,
+        key,
+        value,
+        starts,
+        starts,
+        longest,
+        longest,
+        0.0,
+        True,
+        False,
+        scale=scale,
+        window_size_left=window and window - 1,
+    )
+    return mixed, query.new_zeros(query.shape[:2], dtype=torch.float32)
+
+
+def cudnn_backward(gradient, query, key, value, _out, statistics, starts, _longest, scale, window, deterministic):  # type: ignore[no-untyped-def]
+    assert (statistics.shape, statistics.dtype) == (query.shape[:2], torch.float32)
+    assert deterministic == torch.are_deterministic_algorithms_enabled()
+    return slopes(gradient, query, key, value, starts, scale=scale, window=window)
+
+
+KERNELS: dict[str, dict[str, Callable[..., object]]] = {
+    "aten": {
+        "_flash_attention_forward": flash,
+        "_flash_attention_backward": flash_backward,
+        "_efficient_attention_forward": efficient,
+        "_efficient_attention_backward": efficient_backward,
+    },
+    "fnrecipe": {"cudnn_attention": cudnn, "cudnn_attention_backward": cudnn_backward},
 }
 
 
 def registered() -> Iterator[None]:
     """The kernels as those of the CPU, as long as the generator is not gone on with."""
-    library = torch.library.Library("aten", "IMPL")
-    for name, kernel in KERNELS.items():
-        library.impl(name, kernel, "CPU")
+    libraries = [torch.library.Library(name, "IMPL") for name in KERNELS]
+    for library, kernels in zip(libraries, KERNELS.values(), strict=True):
+        for name, kernel in kernels.items():
+            library.impl(name, kernel, "CPU")
     yield
-    library._destroy()
+    for library in libraries:
+        library._destroy()

@@ -16,6 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
 from fnrecipe.compiler import trace
+from fnrecipe.nn import cudnn_attention
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask
 from fnrecipe.nn.ragged import ragged_mask
 from tests.helpers import assert_close, assert_same_bits
@@ -178,12 +179,17 @@ def test_heads_are_not_repeated_and_what_lies_above_the_diagonal_is_left_out() -
     assert kernels(torch.bfloat16) == [(1, True), (HEADS, True)]
 
 
-@pytest.mark.parametrize("ragged", [False, True])
-def test_half_precision_stays_near_the_definition(ragged: bool) -> None:
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("kernel", ["dense", "flash", "cudnn"])
+def test_half_precision_stays_near_the_definition(kernel: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cudnn_attention, "is_supported", lambda *_: kernel == "cudnn")
     args = inputs(1)
-    mask = ragged_mask(EXAMPLE, 4) if ragged else attention_mask(EXAMPLE, "document", torch.bfloat16)
-    found = with_gradients(attention, *(x.bfloat16() for x in args), mask)
-    expected = with_gradients(by_definition, *args, EXAMPLE)
+    mask = attention_mask(EXAMPLE, "document", torch.bfloat16, window) if kernel == "dense" else ragged_mask(EXAMPLE, 4, window)
+    half, function = [x.bfloat16() for x in args], partial(with_gradients, attention)
+    names = {str(node.target) for node in trace(function, (*half, mask))[0].graph.nodes}
+    assert any("cudnn" in name for name in names) == (kernel == "cudnn")
+    found = function(*half, mask)
+    expected = with_gradients(by_definition, *args, EXAMPLE, window or LENGTH)
     assert_close([*(x.double() for x in found[0]), found[1].double()], [*expected[0], expected[1]], 0.02)
 
 
@@ -209,6 +215,10 @@ def test_documents_of_a_row_are_its_runs_and_those_that_are_not_there_are_empty(
         expected += [expected[-1] + end for end in accumulate(sizes)]
     assert mask.cumulative.tolist() == expected
     assert mask.cumulative.dtype == torch.int32
+
+
+def test_a_row_that_is_one_document_begins_and_ends_as_the_row() -> None:
+    assert ragged_mask(segments_of([5, 1, 9], [24]), 1).cumulative.tolist() == [0, 24, 48]
 
 
 def test_padding_behind_as_many_documents_as_a_row_may_have_joins_the_last_of_them() -> None:

@@ -22,7 +22,7 @@ from fnrecipe.runtime.process_groups import make_mesh
 from tests.helpers import packed, pairs
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-LENGTH, LEAVES, LAYERS, ROWS, LIMIT = 300, 2, 2, 4, 16
+LENGTH, LEAVES, LAYERS, ROWS, LIMIT = 300, 2, 2, 4, 8
 KERNELS = {
     "flash": ("aten._flash_attention_forward.default", "aten._flash_attention_backward.default"),
     "efficient": ("aten._efficient_attention_forward.default", "fnrecipe.efficient_attention_backward.default"),

@@ -49,7 +49,7 @@ class DataSource:
 
 @frozen
 class DatasetSection:
-    """`max_documents_per_row`: packing keeps to it, as a GPU's kernels want a bound; null: max_seq_len / 32, at least 16."""
+    """`max_documents_per_row`: packing keeps to it, as a GPU's kernels want a bound; null: max_seq_len / 128, at least 8."""
 
     sources: tuple[DataSource, ...] = (DataSource("stdlib:"),)
     valid_sources: tuple[DataSource, ...] = ()
@@ -73,7 +73,7 @@ class DatasetSection:
 
     @property
     def documents_per_row(self) -> int:
-        return self.max_documents_per_row or max(16, self.max_seq_len // 32)
+        return self.max_documents_per_row or max(8, self.max_seq_len // 128)
 
     def conflicts(self) -> Iterator[Problem]:
         if not self.sources:

@@ -89,9 +89,13 @@ class RegimeSection:
 
 @frozen
 class TorchSection:
-    """`num_threads`: threads of torch on the CPU; null: torch's own choice."""
+    """`num_threads`: threads of torch on the CPU; null: torch's own choice.
+
+    `deterministic`: kernels that give the same bits each time.
+    """
 
     num_threads: PositiveInt | None = None
+    deterministic: bool = False
 
 
 @frozen
