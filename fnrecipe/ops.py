@@ -17,7 +17,7 @@ torch.library.define(
     "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor cumulative, int longest, Tensor logsumexp,"
     " Tensor seed, Tensor offset, float scale, int? window) -> (Tensor, Tensor, Tensor)",
 )
-torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order) -> Tensor")
+torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order, ScalarType dtype) -> Tensor")
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
 opaque_clone = torch.ops.fnrecipe.opaque_clone
@@ -30,7 +30,7 @@ efficient_attention_backward = torch.ops.fnrecipe.efficient_attention_backward
 torch's own function of shapes for it lacks two of its arguments (2.11 to 2.13), so it cannot be traced as it is.
 """
 norms = torch.ops.fnrecipe.norms
-"""The norm of each tensor, [N]; all have one dtype. Inductor would launch a kernel for each number that it stacks."""
+"""The norm of each tensor, [N], computed in `dtype`. Inductor would launch a kernel for each number that it stacks."""
 mm = torch.ops.fnrecipe.mm
 """The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
 
@@ -92,8 +92,14 @@ def _efficient_attention_backward(
     return found[:3]
 
 
-def _norms(tensors: list[Tensor], order: float) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors, order))
+def _norms(tensors: list[Tensor], order: float, dtype: torch.dtype) -> Tensor:
+    # One launch takes many tensors of one dtype.
+    found: dict[int, Tensor] = {}
+    for narrow in dict.fromkeys(tensor.dtype for tensor in tensors):
+        numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == narrow]
+        norms = torch._foreach_norm([tensors[number] for number in numbers], order, dtype=dtype)
+        found |= dict(zip(numbers, norms, strict=True))
+    return torch.stack([found[number] for number in range(len(tensors))])
 
 
 def _mm_by_onednn(left: Tensor, right: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ torch.library.register_fake(
 )
 
 torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", _norms)
-torch.library.register_fake("fnrecipe::norms", lambda tensors, order: tensors[0].new_empty(len(tensors)))
+torch.library.register_fake("fnrecipe::norms", lambda tensors, order, dtype: tensors[0].new_empty(len(tensors), dtype=dtype))
 
 torch.library.impl("fnrecipe::mm", "CPU", _mm_by_onednn)
 torch.library.register_fake("fnrecipe::mm", lambda left, right: left.new_empty(left.shape[0], right.shape[1]))

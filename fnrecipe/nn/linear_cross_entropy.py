@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import attrs
@@ -19,7 +20,7 @@ stay far below float16's largest number; sums over positions, which grow with th
 _CPU_CHUNK = 1024
 """Positions: 256, 512 and 1024 are level in speed."""
 
-_GPU_CHUNK = 2**31
+_GPU_CHUNK = 2**30
 """Bytes of logits: each chunk is a pass over the head's gradient, so there are several only for the sake of memory."""
 
 
@@ -46,7 +47,11 @@ def softcapped(logits: Tensor, cap: float | None) -> Tensor:
 
 def chunk_size(x: Tensor, weight: Tensor) -> int:
     """How many positions of x [B, T, D] make one chunk of logits by the head `weight` [V, D]."""
-    return _CPU_CHUNK if x.device.type == "cpu" else max(1, _GPU_CHUNK // (weight.shape[0] * x.dtype.itemsize))
+    if x.device.type == "cpu":
+        return _CPU_CHUNK
+    positions = math.prod(x.shape[:-1])
+    number = math.ceil(positions * weight.shape[0] * x.dtype.itemsize / _GPU_CHUNK)
+    return math.ceil(positions / max(1, number))  # no short chunk behind the others
 
 
 def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -38,8 +39,9 @@ def _largest_here(tensors: Sequence[Tensor]) -> Tensor:
     if tensors[0].device.type == "cpu":
         lows, highs = zip(*map(torch.aminmax, tensors), strict=True)
         return torch.maximum(-torch.stack(lows).amin(), torch.stack(highs).amax()).double()
-    by_dtype = [[tensor for tensor in tensors if tensor.dtype == dtype] for dtype in dict.fromkeys(x.dtype for x in tensors)]
-    return torch.cat([norms(each, math.inf).double() for each in by_dtype]).amax()
+    widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    found: Tensor = norms(tensors, math.inf, widest)
+    return found.amax().double()
 
 
 def finite(values: Tree, like: Tree, params: Tree) -> Tensor:

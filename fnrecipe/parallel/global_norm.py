@@ -28,7 +28,8 @@ def global_norm(values: Tree) -> Tensor:
     for leaf in tree.leaves(values, is_shard):
         tensor, axes = unwrapped(leaf)
         groups[tuple(axes)] += _blocks(tensor, axes)
-    of_blocks = norms(list(chain(*groups.values())), 2)
+    blocks = list(chain(*groups.values()))
+    of_blocks = norms(blocks, 2, blocks[0].dtype)
     by_group = torch.split(of_blocks, [len(blocks) for blocks in groups.values()])
     of_ranks = [_gathered(local, axes) for local, axes in zip(by_group, groups, strict=True)]
     total: Tensor = torch.linalg.vector_norm(torch.cat(of_ranks))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fnrecipe.compiler import trace
+from fnrecipe.compiler.casts import norms_of_narrow
+from fnrecipe.ops import norms
 from fnrecipe.transforms import jit
 from tests.helpers import assert_same_bits
 
@@ -64,3 +66,25 @@ def test_a_result_stays_a_copy() -> None:
 
 def test_what_is_written_into_a_donated_buffer_stays_a_copy() -> None:
     assert casts(lambda x, y: (round_trip(y), round_trip(x)), HALF, OTHER, donate=2) == 4
+
+
+def norm_of(x: Tensor) -> Tensor:
+    return norms([x], 2, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("function", "number"),
+    [
+        (lambda x, y: (norm_of((x @ y).float()), x.sin()), 0),
+        (lambda x, y: (norm_of((x @ y).float()), (x @ y).float().sin()), 1),
+        (lambda x, y: (norm_of((x @ y).float().t().t()), x), 1),
+        (lambda x, y: (norm_of((x @ y).float().add_(1)), x), 1),
+        (lambda x, y: (norm_of(x.half().float()), y), 1),
+    ],
+)
+def test_a_norm_is_taken_of_what_was_widened_for_it(function: Any, number: int) -> None:
+    graph, _ = trace(function, (HALF, OTHER))
+    expected = graph(HALF, OTHER)
+    norms_of_narrow(graph)
+    assert len(graph.graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default)) == number
+    assert_same_bits(graph(HALF, OTHER), expected)
