@@ -71,14 +71,19 @@ def make_evaluation(
     mesh: Mesh,
     device: torch.device,
     with_progress: Callable[[Backend], Backend] = lambda b: b,
+    *,
+    compiled: bool = True,
 ) -> Callable[[Tree, Tree], Sums]:
-    """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is, on parameters of its state."""
+    """`(params, batch) -> sums` of an evaluation over a mesh, run as the train step is, on parameters of its state.
+
+    Without `compiled`, it is traced where the train step is compiled: compiling takes longer than a few batches save.
+    """
     loss = evaluation.loss(config) if evaluation.loss else recipe.loss(config)
     sums = evaluate(checked_loss(recipe.name, loss), _local_microbatches(config, mesh), mesh)
     mode = _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(sums)
-    backend = with_progress(BACKENDS[mode])
+    backend = with_progress(BACKENDS[mode if compiled else "trace"])
     return jit(sums, fixed=1, backend=cuda_graph(backend) if _captured(config, mesh, device) else backend)
 
 

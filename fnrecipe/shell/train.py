@@ -133,7 +133,15 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
 def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> list[Evaluator[C]]:
     """Those of the recipe; evaluations of the same loss share their traced function."""
     recipe, config = session.recipe, session.config
-    make = partial(make_evaluation, recipe, config=config, mesh=session.mesh, device=session.device, with_progress=progress)
+    make = partial(
+        make_evaluation,
+        recipe,
+        config=config,
+        mesh=session.mesh,
+        device=session.device,
+        with_progress=progress,
+        compiled=False,
+    )
     own = make(Evaluation(recipe.stream))
     return [
         Evaluator(name, session, make(evaluation) if evaluation.loss else own)
