@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from fnrecipe.models.llama import LlamaConfig
 
@@ -20,6 +21,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.model_dim, config.model_dim, bias=False)
 
     def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None) -> Tensor:
+        """`mask`: bool, or int32: where documents begin in the flattened rows, and how many positions there are."""
         rows, length, _ = x.shape
 
         def split(y: Tensor, number: int) -> Tensor:
@@ -32,6 +34,10 @@ class Attention(nn.Module):
         query, key = rotate(split(self.query(x), self.heads)), rotate(split(self.key(x), self.groups))
         key = key.repeat_interleave(self.heads // self.groups, 1)
         value = split(self.value(x), self.groups).repeat_interleave(self.heads // self.groups, 1)
+        if mask is not None and mask.dtype == torch.int32:
+            query, key, value = (y.transpose(1, 2).flatten(0, 1).to(value.dtype) for y in (query, key, value))
+            mixed = varlen_attn(query, key, value, mask, mask, length, length, window_size=(-1, 0))
+            return self.output(mixed.view(rows, length, -1))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return self.output(mixed.transpose(1, 2).reshape(rows, length, -1))
 
@@ -70,11 +76,20 @@ class PlainLlama(nn.Module):
         self.register_buffer("cosines", torch.cat([angles, angles], -1).cos())
         self.register_buffer("sines", torch.cat([angles, angles], -1).sin())
 
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Logits; without `segments` each row is one document, and torch's causal kernel does without a mask."""
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        bounds: Tensor | None = None,
+    ) -> Tensor:
+        """Logits; without `segments` each row is one document, and torch's causal kernel does without a mask.
+
+        bounds: int32, where documents begin; torch's kernel for sequences of different lengths then needs no mask either.
+        """
         length = tokens.shape[1]
-        mask = None
-        if segments is not None:
+        mask = bounds
+        if segments is not None and bounds is None:
             causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
             mask = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
         places = torch.arange(length, device=tokens.device)[None] if positions is None else positions
