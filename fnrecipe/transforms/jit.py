@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from itertools import islice
 from weakref import ref
 
@@ -47,8 +48,10 @@ def jit(
         results = run(*donated, *rest)
         if not donated or outputs.type is not tuple or not all(map(operator.is_, results, donated)):
             return pytree.tree_unflatten(results, outputs)
-        latest[:] = _Known.of(args[:donate], donated, kind)
-        return *args[:donate], *_unflattened(results[len(donated) :], outputs.children()[donate:])
+        # Other trees with the same leaves: who keeps an old one is seen to keep it.
+        renewed = [given if isinstance(given, Tensor) else copy(given) for given in args[:donate]]
+        latest[:] = _Known.of(renewed, donated, kind)
+        return *renewed, *_unflattened(results[len(donated) :], outputs.children()[donate:])
 
     return call
 
