@@ -1,11 +1,14 @@
-"""Python sources as examples: a function's head and docstring are the prompt, its body is the response."""
+"""Python sources as examples: a function's head and docstring are the prompt, its body is the response.
+
+As preferences, that response is better than the body of the next function of the file.
+"""
 
 from __future__ import annotations
 
 import ast
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 
@@ -54,4 +57,19 @@ def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read
     return read(block, limit=reading.max_record_bytes)
 
 
+def _read_pairs(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
+    """`{"prompt": …, "chosen": …, "rejected": …}` of a function before one with another body, rejected here."""
+    before: tuple[dict[str, str], Callable[[str], DataError] | None] | None = None
+    for item in _read(block, reading, tokenizer):
+        if isinstance(item, DataError) or item.text is None:
+            yield item
+            continue
+        record = orjson.loads(item.text)
+        if before and before[0]["completion"] != record["completion"]:
+            pair = {"prompt": before[0]["prompt"], "chosen": before[0]["completion"], "rejected": record["completion"]}
+            yield Document(orjson.dumps(pair).decode(), bad=before[1])
+        before = record, item.bad
+
+
 PYTHON_FUNCTIONS = Format(text.PYTHON.suffixes, text.PYTHON.plan, _read)
+PYTHON_PREFERENCES = Format(text.PYTHON.suffixes, text.PYTHON.plan, _read_pairs)
