@@ -95,9 +95,9 @@ def preference_loss(apply: Apply, criterion: Criterion, *, reference: bool, pair
 
     With a `reference`, the parameters of that model are among the others, at `REFERENCE`, and have no gradient.
 
-    Sums: `loss` float32, `targets` int64 (pairs or answers), `tokens` int64 (those of answers); of rewards, for means of them,
-    `mean/rewards/chosen` and `…/rejected` with their counts `targets/rewards/…`; and for `pairs`, `mean/rewards/margins` and
-    `mean/rewards/accuracies`, the pairs whose chosen answer has the greater reward.
+    Sums: `loss` float32, `targets` int64 (pairs or answers), `tokens` int64 (those of answers); `mean/rewards/chosen` and
+    `…/rejected`. For `pairs` also `mean/rewards/margins`, and `mean/rewards/accuracies`, the pairs whose chosen answer has
+    the greater reward; for others the counts `targets/rewards/chosen` and `…/rejected`.
     """
 
     def loss(params: Tree, batch: JudgedBatch, key: Tensor | None = None) -> tuple[Tensor, Sums]:
@@ -108,7 +108,7 @@ def preference_loss(apply: Apply, criterion: Criterion, *, reference: bool, pair
         found = criterion(answers)
         total = torch.where(found.counted, found.losses, 0.0).sum()
         counts = {"loss": total, "targets": found.counted.sum(), "tokens": batch.mask.sum()}
-        return total, counts | _rewards(answers, found) | (_margins(found) if pairs else {})
+        return total, counts | (_of_pairs(found) if pairs else _of_answers(answers, found))
 
     return loss
 
@@ -145,20 +145,18 @@ def _by_slot(batch: JudgedBatch, values: Tensor) -> Tensor:
     return torch.where(here, values[:, None], 0).sum(-1)
 
 
-def _rewards(answers: Answers, found: Judgement) -> Sums:
+def _of_pairs(found: Judgement) -> Sums:
+    chosen, rejected = found.rewards[:, ::2], found.rewards[:, 1::2]
+    values = {"chosen": chosen, "rejected": rejected, "margins": chosen - rejected, "accuracies": (chosen > rejected).float()}
+    return {f"mean/rewards/{name}": _sum(value, found.counted) for name, value in values.items()}
+
+
+def _of_answers(answers: Answers, found: Judgement) -> Sums:
     sums = Sums()
     for name, verdict in (("chosen", CHOSEN), ("rejected", REJECTED)):
         here = answers.verdicts == verdict
         sums |= {f"mean/rewards/{name}": _sum(found.rewards, here), f"targets/rewards/{name}": here.sum()}
     return sums
-
-
-def _margins(found: Judgement) -> Sums:
-    margins = found.rewards[:, ::2] - found.rewards[:, 1::2]
-    return {
-        "mean/rewards/margins": _sum(margins, found.counted),
-        "mean/rewards/accuracies": _sum((margins > 0).float(), found.counted),
-    }
 
 
 def _sum(values: Tensor, where: Tensor) -> Tensor:

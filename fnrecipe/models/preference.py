@@ -48,8 +48,8 @@ def kto(ratios: Tensor, desirable: Tensor, divergence: Tensor, *, beta: float, w
     weights     λ of desirable answers, and of the others
     """
     sign = torch.where(desirable, 1.0, -1.0)
-    weight = torch.where(desirable, *weights)
-    return weight * (1 - torch.sigmoid(sign * beta * (ratios - divergence.detach())))
+    losses = torch.sigmoid(-sign * beta * (ratios - divergence.detach()))
+    return torch.where(desirable, weights[0] * losses, weights[1] * losses)
 
 
 def _log1mexp(x: Tensor) -> Tensor:
