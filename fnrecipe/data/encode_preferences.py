@@ -10,7 +10,7 @@ from fnrecipe.data.blocks import Block
 from fnrecipe.data.chat_template import Chat
 from fnrecipe.data.document import Document, Read
 from fnrecipe.data.encode_examples import Encoding, encode_example
-from fnrecipe.data.judged import CHOSEN, REJECTED, Judged
+from fnrecipe.data.judged import CHOSEN, REJECTED, Judged, answers_of
 from fnrecipe.data.preferences import Verdict, parse_preference
 from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.errors import DataError
@@ -28,10 +28,13 @@ def encode_preferences(
 
 
 def read_judged(read: Callable[[Block], Iterator[Read]], block: Block, *, encoding: Encoding, pairs: bool) -> Iterator[Read]:
-    """The documents of `read(block)` with the ids of all their answers in the place of text."""
+    """The answers in the documents of `read(block)`, a document of ids each, behind their prompts."""
     for item in read(block):
         found = item if isinstance(item, DataError) else _judged(item, encoding, pairs)
-        yield found if isinstance(found, DataError) else Document(ids=found.ids)
+        if isinstance(found, DataError):
+            yield found
+        else:
+            yield from (Document(ids=answer.ids) for answer in answers_of(found))
 
 
 def _judged(document: Document, encoding: Encoding, pairs: bool, number: int = 0, epoch: int = 0) -> Judged | DataError:
