@@ -14,6 +14,8 @@ from fnrecipe.data.tokenizer import Tokens
 
 CHOSEN, REJECTED, UNRELATED = 1, 2, 3
 """Verdicts: the better answer or a desirable one; the worse or an undesirable one; an answer to another prompt."""
+VERDICTS = {CHOSEN: "chosen", REJECTED: "rejected", UNRELATED: "of another prompt"}
+"""What they are called."""
 
 
 @attrs.frozen(eq=False)

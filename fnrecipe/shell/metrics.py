@@ -17,9 +17,9 @@ def means(metrics: Mapping[str, float], kind: str) -> dict[str, float]:
         count = shown[f"targets{name.removeprefix('loss')}"]
         shown[name] = shown[name] / count if count else math.nan
     for name in [name for name in shown if name.partition("/")[0] == "mean"]:
-        mean = name.removeprefix("mean/")
+        total, mean = shown.pop(name), name.removeprefix("mean/")
         count = shown.get(f"targets/{mean}", shown["targets"])
-        shown[mean] = shown.pop(name) / count if count else math.nan
+        shown[mean] = total / count if count else math.nan
     if shown.get("bytes"):
         shown["bits_per_byte"] = metrics["loss"] / math.log(2) / shown["bytes"]
     step = shown.pop("step")

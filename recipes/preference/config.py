@@ -116,7 +116,7 @@ config = PreferenceConfig(
     optimizer=OptimizerSection(config=AdamWConfig(lr=5e-4)),
     lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=0.067)),
     regime=RegimeSection(
-        num_steps=150,
+        num_steps=100,
         checkpoint_every_n_steps=50,
         validate_every_n_steps=50,
         sample_prompt='def get_name(self):\n    """Return the name."""\n',

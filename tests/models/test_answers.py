@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from fnrecipe.models import llama
 from fnrecipe.models.answers import REFERENCE, preference_loss, token_nats
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.policy import Policy
+from fnrecipe.shell.metrics import means
 from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close
@@ -182,3 +184,14 @@ def test_nats_of_deferred_logits_and_their_gradients_are_those_of_whole_ones(sof
 
     whole, deferred = (jit(lambda given, c=chunk: (weighted(c)(given), grad(weighted(c))(given))) for chunk in (None, 4))
     assert_close(deferred((x, weight)), whole((x, weight)), 1e-6)
+
+
+def test_means_are_taken_over_their_own_counts_or_over_the_targets() -> None:
+    sums = {"loss": 6.0, "targets": 4, "mean/rewards/chosen": 3.0, "targets/rewards/chosen": 2, "mean/rewards/margins": 1.0}
+    shown = means({"step": 7, **sums, "mean/x": 1.0, "targets/x": 0}, "valid")
+    assert shown["step"] == 7
+    assert shown["valid/loss"] == 1.5
+    assert shown["valid/rewards/chosen"] == 1.5
+    assert shown["valid/rewards/margins"] == 0.25
+    assert math.isnan(shown["valid/x"])
+    assert not [name for name in shown if "mean" in name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -179,6 +180,16 @@ def test_the_reference_is_among_the_needs(folder: Path) -> None:
     assert size * 0.9 < with_it[name].size <= size
     assert halved[name].size == with_it[name].size // 2
     assert name not in named("criterion.name=orpo")
+
+
+def test_the_criterion_of_the_documents_is_found_in_a_file(folder: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/preference.md").read_text()
+    (source,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "# my_ipo.py" in block]
+    (tmp_path / "my_ipo.py").write_text(source)
+    given = config_of(folder / "pairs.jsonl", f"criterion.name={tmp_path}/my_ipo.py", "criterion.config.beta=0.25")
+    batch = to_host(train(given)[0], torch.device("cpu"))
+    total, sums = recipe.loss(given)(recipe.init(given, random.key(0), replicated), batch, None)
+    assert float(total) == pytest.approx(4 * int(sums["targets"]), rel=1e-5), "(0 - 1 / 2 beta)² of models that are the same"
 
 
 # Runs.
