@@ -1,4 +1,4 @@
-"""Config of preference optimization: with no option at all, a small Llama that tells a function's body from another one's."""
+"""Config of preference optimization: with no option at all, a small Llama that prefers functions to those written backwards."""
 
 from __future__ import annotations
 
@@ -111,9 +111,9 @@ def needs(config: PreferenceConfig, ranks: int) -> list[Need]:
 
 
 config = PreferenceConfig(
-    model=ModelSection(config=evolve(ARCHS["llama_tiny"], max_seq_len=1024)),
-    dataset=PreferencesSection(max_seq_len=1024, pack_window=64),
-    optimizer=OptimizerSection(config=AdamWConfig(lr=5e-4)),
+    model=ModelSection(config=evolve(ARCHS["llama_tiny"], max_seq_len=512)),
+    dataset=PreferencesSection(max_seq_len=512, pack_window=64),
+    optimizer=OptimizerSection(config=AdamWConfig(lr=2e-4)),
     lr_scheduler=LRSchedulerSection(config=CosineAnnealingConfig(num_warmup_steps=0.067)),
     regime=RegimeSection(
         num_steps=100,

@@ -19,7 +19,7 @@ from fnrecipe.config import resolve
 from fnrecipe.config.needs import Need
 from fnrecipe.data import LaneAssignment
 from fnrecipe.data.judged import CHOSEN, REJECTED, UNRELATED, JudgedBatch
-from fnrecipe.errors import ConfigError, DataError, UsageError
+from fnrecipe.errors import CheckpointError, ConfigError, DataError, UsageError
 from fnrecipe.models.answers import REFERENCE
 from fnrecipe.optim.partition import chosen as chosen_paths
 from fnrecipe.parallel.mesh import replicated
@@ -278,6 +278,13 @@ def test_a_reference_of_another_kind_is_refused(run: Path, folder: Path, pairs: 
     with pytest.raises(UsageError) as caught:
         recipe.pretrained(given, random.key(0), replicated)
     assert message in str(caught.value)
+
+
+def test_a_reference_of_another_shape_is_refused(run: Path, folder: Path) -> None:
+    pairs = [f"reference.path={run}", "model.config.model_dim=32"]
+    assert recipe.pretrained is not None
+    with pytest.raises(CheckpointError, match=r"embedding: expected .*\[300, 32\].*found .*\[300, 16\]"):
+        recipe.pretrained(config_of(folder / "pairs.jsonl", *pairs, tokenizer=folder), random.key(0), replicated)
 
 
 # What is wrong.

@@ -1,6 +1,6 @@
 """Python sources as examples: a function's head and docstring are the prompt, its body is the response.
 
-As preferences, that response is better than the body of the next function of the file.
+As preferences, that response is better than its lines in backward order.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
@@ -58,17 +58,17 @@ def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read
 
 
 def _read_pairs(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
-    """`{"prompt": …, "chosen": …, "rejected": …}` of a function before one with another body, rejected here."""
-    before: tuple[dict[str, str], Callable[[str], DataError] | None] | None = None
+    """`{"prompt": …, "chosen": …, "rejected": …}` of each function whose lines read otherwise backwards."""
     for item in _read(block, reading, tokenizer):
         if isinstance(item, DataError) or item.text is None:
             yield item
             continue
         record = orjson.loads(item.text)
-        if before and before[0]["completion"] != record["completion"]:
-            pair = {"prompt": before[0]["prompt"], "chosen": before[0]["completion"], "rejected": record["completion"]}
-            yield Document(orjson.dumps(pair).decode(), bad=before[1])
-        before = record, item.bad
+        body = record["completion"]
+        backwards = "".join(reversed(list(io.StringIO(body))))
+        if backwards != body:
+            pair = {"prompt": record["prompt"], "chosen": body, "rejected": backwards}
+            yield Document(orjson.dumps(pair).decode(), bad=item.bad)
 
 
 PYTHON_FUNCTIONS = Format(text.PYTHON.suffixes, text.PYTHON.plan, _read)
