@@ -51,6 +51,6 @@ class Criterion(Generic[C]):
     """
 
     config: type[C]
-    make: Callable[[C], answers.Criterion]
+    make: Callable[[C], answers.Judge]
     reference: bool = False
     pairs: bool = True

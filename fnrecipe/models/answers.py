@@ -73,25 +73,26 @@ class Judgement:
     rewards: Tensor
 
 
-Criterion: TypeAlias = Callable[[Answers], Judgement]
+Judge: TypeAlias = Callable[[Answers], Judgement]
+"""What a criterion is, once its config is known."""
 
 
 def in_pairs(
     losses: Callable[[Answers, Answers], Tensor], rewards: Callable[[Answers], Tensor], nll_scale: float = 0.0
-) -> Criterion:
-    """The criterion of pairs by `losses(chosen, rejected)`, plus `nll_scale` times the mean nats of a chosen token."""
+) -> Judge:
+    """The judge of pairs by `losses(chosen, rejected)`, plus `nll_scale` times the mean nats of a chosen token."""
 
-    def criterion(answers: Answers) -> Judgement:
+    def judge(answers: Answers) -> Judgement:
         chosen, rejected = answers.sides()
         found = losses(chosen, rejected)
         found = found - nll_scale * chosen.means if nll_scale else found
         return Judgement(found, chosen.verdicts == CHOSEN, rewards(answers))
 
-    return criterion
+    return judge
 
 
-def preference_loss(apply: Apply, criterion: Criterion, *, reference: bool, pairs: bool) -> Loss:
-    """What `criterion` makes of the answers of a `JudgedBatch`: a sum over pairs, or over answers.
+def preference_loss(apply: Apply, judge: Judge, *, reference: bool, pairs: bool) -> Loss:
+    """What `judge` makes of the answers of a `JudgedBatch`: a sum over pairs, or over answers.
 
     With a `reference`, the parameters of that model are among the others, at `REFERENCE`, and have no gradient.
 
@@ -105,7 +106,7 @@ def preference_loss(apply: Apply, criterion: Criterion, *, reference: bool, pair
         sums = _sums(apply, model, batch)
         theirs = _sums(apply, params[REFERENCE], batch).detach() if reference else None
         answers = Answers(batch.verdicts, _by_slot(batch, batch.mask), sums, theirs)
-        found = criterion(answers)
+        found = judge(answers)
         total = torch.where(found.counted, found.losses, 0.0).sum()
         counts = {"loss": total, "targets": found.counted.sum(), "tokens": batch.mask.sum()}
         return total, counts | (_of_pairs(found) if pairs else _of_answers(answers, found))

@@ -22,7 +22,7 @@ class CPOConfig:
     label_smoothing: ProperFraction = 0.0
 
 
-def cpo(config: CPOConfig) -> answers.Criterion:
+def cpo(config: CPOConfig) -> answers.Judge:
     from fnrecipe.models import preference
     from fnrecipe.models.answers import Answers, in_pairs
 

@@ -23,7 +23,7 @@ class DPOConfig:
     label_smoothing: ProperFraction = 0.0
 
 
-def dpo(config: DPOConfig) -> answers.Criterion:
+def dpo(config: DPOConfig) -> answers.Judge:
     from fnrecipe.models import preference
     from fnrecipe.models.answers import Answers, in_pairs
 

@@ -20,7 +20,7 @@ class KTOConfig:
     undesirable_weight: NonNegative = 1.0
 
 
-def kto(config: KTOConfig) -> answers.Criterion:
+def kto(config: KTOConfig) -> answers.Judge:
     """The divergence is the mean of the ratios of answers to other prompts in the microbatch, or 0 if that is less."""
     import torch
 
@@ -30,13 +30,13 @@ def kto(config: KTOConfig) -> answers.Criterion:
 
     weights = config.desirable_weight, config.undesirable_weight
 
-    def criterion(answers: Answers) -> Judgement:
+    def judge(answers: Answers) -> Judgement:
         ratios, desirable, others = answers.ratios, answers.verdicts == CHOSEN, answers.verdicts == UNRELATED
         divergence = (torch.where(others, ratios, 0.0).sum() / others.sum().clamp(min=1)).clamp(min=0)
         losses = preference.kto(ratios, desirable, divergence, beta=config.beta, weights=weights)
         return Judgement(losses, desirable | (answers.verdicts == REJECTED), config.beta * ratios)
 
-    return criterion
+    return judge
 
 
 criterion = Criterion(KTOConfig, kto, reference=True, pairs=False)

@@ -21,7 +21,7 @@ class ORPOConfig:
     nll_scale: NonNegative = 1.0
 
 
-def orpo(config: ORPOConfig) -> answers.Criterion:
+def orpo(config: ORPOConfig) -> answers.Judge:
     from fnrecipe.models import preference
     from fnrecipe.models.answers import Answers, in_pairs
 

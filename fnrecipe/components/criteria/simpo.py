@@ -22,7 +22,7 @@ class SimPOConfig:
     nll_scale: NonNegative = 0.0
 
 
-def simpo(config: SimPOConfig) -> answers.Criterion:
+def simpo(config: SimPOConfig) -> answers.Judge:
     from fnrecipe.models import preference
     from fnrecipe.models.answers import Answers, in_pairs
 
