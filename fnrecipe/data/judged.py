@@ -26,10 +26,12 @@ class Judged(Tokens):
 
     verdicts  of each answer
     sizes     tokens of each answer with its prompt, which add up to all
+    scores    the log-probability of each answer under a reference model; none where that is not known
     """
 
     verdicts: tuple[int, ...] = attrs.field(kw_only=True)
     sizes: tuple[int, ...] = attrs.field(kw_only=True)
+    scores: tuple[float, ...] = attrs.field(kw_only=True, default=())
 
 
 @attrs.frozen(eq=False)
@@ -38,9 +40,11 @@ class JudgedBatch(Batch):
 
     verdicts  int64 [rows, slots]  what the piece of that number is, one of `CHOSEN`, `REJECTED`, `UNRELATED`; 0 if there is
                                    none. The rejected answer of a pair follows its chosen one
+    scores    float32 [rows, slots]  the log-probability of each under a reference model; 0 where that is not known
     """
 
     verdicts: Array
+    scores: Array
 
 
 def answers_of(item: Tokens) -> list[Tokens]:
@@ -58,11 +62,15 @@ def answers_of(item: Tokens) -> list[Tokens]:
 def collate_judged(rows: Sequence[Row], length: int, *, slots: int) -> JudgedBatch:
     """A batch of rows of `Judged` that have at most `slots` answers in all."""
     batch = collate([[answer for item in row for answer in answers_of(item)] for row in rows], length)
-    verdicts = np.zeros((len(rows), slots), np.int64)
+    verdicts, scores = np.zeros((len(rows), slots), np.int64), np.zeros((len(rows), slots), np.float32)
     for number, row in enumerate(rows):
-        found = [verdict for item in row if isinstance(item, Judged) for verdict in item.verdicts]
-        verdicts[number, : len(found)] = found
-    return JudgedBatch(**attrs.asdict(batch, recurse=False), verdicts=verdicts)
+        start = 0
+        for item in row:
+            assert isinstance(item, Judged)
+            stop = start + len(item.verdicts)
+            verdicts[number, start:stop], scores[number, start:stop] = item.verdicts, item.scores or 0
+            start = stop
+    return JudgedBatch(**attrs.asdict(batch, recurse=False), verdicts=verdicts, scores=scores)
 
 
 def pack_judged(

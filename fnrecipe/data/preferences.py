@@ -18,17 +18,25 @@ SIDES: Mapping[str, str] = MappingProxyType(
 """Keys of the better answer, and that of the worse one."""
 LABELS = ("label", "kto_tag")
 """Keys of whether an answer is desirable."""
-KEYS = EXAMPLE_KEYS | {*SIDES, *SIDES.values(), *LABELS}
+SCORES: Mapping[str, str] = MappingProxyType(
+    {"reference_score_chosen": "reference_score_rejected", "ref_chosen_logps": "ref_rejected_logps"}
+)
+"""Keys of the log-probability of the better answer under a reference model, as fairseq2 and TRL have them; and of the worse."""
+KEYS = EXAMPLE_KEYS | {*SIDES, *SIDES.values(), *LABELS, *SCORES, *SCORES.values()}
 """All keys of records that are read."""
 _WEIGHTS = ("weight", "loss_weight")
 
 
 @attrs.frozen
 class Verdict:
-    """An answer, the last message of an example; and whether it is the better one of two, or desirable."""
+    """An answer, the last message of an example; and whether it is the better one of two, or desirable.
+
+    score  the log-probability of the answer under a reference model, if the record has it
+    """
 
     example: Example
     is_good: bool
+    score: float | None = None
 
 
 def parse_preference(text: str) -> tuple[Verdict, ...]:
@@ -62,7 +70,19 @@ def _pair(record: Record, better: str, worse: str) -> tuple[Verdict, Verdict]:
         raise DataError(f"{expected}, found others from message {number + 1} on")
     if chosen.messages[-1] == rejected.messages[-1]:
         raise DataError(f"expected two answers that differ under {better!r} and {worse!r}, found the same one twice")
-    return Verdict(chosen, True), Verdict(rejected, False)
+    scores = _scores(record)
+    return Verdict(chosen, True, scores[0]), Verdict(rejected, False, scores[1])
+
+
+def _scores(record: Record) -> tuple[float | None, float | None]:
+    for keys in SCORES.items():
+        if any(key in record for key in keys):
+            for key in keys:
+                found = record.get(key)
+                if isinstance(found, bool) or not isinstance(found, int | float) or found > 0:
+                    raise DataError(f"expected a log-probability in the field {key!r}, found {found!r:.80}")
+            return record[keys[0]], record[keys[1]]
+    return None, None
 
 
 def _with_answer(shared: Record, answer: object, key: str) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import attrs
 import torch
@@ -91,10 +91,11 @@ def in_pairs(
     return judge
 
 
-def preference_loss(apply: Apply, judge: Judge, *, reference: bool, pairs: bool) -> Loss:
+def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "data"] | None, pairs: bool) -> Loss:
     """What `judge` makes of the answers of a `JudgedBatch`: a sum over pairs, or over answers.
 
-    With a `reference`, the parameters of that model are among the others, at `REFERENCE`, and have no gradient.
+    The reference is a model whose parameters are among the others, at `REFERENCE`, and have no gradient; or the scores of the
+    batch are its log-probabilities; or there is none.
 
     Sums: `loss` float32, `targets` int64 (pairs or answers), `tokens` int64 (those of answers); `mean/rewards/chosen` and
     `…/rejected`. For `pairs` also `mean/rewards/margins`, and `mean/rewards/accuracies`, the pairs whose chosen answer has
@@ -103,8 +104,10 @@ def preference_loss(apply: Apply, judge: Judge, *, reference: bool, pairs: bool)
 
     def loss(params: Tree, batch: JudgedBatch, key: Tensor | None = None) -> tuple[Tensor, Sums]:
         model = {name: value for name, value in params.items() if name != REFERENCE}
-        sums = _sums(apply, model, batch)
-        theirs = _sums(apply, params[REFERENCE], batch).detach() if reference else None
+        sums = answer_sums(apply, model, batch)
+        theirs = batch.scores if reference == "data" else None
+        if reference == "model":
+            theirs = answer_sums(apply, params[REFERENCE], batch).detach()
         answers = Answers(batch.verdicts, _by_slot(batch, batch.mask), sums, theirs)
         found = judge(answers)
         total = torch.where(found.counted, found.losses, 0.0).sum()
@@ -134,7 +137,8 @@ def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def _sums(apply: Apply, params: Tree, batch: JudgedBatch) -> Tensor:
+def answer_sums(apply: Apply, params: Tree, batch: JudgedBatch) -> Tensor:
+    """The sum of the log-probabilities of each answer's tokens, float32 [rows, slots]."""
     logits = apply(params, batch.tokens, batch.segments, batch.positions)
     return -_by_slot(batch, token_nats(logits, batch.targets) * batch.mask)
 

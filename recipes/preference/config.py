@@ -64,10 +64,12 @@ class ReferenceSection:
     """The frozen model that a criterion compares with, of the family and shape of `model`.
 
     `path`: a directory that gives its weights; null: those that the run begins with. `dtype`: in which they are kept.
+    `precomputed`: there is no model, but the records have its log-probabilities.
     """
 
     path: str | None = field(default=None, converter=optional(expanded))
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precomputed: bool = False
 
 
 @frozen
@@ -90,7 +92,8 @@ class PreferenceConfig:
 
     @property
     def has_reference(self) -> bool:
-        return find_component(self.criterion.name, CRITERIA).reference
+        """Whether there is a reference model beside the model."""
+        return find_component(self.criterion.name, CRITERIA).reference and not self.reference.precomputed
 
     @property
     def in_pairs(self) -> bool:
@@ -98,9 +101,13 @@ class PreferenceConfig:
 
     def conflicts(self) -> Iterator[Problem]:
         yield from decoder_conflicts(self)
-        if self.reference != ReferenceSection() and not self.has_reference:
-            name = self.criterion.name
-            yield Problem("reference", f"nothing for criterion.name={name}, which has no reference model", str(self.reference))
+        name, given = self.criterion.name, self.reference
+        if given != ReferenceSection() and not find_component(name, CRITERIA).reference:
+            yield Problem("reference", f"nothing for criterion.name={name}, which has no reference model", str(given))
+        if given.precomputed and not self.in_pairs:
+            yield Problem("reference.precomputed", f"false for criterion.name={name}, which is not of pairs", "true")
+        if given.precomputed and given.path is not None:
+            yield Problem("reference.path", "null for reference.precomputed=true", repr(given.path))
 
 
 def needs(config: PreferenceConfig, ranks: int) -> list[Need]:

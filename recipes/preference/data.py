@@ -44,10 +44,11 @@ def stages(
     config: PreferenceConfig, tokenizer: Tokenizer, part: Part, split: Split, template: ChatTemplate | None
 ) -> Sequence[Stage]:
     dataset, encoding = config.dataset, make_encoding(config, tokenizer, template)
+    judged = partial(encode_preferences, encoding=encoding, pairs=config.in_pairs, scored=config.reference.precomputed)
     return [
         partial(sift, reason=partial(_left_out, split=split), name=part.name),
         *part.shuffle,
-        partial(encode_preferences, encoding=encoding, pairs=config.in_pairs, number=part.number, epoch=part.epoch),
+        partial(judged, number=part.number, epoch=part.epoch),
         partial(tolerate, limit=dataset.max_bad_records),
         partial(leave_out, length=dataset.max_seq_len, name=part.name),
     ]

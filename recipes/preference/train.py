@@ -7,6 +7,7 @@ python -m recipes.preference.train DIR
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import attrs
 import torch
@@ -65,7 +66,9 @@ def model(config: PreferenceConfig, params: Tree) -> Tree:
 
 def loss(config: PreferenceConfig) -> Loss:
     found = find_component(config.criterion.name, CRITERIA)
-    return preference_loss(_apply(config), found.make(config.criterion.config), reference=found.reference, pairs=found.pairs)
+    reference: Literal["model", "data"] = "model" if config.has_reference else "data"
+    judge = found.make(config.criterion.config)
+    return preference_loss(_apply(config), judge, reference=reference if found.reference else None, pairs=found.pairs)
 
 
 def text_loss(config: PreferenceConfig) -> Loss:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnrecipe.data.judged import CHOSEN, REJECTED, UNRELATED, Judged, answers_of, collate_judged, pack_judged, with_unrelated
-from fnrecipe.data.preferences import parse_preference
+from fnrecipe.data.preferences import SCORES, parse_preference
 from fnrecipe.errors import DataError
 
 HI = {"role": "user", "content": "hi"}
@@ -70,6 +70,17 @@ def test_labelled_answers_are_read(record: Mapping[str, Any]) -> None:
     assert verdict.example.messages == [HI, YES]
     key = [*record][-1]
     assert parse_preference(json.dumps({**record, key: True}))[0].is_good
+
+
+@pytest.mark.parametrize("keys", SCORES.items())
+def test_log_probabilities_of_a_reference_model_are_read(keys: tuple[str, str]) -> None:
+    record = FORMS["trl, text"]
+    scored = parse_preference(json.dumps({**record, keys[0]: -3.5, keys[1]: -4}))
+    assert [verdict.score for verdict in scored] == [-3.5, -4]
+    assert [verdict.score for verdict in parse_preference(json.dumps(record))] == [None, None]
+    for wrong in (None, "-1", 0.5, True):
+        with pytest.raises(DataError, match=f"expected a log-probability in the field '{keys[1]}', found {wrong!r}"):
+            parse_preference(json.dumps({**record, keys[0]: -3.5, keys[1]: wrong}))
 
 
 BAD: Mapping[str, tuple[object, str]] = {

@@ -122,7 +122,10 @@ def test_packed_losses_and_gradients_are_those_of_answers_in_rows_of_their_own(n
     criterion = find_component(name, CRITERIA)
     config, rows = attrs.evolve(criterion.config(), **GIVEN[name]), PAIRS if criterion.pairs else SINGLES
     loss = preference_loss(
-        apply_by("document", chunk), criterion.make(config), reference=criterion.reference, pairs=criterion.pairs
+        apply_by("document", chunk),
+        criterion.make(config),
+        reference="model" if criterion.reference else None,
+        pairs=criterion.pairs,
     )
     batch = batch_of(rows)
 
@@ -141,7 +144,9 @@ def test_packed_losses_and_gradients_are_those_of_answers_in_rows_of_their_own(n
 def test_rewards_are_counted(name: str) -> None:
     criterion = find_component(name, CRITERIA)
     config, rows = criterion.config(), PAIRS if criterion.pairs else SINGLES
-    loss = preference_loss(apply_by("document"), criterion.make(config), reference=criterion.reference, pairs=criterion.pairs)
+    loss = preference_loss(
+        apply_by("document"), criterion.make(config), reference="model" if criterion.reference else None, pairs=criterion.pairs
+    )
     sums = {key: float(value) for key, value in loss(PARAMS, batch_of(rows), None)[1].items()}
     own, theirs = log_likelihoods(MODEL, rows), log_likelihoods(OTHER, rows)
     rewards = [
@@ -165,7 +170,10 @@ def test_rewards_are_counted(name: str) -> None:
 def test_a_batch_of_padding_adds_nothing(name: str) -> None:
     criterion = find_component(name, CRITERIA)
     loss = preference_loss(
-        apply_by("document"), criterion.make(criterion.config()), reference=criterion.reference, pairs=criterion.pairs
+        apply_by("document"),
+        criterion.make(criterion.config()),
+        reference="model" if criterion.reference else None,
+        pairs=criterion.pairs,
     )
     empty = batch_of([[], []])
     assert {float(value) for value in loss(PARAMS, empty, None)[1].values()} == {0.0}

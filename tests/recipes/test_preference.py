@@ -20,7 +20,7 @@ from fnrecipe.config.needs import Need
 from fnrecipe.data import LaneAssignment
 from fnrecipe.data.judged import CHOSEN, REJECTED, UNRELATED, JudgedBatch
 from fnrecipe.errors import CheckpointError, ConfigError, DataError, UsageError
-from fnrecipe.models.answers import REFERENCE
+from fnrecipe.models.answers import REFERENCE, answer_sums
 from fnrecipe.optim.partition import chosen as chosen_paths
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.recipes.preference.config import PreferenceConfig, config, needs
@@ -163,6 +163,42 @@ def test_a_step_changes_the_model_alone_and_is_the_same_in_any_microbatches(fold
     assert float(after[0]["loss"]) == pytest.approx(np.log(2) * int(metrics["targets"]), rel=1e-5), "models that are the same"
     for found in after[1:]:
         assert_close(found, after[0], 1e-5)
+
+
+def test_log_probabilities_in_the_data_do_as_well_as_the_model_that_gave_them(folder: Path, tmp_path: Path) -> None:
+    own = config_of(folder / "pairs.jsonl")
+    params = recipe.init(own, random.key(0), replicated)
+    other = recipe.model(own, recipe.init(own, random.key(1), replicated))
+    apply = fnrecipe.presets.apply(own.model, own.trainer, "document")
+    scores: dict[tuple[bytes, int], float] = {}
+    for batch in train(own):
+        sums = answer_sums(apply, other, to_host(batch, torch.device("cpu")))
+        for row, slot in np.argwhere(batch.verdicts):
+            text = bytes(batch.targets[row][(batch.segments[row] == slot) & batch.mask[row]][:-1].astype(np.uint8))
+            scores[text, int(batch.verdicts[row, slot])] = float(sums[row, slot])
+    records = [
+        {
+            **record,
+            "reference_score_chosen": scores[record["chosen"].encode(), CHOSEN],
+            "reference_score_rejected": scores[record["rejected"].encode(), REJECTED],
+        }
+        for record in RECORDS
+    ]
+    given = config_of(write(tmp_path / "pairs.jsonl", records), "reference.precomputed=true")
+    assert REFERENCE not in recipe.init(given, random.key(0), replicated)
+    totals = []
+    for each, values in ((own, {**params, REFERENCE: other}), (given, recipe.model(own, params))):
+        sums = [recipe.loss(each)(values, to_host(batch, torch.device("cpu")), None)[1] for batch in train(each)]
+        totals.append({name: sum(float(found[name]) for found in sums) for name in sums[0]})
+    assert totals[1] == pytest.approx(totals[0], rel=1e-4)
+    assert totals[0]["loss"] != pytest.approx(np.log(2) * totals[0]["targets"], rel=1e-3)
+
+
+def test_pairs_without_log_probabilities_are_refused_where_they_are_needed(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"pairs.jsonl:\d+ .*reference_score_chosen and .* found none \(reference.precomputed\)"
+    ):
+        train(config_of(folder / "pairs.jsonl", "reference.precomputed=true"))
 
 
 @pytest.mark.parametrize("name", ["cpo", "orpo", "simpo"])
@@ -330,6 +366,7 @@ def test_chats_without_a_template_are_wrong_usage(tmp_path: Path) -> None:
             "dataset.max_documents_per_row: expected at least 2, the answers of a pair, found 1",
         ),
         ("dataset.cache=x", "dataset.cache: expected null: the cache keeps no verdicts"),
+        ("reference={precomputed: true, path: x}", "reference.path: expected null for reference.precomputed=true, found 'x'"),
         ("dataset.too_long=cut", "dataset.too_long: expected drop or error"),
         ("criterion.name=dpoo", "criterion.name: expected cpo or dpo or kto or orpo or simpo or path/to/file.py"),
         ("criterion.config.beta=0", "criterion.config.beta: expected a number above 0"),
@@ -340,6 +377,13 @@ def test_a_config_that_cannot_be_is_told(tmp_path: Path, pair: str, message: str
     with pytest.raises(ConfigError) as caught:
         config_of(tmp_path / "a.jsonl", pair)
     assert message in str(caught.value)
+
+
+def test_kto_needs_a_reference_model(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"reference.precomputed: expected false for criterion.name=kto, which is not of pairs"
+    ):
+        config_of(tmp_path / "a.jsonl", "criterion.name=kto", "reference.precomputed=true")
 
 
 def test_a_reference_is_refused_where_none_is_used(tmp_path: Path) -> None:
