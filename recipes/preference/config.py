@@ -47,6 +47,11 @@ class PreferencesSection(DatasetSection):
     chat_template: str | None = field(default=None, converter=optional(expanded))
     too_long: Literal["drop", "error"] = "drop"
 
+    @property
+    def documents_per_row(self) -> int:
+        """More than of other text, for answers are short and there are two of each pair; slots for as many are in a batch."""
+        return self.max_documents_per_row or max(16, self.max_seq_len // 32)
+
     def conflicts(self) -> Iterator[Problem]:
         yield from super().conflicts()
         if self.packing != "best_fit":
