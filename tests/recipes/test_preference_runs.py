@@ -22,6 +22,7 @@ def given(root: Path, criterion: str) -> list[str]:
         "dataset__max_seq_len": 128,
         "model__config": "{vocab_size: 264, max_seq_len: 128, model_dim: 32, num_layers: 1, num_attn_heads: 2, "
         "num_key_value_heads: 2, ffn_inner_dim: 64, tied_embeddings: true}",
+        "optimizer__config__lr": 1e-3,
         "regime__num_steps": 40,
     }
     return pairs(source, **changes)
