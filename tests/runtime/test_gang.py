@@ -21,6 +21,7 @@ from fnrecipe.runtime.gang import Gang, all_gather_objects, check_same
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import check_world_size
 from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
+from tests.zygote import ONE_THREAD, children
 
 LANES = {"dataset__num_lanes": 8, "gang__num_microbatches": 8}
 
@@ -36,7 +37,7 @@ def alone(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def torchrun(size: int, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ONE_THREAD}
     return subprocess.Popen(
         [*command, "-m", "fnrecipe.cli", *args],
         stdout=subprocess.PIPE,
@@ -47,7 +48,7 @@ def torchrun(size: int, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
 
 
 def train(size: int, texts: Path, out: Path, **changes: object) -> subprocess.Popen[str]:
-    return torchrun(size, *arguments(texts, out, **changes))
+    return start(*arguments(texts, out, **changes), "--nproc", str(size))
 
 
 def arguments(texts: Path, out: Path, **changes: object) -> list[str]:
@@ -55,18 +56,16 @@ def arguments(texts: Path, out: Path, **changes: object) -> list[str]:
 
 
 def by_hand(number: int, texts: Path, out: Path, environment: dict[str, str], **changes: object) -> subprocess.Popen[str]:
-    """One of the processes of a gang of two, with the variables of its launcher."""
+    """One of the processes of a gang, with the variables of its launcher."""
     names = {name: value.format(number=number) for name, value in environment.items()}
-    command = [sys.executable, "-m", "fnrecipe.cli", *arguments(texts, out, **changes)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **names})
+    return start(*arguments(texts, out, **changes), env=names)
 
 
-def by_hand_environment() -> dict[str, str]:
+def by_hand_environment(size: int = 2) -> dict[str, str]:
     return {
         "RANK": "{number}",
         "LOCAL_RANK": "{number}",
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(size),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": free_port(),
     }
@@ -80,8 +79,8 @@ def free_port() -> str:
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     """The process ids of the ranks, in no order."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return [int(child) for child in children if "fnrecipe.cli" in Path(f"/proc/{child}/cmdline").read_text()]
+    commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(launcher.pid)}
+    return [child for child, command in commands.items() if "fnrecipe.cli" in command or "tests.zygote" in command]
 
 
 def assert_trained_alike(out: Path, alone: Path) -> None:
@@ -120,8 +119,8 @@ def test_eight_processes_leave_the_bytes_of_one(alone: Path, texts: Path, tmp_pa
 @pytest.mark.slow
 def test_data_that_ends_ends_every_size_at_the_same_step(texts: Path, tmp_path: Path) -> None:
     changes = {"regime__num_steps": "null", "regime__num_data_epochs": 1, "lr_scheduler__config__cycle_len": 40}
-    for size in (1, 2):
-        assert end(train(size, texts, tmp_path / str(size), **changes)).status == 0
+    assert end(by_hand(0, texts, tmp_path / "1", by_hand_environment(1), **changes)).status == 0
+    assert end(train(2, texts, tmp_path / "2", **changes)).status == 0
     assert remains(tmp_path / "2") == remains(tmp_path / "1")
 
 
