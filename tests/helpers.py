@@ -24,7 +24,7 @@ from fnrecipe.build import to_host
 from fnrecipe.data import Batch, Tokens, collate
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.tree import Tree
-from tests.zygote import ONE_THREAD, zygote
+from tests.zygote import ENVIRONMENT, zygote
 
 compiles = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 """Marks a test that imports Inductor, which still uses that."""
@@ -143,7 +143,7 @@ def start(*args: str, fresh: bool = False, **options: Any) -> subprocess.Popen[s
     `options` are those of Popen; `env` is added to the environment.
     """
     command, pipe = [sys.executable, "-m", "fnrecipe.cli", *args], subprocess.PIPE
-    environment = {**os.environ, **ONE_THREAD, **options.pop("env", {})}
+    environment = {**os.environ, **ENVIRONMENT, **options.pop("env", {})}
     popen = subprocess.Popen if fresh else zygote()
     return popen(command, **{"stdout": pipe, "stderr": pipe, "text": True, "env": environment, **options})
 

@@ -1,4 +1,4 @@
-"""Processes `python -m MODULE ARGS` that are forked from one which has imported what they need: what takes seconds is done once.
+"""Processes `python -m MODULE ARGS`, forked from one that has imported what they need: what takes seconds is done once.
 
 A zygote is a process that has imported torch and fnrecipe, has started no thread, and has done nothing else. It forks for every
 command; the fork runs the module as `python -m` does, with the streams, directory, environment and session that its client asks
@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[1]
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+"""What tests add to the environment of their commands."""
+
 READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "MALLOC_", "GLIBC_", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "PYTORCH_")
-_BEFORE = {**os.environ, **ONE_THREAD}
+_BEFORE = {**os.environ, **ENVIRONMENT}
 _LARGEST = 2**17  # bytes of a message
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _NAME = b"zygote"
@@ -62,7 +64,8 @@ def _popen(link: socket.socket, before: Mapping[str, str]) -> type[subprocess.Po
             plain = (executable, preexec_fn, close_fds, pass_fds, shell, restore_signals, gid, gids, uid, umask, group)
             is_plain = plain == (None, None, True, (), False, True, None, None, None, -1, -1)
             if not (is_plain and [*args[:2]] == [sys.executable, "-m"] and at_start(environment) == at_start(before)):
-                return super()._execute_child(args, executable, preexec_fn, close_fds, *rest)  # type: ignore[misc]
+                super()._execute_child(args, executable, preexec_fn, close_fds, *rest)  # type: ignore[misc]
+                return
             streams = [end if end != -1 else stream for stream, end in enumerate((pipes[0], pipes[3], pipes[5]))]
             question = [[os.fspath(arg) for arg in args], os.fspath(cwd or os.getcwd()), environment, session, os.getpid()]
             with _adopting():
@@ -82,7 +85,8 @@ def children(process: int) -> list[int]:
 
 def at_start(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that Python and the libraries read when they start."""
-    return {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
+    late = "TORCHINDUCTOR_CACHE_DIR"
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_START) and name != late}
 
 
 @contextmanager
@@ -124,7 +128,13 @@ def _serve(link: socket.socket) -> str:
 
 
 def _become(
-    link: socket.socket, streams: Sequence[int], args: list[str], cwd: str, environment: dict[str, str], session: bool, parent: int
+    link: socket.socket,
+    streams: Sequence[int],
+    args: list[str],
+    cwd: str,
+    environment: dict[str, str],
+    session: bool,
+    parent: int,
 ) -> str:
     """Makes this process what a new one is that has imported all modules; returns the name of the one to run."""
     while os.getppid() != parent:

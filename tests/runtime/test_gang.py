@@ -21,7 +21,7 @@ from fnrecipe.runtime.gang import Gang, all_gather_objects, check_same
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import check_world_size
 from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
-from tests.zygote import ONE_THREAD, children
+from tests.zygote import ENVIRONMENT, children
 
 LANES = {"dataset__num_lanes": 8, "gang__num_microbatches": 8}
 
@@ -37,7 +37,7 @@ def alone(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def torchrun(size: int, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    environment = {**os.environ, **ONE_THREAD}
+    environment = {**os.environ, **ENVIRONMENT}
     return subprocess.Popen(
         [*command, "-m", "fnrecipe.cli", *args],
         stdout=subprocess.PIPE,
