@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import io
 import json
 import os
 import runpy
@@ -67,7 +68,7 @@ def _popen(link: socket.socket, before: Mapping[str, str]) -> type[subprocess.Po
                 super()._execute_child(args, executable, preexec_fn, close_fds, *rest)  # type: ignore[misc]
                 return
             streams = [end if end != -1 else stream for stream, end in enumerate((pipes[0], pipes[3], pipes[5]))]
-            question = [[os.fspath(arg) for arg in args], os.fspath(cwd or os.getcwd()), environment, session, os.getpid()]
+            question = [[os.fsdecode(arg) for arg in args], os.fsdecode(cwd or os.getcwd()), environment, session, os.getpid()]
             with _adopting():
                 socket.send_fds(link, [json.dumps(question).encode()], streams)
                 self.pid, _ = int(link.recv(_LARGEST)), link.recv(_LARGEST)
@@ -137,6 +138,9 @@ def _become(
     parent: int,
 ) -> str:
     """Makes this process what a new one is that has imported all modules; returns the name of the one to run."""
+    import numpy as np
+    import torch
+
     while os.getppid() != parent:
         os.sched_yield()
     for place, stream in enumerate(streams):
@@ -151,20 +155,22 @@ def _become(
     os.environ.update(environment)
     tempfile.tempdir = None
     sys.orig_argv, sys.argv, sys.path[0] = args, args[2:], cwd
-    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = _standard_streams()
+    for place, name in enumerate(("stdin", "stdout", "stderr")):
+        setattr(sys, name, _standard_stream(place, getattr(sys, name)))
+        setattr(sys, f"__{name}__", getattr(sys, name))
+    torch.seed()
+    np.random.seed()
     if any(arg.startswith("--nproc") for arg in args):
         return _with_zygote(args[2])
     return args[2]
 
 
-def _standard_streams() -> list[TextIO]:
-    """Python's files of descriptors 0 to 2, made anew: what a file may do depends on what its descriptor is."""
-    streams = [
-        open(place, mode, encoding=old.encoding, errors=old.errors, closefd=False)
-        for place, (mode, old) in enumerate((("r", sys.stdin), ("w", sys.stdout), ("w", sys.stderr)))
-    ]
-    streams[2].reconfigure(line_buffering=True)
-    return streams
+def _standard_stream(place: int, old: TextIO) -> TextIO:
+    """Python's file of a descriptor, made anew as its first one was: what it may do depends on what the descriptor is."""
+    is_raw = isinstance(old.buffer, io.RawIOBase)
+    buffer = open(place, "wb" if place else "rb", buffering=0 if is_raw else -1, closefd=False)  # noqa: SIM115
+    by_lines = old.line_buffering or (not is_raw and buffer.isatty())
+    return io.TextIOWrapper(buffer, old.encoding, old.errors, line_buffering=by_lines, write_through=old.write_through)
 
 
 def _with_zygote(module: str) -> str:
