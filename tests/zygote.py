@@ -71,7 +71,9 @@ def _popen(link: socket.socket, before: Mapping[str, str]) -> type[subprocess.Po
             question = [[os.fsdecode(arg) for arg in args], os.fsdecode(cwd or os.getcwd()), environment, session, os.getpid()]
             with _adopting():
                 socket.send_fds(link, [json.dumps(question).encode()], streams)
-                self.pid, _ = int(link.recv(_LARGEST)), link.recv(_LARGEST)
+                process, adopted = link.recv(_LARGEST), link.recv(_LARGEST)
+            assert adopted, "the zygote has ended"
+            self.pid = int(process)
             self._child_created = True
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
