@@ -24,7 +24,6 @@ from pathlib import Path
 
 from benchmarks.report import Result
 from tests.faults.harness import Run, disturb
-from tests.faults.zygote import zygote
 from tests.helpers import write_texts
 
 CONFIG = (
@@ -42,15 +41,15 @@ def run(rounds: int, minutes: float) -> list[Result]:
 
 def _harness(minutes: float) -> list[Result]:
     deadline, kills, recovered, lost = time.monotonic() + 60 * minutes, 0, 0, 0
-    with zygote() as forks, tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_texts(folder / "texts")
-        truth = Run(forks, folder / "texts", folder / "truth")
+        truth = Run(folder / "texts", folder / "truth")
         truth.finish()
         for seed in count():
             if time.monotonic() > deadline:
                 break
-            run, before = Run(forks, folder / "texts", folder / f"run {seed}"), kills
+            run, before = Run(folder / "texts", folder / f"run {seed}"), kills
             try:
                 for statuses in disturb(run, truth.out, seed, kills=12):
                     kills += any(statuses)

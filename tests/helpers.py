@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fnrecipe.build import to_host
 from fnrecipe.data import Batch, Tokens, collate
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.tree import Tree
+from tests.zygote import ENVIRONMENT, zygote
 
 compiles = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 """Marks a test that imports Inductor, which still uses that."""
@@ -135,9 +137,15 @@ class Ended:
     errors: str
 
 
-def start(*args: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fnrecipe.cli", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*args: str, fresh: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """`fnrecipe ARGS`, of one thread: a fork of this process's zygote, or if `fresh`, a Python of its own.
+
+    `options` are those of Popen; `env` is added to the environment.
+    """
+    command, pipe = [sys.executable, "-m", "fnrecipe.cli", *args], subprocess.PIPE
+    environment = {**os.environ, **ENVIRONMENT, **options.pop("env", {})}
+    popen = subprocess.Popen if fresh else zygote()
+    return popen(command, **{"stdout": pipe, "stderr": pipe, "text": True, "env": environment, **options})
 
 
 def end(process: subprocess.Popen[str]) -> Ended:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from fnrecipe.cli import main as cli
+from tests.helpers import end, start
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,10 +24,12 @@ class Ended(NamedTuple):
 
 def fnrecipe(*args: str | bytes | Path, cwd: Path, **environment: str) -> Ended:
     """How `fnrecipe ARGS` ends in a process of its own, started in the directory `cwd`."""
-    return python("-m", "fnrecipe.cli", *args, cwd=cwd, **environment)
+    ended = end(start(*map(os.fsdecode, args), cwd=cwd, env=environment))
+    return Ended(ended.status, ended.output, ended.errors)
 
 
 def python(*args: str | bytes | Path, cwd: Path, **environment: str) -> Ended:
+    """How Python ends, which is started anew."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, *args]
     done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=120, check=False)

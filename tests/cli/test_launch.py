@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.helpers import ROOT, python
-from tests.helpers import Ended, end, pairs, signal_at
+from tests.helpers import Ended, end, pairs, signal_at, start
 
 PROGRAM = """
 import os, re, signal, time
@@ -193,9 +193,8 @@ def test_a_launcher_in_a_launcher_is_refused(tmp_path: Path, size: int) -> None:
 def train(texts: Path, out: Path, **changes: object) -> subprocess.Popen[str]:
     """A run of two ranks with a data worker each, in a group of processes of its own."""
     config = pairs(texts, dataset__num_lanes=8, gang__num_microbatches=8, dataset__num_workers=1, trainer__jit="off", **changes)
-    command = [sys.executable, "-m", "fnrecipe.cli", "train", "--config", *config, f"--out={out}", "--nproc=2", "lm"]
-    environment, pipe = {**os.environ, "TMPDIR": str(out.parent)}, subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+    command = ["train", "--config", *config, f"--out={out}", "--nproc=2", "lm"]
+    return start(*command, env={"TMPDIR": str(out.parent)}, start_new_session=True)
 
 
 @pytest.mark.slow
@@ -225,6 +224,5 @@ def test_a_rank_that_is_killed_while_the_others_wait_for_it_ends_them(texts: Pat
         "import os, signal\nfrom fnrecipe.recipes.lm.train import recipe\n"
         "if os.environ.get('RANK') == '1':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    command = [sys.executable, "-m", "fnrecipe.cli", "train", str(recipe), "--nproc", "2", "--out", str(tmp_path / "out")]
-    ended = end(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    ended = end(start("train", str(recipe), "--nproc", "2", "--out", str(tmp_path / "out"), fresh=True))
     assert ended == Ended(1, "", "error: rank 1 was ended by SIGKILL; the same command goes on from the last checkpoint\n")

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,8 +21,7 @@ from pathlib import Path
 import attrs
 
 from fnrecipe.runtime.signals import EXIT_STATUS
-from tests.faults.zygote import Zygote
-from tests.helpers import pairs, remains
+from tests.helpers import pairs, remains, start
 
 KEEP = 2
 STEPS = 20
@@ -116,11 +116,10 @@ def draw(seed: int, number: int) -> Trial:
 class Run:
     """A run that is disturbed, in `out`; `texts` is its data."""
 
-    zygote: Zygote
     texts: Path
     out: Path
 
-    def start(self, size: int) -> list[int]:
+    def start(self, size: int) -> list[subprocess.Popen[str]]:
         args = ["train", "lm", "--out", str(self.out), "--config", *pairs(self.texts, **CHANGES)]
         port = _free_port() if size > 1 else ""
         ranks = [
@@ -136,12 +135,13 @@ class Run:
             for rank in range(size)
         ]
         self.out.mkdir(exist_ok=True)
-        return [self.zygote.start(args, rank, self.out / "output") for rank in ranks]
+        with open(self.out / "output", "ab") as output:
+            return [start(*args, env=rank, stdin=subprocess.DEVNULL, stdout=output, stderr=output) for rank in ranks]
 
     def finish(self) -> None:
         """Goes on to the end, in one process."""
         (process,) = self.start(1)
-        status = self.zygote.wait(process)
+        status = process.wait()
         assert status == 0, (self.out / "output").read_text()
 
     def attempt(self, trial: Trial) -> list[int]:
@@ -154,16 +154,15 @@ class Run:
         targets = processes if trial.both or trial.way.startswith("SIGSTOP") else processes[-1:]
         for number in WAYS[trial.way]:
             for process in targets:
-                with suppress(ProcessLookupError):
-                    os.kill(process, number)
+                process.send_signal(number)
             time.sleep(0.002)
-        return [self.zygote.wait(process) for process in processes]
+        return [process.wait() for process in processes]
 
-    def _await(self, trial: Trial, processes: Sequence[int], before: int, first: int) -> None:
+    def _await(self, trial: Trial, processes: Sequence[subprocess.Popen[str]], before: int, first: int) -> None:
         """Until the moment has come, or a process has ended, or there is nothing left to wait for."""
         came = MOMENTS.get(trial.moment, lambda out: appending(out, before))
         started = time.monotonic()
-        while not any(map(_ended, processes)) and time.monotonic() - started < 60:
+        while all(process.poll() is None for process in processes) and time.monotonic() - started < 60:
             steps = max(_steps(self.out / "metrics/train.jsonl"), default=0)
             if trial.moment == "any":
                 if _size(self.out / "output") and (trial.steps == 0 or steps >= min(first + trial.steps, STEPS - 1)):
@@ -236,13 +235,6 @@ def is_expected(trial: Trial, statuses: Sequence[int]) -> bool:
     ends = {0, *(-number for number in numbers), *(EXIT_STATUS.get(signal.Signals(number), 0) for number in numbers)}
     ends |= {130} if signal.SIGINT in numbers else set()  # before the run looks out for it
     return set(statuses) <= ends | ({1} if trial.size > 1 else set())
-
-
-def _ended(process: int) -> bool:
-    """Whether a process is a zombie that the zygote has yet to wait for."""
-    with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
 
 
 def _rows(path: Path) -> list[dict[str, int]]:

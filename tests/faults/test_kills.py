@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,21 @@ import pytest
 
 from tests.faults import harness
 from tests.faults.harness import KEEP, Run, check, committed, disturb, is_whole
-from tests.faults.zygote import Zygote, zygote
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Zygote]:
-    with zygote() as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def truth(forks: Zygote, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def truth(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("faults") / "truth"
-    Run(forks, texts, out).finish()
+    Run(texts, out).finish()
     return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_run_that_is_killed_again_and_again_leaves_what_an_undisturbed_run_leaves(
-    forks: Zygote, truth: Path, texts: Path, tmp_path: Path, seed: int
+    truth: Path, texts: Path, tmp_path: Path, seed: int
 ) -> None:
-    assert any(map(any, disturb(Run(forks, texts, tmp_path / "out"), truth, seed, kills=8))), "none was killed"
+    assert any(map(any, disturb(Run(texts, tmp_path / "out"), truth, seed, kills=8))), "none was killed"
 
 
 @pytest.mark.slow

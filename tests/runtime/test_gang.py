@@ -21,13 +21,15 @@ from fnrecipe.runtime.gang import Gang, all_gather_objects, check_same
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import check_world_size
 from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remains, rows, start
+from tests.zygote import ENVIRONMENT, children
 
-LANES = {"dataset__num_lanes": 8, "gang__num_microbatches": 8}
+LANES = {"dataset__num_lanes": 4, "gang__num_microbatches": 4}
+EIGHT = {"dataset__num_lanes": 8, "gang__num_microbatches": 8}
 
 
 @pytest.fixture(scope="module")
 def alone(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run of one process with 8 lanes and leaves."""
+    """The directory of a run of one process with 4 lanes and microbatches."""
     out = tmp_path_factory.mktemp("gang") / "alone"
     assert end(start("train", "lm", "--out", str(out), "--config", *pairs(texts, **LANES))).status == 0
     return out
@@ -36,7 +38,7 @@ def alone(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def torchrun(size: int, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ENVIRONMENT}
     return subprocess.Popen(
         [*command, "-m", "fnrecipe.cli", *args],
         stdout=subprocess.PIPE,
@@ -47,7 +49,7 @@ def torchrun(size: int, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
 
 
 def train(size: int, texts: Path, out: Path, **changes: object) -> subprocess.Popen[str]:
-    return torchrun(size, *arguments(texts, out, **changes))
+    return start(*arguments(texts, out, **changes), "--nproc", str(size))
 
 
 def arguments(texts: Path, out: Path, **changes: object) -> list[str]:
@@ -55,18 +57,16 @@ def arguments(texts: Path, out: Path, **changes: object) -> list[str]:
 
 
 def by_hand(number: int, texts: Path, out: Path, environment: dict[str, str], **changes: object) -> subprocess.Popen[str]:
-    """One of the processes of a gang of two, with the variables of its launcher."""
+    """One of the processes of a gang, with the variables of its launcher."""
     names = {name: value.format(number=number) for name, value in environment.items()}
-    command = [sys.executable, "-m", "fnrecipe.cli", *arguments(texts, out, **changes)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **names})
+    return start(*arguments(texts, out, **changes), env=names)
 
 
-def by_hand_environment() -> dict[str, str]:
+def by_hand_environment(size: int = 2) -> dict[str, str]:
     return {
         "RANK": "{number}",
         "LOCAL_RANK": "{number}",
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(size),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": free_port(),
     }
@@ -80,8 +80,8 @@ def free_port() -> str:
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     """The process ids of the ranks, in no order."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return [int(child) for child in children if "fnrecipe.cli" in Path(f"/proc/{child}/cmdline").read_text()]
+    commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(launcher.pid)}
+    return [child for child, command in commands.items() if "fnrecipe.cli" in command or "tests.zygote" in command]
 
 
 def assert_trained_alike(out: Path, alone: Path) -> None:
@@ -112,16 +112,17 @@ def test_two_processes_leave_the_bytes_of_one(alone: Path, texts: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_eight_processes_leave_the_bytes_of_one(alone: Path, texts: Path, tmp_path: Path) -> None:
-    assert end(train(8, texts, tmp_path / "out")).status == 0
-    assert remains(tmp_path / "out") == remains(alone)
+def test_eight_processes_leave_the_bytes_of_one(texts: Path, tmp_path: Path) -> None:
+    for size in (1, 8):
+        assert end(train(size, texts, tmp_path / str(size), **EIGHT)).status == 0
+    assert remains(tmp_path / "8") == remains(tmp_path / "1")
 
 
 @pytest.mark.slow
 def test_data_that_ends_ends_every_size_at_the_same_step(texts: Path, tmp_path: Path) -> None:
     changes = {"regime__num_steps": "null", "regime__num_data_epochs": 1, "lr_scheduler__config__cycle_len": 40}
-    for size in (1, 2):
-        assert end(train(size, texts, tmp_path / str(size), **changes)).status == 0
+    assert end(by_hand(0, texts, tmp_path / "1", by_hand_environment(1), **changes)).status == 0
+    assert end(train(2, texts, tmp_path / "2", **changes)).status == 0
     assert remains(tmp_path / "2") == remains(tmp_path / "1")
 
 
@@ -159,7 +160,8 @@ def test_killed_and_gone_on_with_at_other_sizes_and_shardings_it_leaves_the_same
 
 @pytest.mark.slow
 def test_tensor_parallel_ranks_train_within_rounding_of_one_process(alone: Path, texts: Path, tmp_path: Path) -> None:
-    assert end(train(2, texts, tmp_path / "out", gang__tensor_parallel_size=2)).status == 0
+    changes = {"gang__tensor_parallel_size": 2, "gang__num_microbatches": 2}
+    assert end(train(2, texts, tmp_path / "out", **changes)).status == 0
     found, expected = (rows(out / "metrics/train.jsonl") for out in (tmp_path / "out", alone))
     assert [row["train/loss"] for row in found] == pytest.approx([row["train/loss"] for row in expected], rel=1e-4)
     assert rows(tmp_path / "out/metrics/valid.jsonl")[-1]["valid/loss"] == pytest.approx(

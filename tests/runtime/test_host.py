@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fnrecipe.runtime import host
-from tests.helpers import pairs
+from tests.helpers import end, pairs, start
 
 ROOT = Path(__file__).resolve().parents[2]
 AS_STRANGER = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
@@ -125,14 +125,12 @@ def test_memory_that_runs_out_is_an_error_that_names_what_takes_less(texts: Path
     wide = "{vocab_size: 264, max_seq_len: 32, model_dim: 4096, num_layers: 1, num_attn_heads: 4, ffn_inner_dim: 16384}"
     command = ["train", str(tmp_path / "hungry.py"), "--out", str(tmp_path / "out"), "--config"]
     changes = {"model__config": wide, "trainer__jit": "off", "dataset__prefetch": 0}
-    ended = subprocess.run(
-        [sys.executable, "-m", "fnrecipe.cli", *command, *pairs(texts, **changes)], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith("error: out of memory at ")
-    assert "dataset.batch_size" in ended.stderr
-    assert ended.stderr.rstrip() in (tmp_path / "out/logs/rank_0.log").read_text()
+    ended = end(start(*command, *pairs(texts, **changes)))
+    assert ended.status == 1
+    assert ended.errors.count("\n") == 1
+    assert ended.errors.startswith("error: out of memory at ")
+    assert "dataset.batch_size" in ended.errors
+    assert ended.errors.rstrip() in (tmp_path / "out/logs/rank_0.log").read_text()
 
 
 @pytest.mark.parametrize(

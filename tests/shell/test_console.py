@@ -21,7 +21,7 @@ from fnrecipe.config import resolve
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.shell import train as run
 from fnrecipe.shell.console import Outlet
-from tests.helpers import pairs, remains
+from tests.helpers import pairs, remains, start
 
 SMALL = {"regime__num_steps": 6, "dataset__prefetch": 0, "trainer__jit": "off"}
 F_GETPIPE_SZ = 1032
@@ -134,11 +134,6 @@ def test_an_outlet_escapes_what_the_encoding_lacks(console: Any, encoding: str, 
     os.close(ours)
 
 
-def start(command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, **streams.pop("env", {})}
-    return subprocess.Popen([sys.executable, "-m", "fnrecipe.cli", *command], env=environment, **streams)
-
-
 def train(texts: Path, out: Path, **changes: Any) -> list[str]:
     return ["train", "lm", "--out", str(out), "--config", *pairs(texts, **{**SMALL, **changes})]
 
@@ -150,7 +145,7 @@ def log(out: Path) -> str:
 @pytest.mark.slow
 def test_a_run_whose_reader_goes_away_ends_as_any_other(whole: dict[str, bytes], texts: Path, tmp_path: Path) -> None:
     ours, theirs = os.pipe()
-    process = start(train(texts, tmp_path), stdout=theirs, stderr=theirs, env={"PYTHONIOENCODING": "ascii", "TERM": "dumb"})
+    process = start(*train(texts, tmp_path), stdout=theirs, stderr=theirs, env={"PYTHONIOENCODING": "ascii", "TERM": "dumb"})
     os.close(theirs)
     assert os.read(ours, 4).decode() == "lm: "
     os.close(ours)
@@ -162,7 +157,7 @@ def test_a_run_whose_reader_goes_away_ends_as_any_other(whole: dict[str, bytes],
 @pytest.mark.slow
 def test_a_run_whose_console_stands_still_ends_as_any_other(whole: dict[str, bytes], texts: Path, tmp_path: Path) -> None:
     ours, theirs = full_pipe()
-    process = start(train(texts, tmp_path), stdout=theirs, stderr=theirs)
+    process = start(*train(texts, tmp_path), stdout=theirs, stderr=theirs)
     assert process.wait() == 0
     os.close(ours)
     os.close(theirs)
@@ -176,7 +171,7 @@ def test_a_run_on_a_full_disk_for_its_console_and_its_log_ends_as_any_other(
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/rank_0.log").symlink_to("/dev/full")
     with open("/dev/full", "wb") as full:
-        process = start(train(texts, tmp_path), stdout=full, stderr=full, env={"COLUMNS": "0"})
+        process = start(*train(texts, tmp_path), stdout=full, stderr=full, env={"COLUMNS": "0"})
         assert process.wait() == 0
     assert remains(tmp_path) == whole
 

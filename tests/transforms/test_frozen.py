@@ -26,7 +26,7 @@ from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms import jit
 from tests.helpers import assert_close, assert_same_bits, bits
 from tests.ranks import assembled, mesh_of, on_ranks
-from tests.transforms.test_gradients import CONFIG, FUSED, KEY, MODES, UPDATES, batch, chosen, train
+from tests.transforms.test_gradients import CONFIG, FEW, FUSED, KEY, LEAVES, MODES, UPDATES, batch, chosen, train
 
 ADAMW = optim.adamw(
     cosine_annealing(0.01, num_warmup_steps=2, num_steps=5, final_scale=0.1), betas=(0.9, 0.95), weight_decay=0.1, max_norm=0.2
@@ -87,26 +87,26 @@ def test_they_are_torchs_parameters_without_gradients(traced: bool, policy: Poli
     }
 
 
-def check(rank: int, size: int, modes: dict[str, Any], updates: list[str], traced: bool, policy: Policy) -> None:
-    for update in updates:
-        alone, metrics = train(mesh_of(0, 1), UPDATES[update], traced=False, policy=policy, trains=trains)
-        for options in modes.values():
-            state, found = train(mesh_of(rank, size, **options), UPDATES[update], traced, policy=policy, trains=trains)
-            assert_same_bits(assembled(size, state), tree.paths(alone))
-            assert_same_bits(found, metrics)
+def check(rank: int, size: int, modes: dict[str, Any], update: str, traced: bool, policy: Policy, leaves: int = LEAVES) -> None:
+    same = partial(train, update=UPDATES[update], policy=policy, trains=trains, leaves=leaves)
+    alone, metrics = same(mesh_of(0, 1), traced=False)
+    for options in modes.values():
+        state, found = same(mesh_of(rank, size, **options), traced=traced)
+        assert_same_bits(assembled(size, state), tree.paths(alone))
+        assert_same_bits(found, metrics)
 
 
 def test_two_ranks_eagerly() -> None:
-    on_ranks(2, check, MODES, ["fused"], False, Policy())
+    on_ranks(2, check, MODES, "fused", False, Policy())
 
 
 def test_two_ranks_traced() -> None:
-    on_ranks(2, check, chosen("zero1", "fsdp"), ["chain"], True, Policy(logits_at_once=7))
+    on_ranks(2, check, chosen("zero1", "fsdp"), "chain", True, Policy(logits_at_once=7), FEW)
 
 
 @pytest.mark.slow
 def test_four_ranks() -> None:
-    on_ranks(4, check, chosen("hybrid fsdp"), ["fused"], True, Policy(remat="selective"))
+    on_ranks(4, check, chosen("hybrid fsdp"), "fused", True, Policy(remat="selective"))
 
 
 def counts(graph: GraphModule) -> Counter[str]:

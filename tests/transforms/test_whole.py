@@ -14,7 +14,7 @@ from fnrecipe.parallel.mesh import is_shard
 from fnrecipe.tree import Tree
 from tests.helpers import assert_same_bits
 from tests.ranks import assembled, mesh_of, on_ranks
-from tests.transforms.test_gradients import CONFIG, HYBRID, KEY, MODES, RATE, TENSOR, chosen, train
+from tests.transforms.test_gradients import CONFIG, FEW, HYBRID, KEY, LEAVES, MODES, RATE, TENSOR, chosen, train
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -51,9 +51,10 @@ def muon(elementwise: bool = False) -> optim.Transform:
 
 
 def check(rank: int, size: int, modes: dict[str, dict[str, Any]], traced: bool, dtype: torch.dtype) -> None:
-    alone, metrics = train(mesh_of(0, 1), muon(), traced, dtype=dtype)
+    leaves = FEW if traced else LEAVES
+    alone, metrics = train(mesh_of(0, 1), muon(), traced, dtype=dtype, leaves=leaves)
     for options in modes.values():
-        state, found = train(mesh_of(rank, size, **options), muon(), traced, dtype=dtype)
+        state, found = train(mesh_of(rank, size, **options), muon(), traced, dtype=dtype, leaves=leaves)
         assert_same_bits(assembled(size, state), tree.paths(alone))
         assert_same_bits(found, metrics)
 
