@@ -9,7 +9,14 @@ from fnrecipe.optim.partition import Mask as Mask
 from fnrecipe.optim.partition import masked as masked
 from fnrecipe.optim.partition import partition as partition
 from fnrecipe.optim.schedule import Schedule as Schedule
+from fnrecipe.optim.schedule import constant as constant
 from fnrecipe.optim.schedule import cosine_annealing as cosine_annealing
+from fnrecipe.optim.schedule import cosine_with_restarts as cosine_with_restarts
+from fnrecipe.optim.schedule import inverse_sqrt as inverse_sqrt
+from fnrecipe.optim.schedule import linear as linear
+from fnrecipe.optim.schedule import noam as noam
+from fnrecipe.optim.schedule import polynomial_decay as polynomial_decay
+from fnrecipe.optim.schedule import tri_stage as tri_stage
 from fnrecipe.optim.schedule import wsd as wsd
 from fnrecipe.optim.transform import MeanGradient as MeanGradient
 from fnrecipe.optim.transform import Report as Report
