@@ -1,13 +1,35 @@
 """Updates as pure transforms of gradients; `chain` composes them."""
 
+from fnrecipe.optim.adafactor import adafactor as adafactor
+from fnrecipe.optim.adafactor import scale_by_factored_rms as scale_by_factored_rms
+from fnrecipe.optim.adafactor import scale_by_parameter_rms as scale_by_parameter_rms
 from fnrecipe.optim.adamw import adamw as adamw
-from fnrecipe.optim.adamw import add_decayed_weights as add_decayed_weights
 from fnrecipe.optim.adamw import scale_by_adam as scale_by_adam
-from fnrecipe.optim.adamw import scale_by_learning_rate as scale_by_learning_rate
+from fnrecipe.optim.ademamix import scale_by_ademamix as scale_by_ademamix
+from fnrecipe.optim.cautious import cautious as cautious
 from fnrecipe.optim.clip import clip_by_global_norm as clip_by_global_norm
+from fnrecipe.optim.descent import add_cautious_decayed_weights as add_cautious_decayed_weights
+from fnrecipe.optim.descent import add_decayed_weights as add_decayed_weights
+from fnrecipe.optim.descent import descent as descent
+from fnrecipe.optim.descent import scale_by_learning_rate as scale_by_learning_rate
+from fnrecipe.optim.lion import scale_by_lion as scale_by_lion
+from fnrecipe.optim.moments import momentum as momentum
+from fnrecipe.optim.muon import Scale as Scale
+from fnrecipe.optim.muon import orthogonalize as orthogonalize
+from fnrecipe.optim.muon import scale_by_muon as scale_by_muon
+from fnrecipe.optim.muon import scale_by_shape as scale_by_shape
+from fnrecipe.optim.nadamw import scale_by_nadam as scale_by_nadam
+from fnrecipe.optim.normuon import normalize_rows as normalize_rows
+from fnrecipe.optim.normuon import scale_by_normuon as scale_by_normuon
 from fnrecipe.optim.partition import Mask as Mask
 from fnrecipe.optim.partition import masked as masked
 from fnrecipe.optim.partition import partition as partition
+from fnrecipe.optim.partition import split as split
+from fnrecipe.optim.polar import JORDAN as JORDAN
+from fnrecipe.optim.polar import NEWTON_SCHULZ as NEWTON_SCHULZ
+from fnrecipe.optim.polar import POLAR_EXPRESS as POLAR_EXPRESS
+from fnrecipe.optim.polar import PolarMethod as PolarMethod
+from fnrecipe.optim.polar import polar_factor as polar_factor
 from fnrecipe.optim.schedule import Schedule as Schedule
 from fnrecipe.optim.schedule import constant as constant
 from fnrecipe.optim.schedule import cosine_annealing as cosine_annealing
@@ -18,6 +40,7 @@ from fnrecipe.optim.schedule import noam as noam
 from fnrecipe.optim.schedule import polynomial_decay as polynomial_decay
 from fnrecipe.optim.schedule import tri_stage as tri_stage
 from fnrecipe.optim.schedule import wsd as wsd
+from fnrecipe.optim.sgd import sgd as sgd
 from fnrecipe.optim.transform import MeanGradient as MeanGradient
 from fnrecipe.optim.transform import Report as Report
 from fnrecipe.optim.transform import Transform as Transform
