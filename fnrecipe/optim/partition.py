@@ -81,7 +81,7 @@ def masked(transform: Transform, mask: Mask) -> Transform:
 def split(mask: Mask, those: Transform, others: Transform) -> Transform:
     """`those` for the parameters for which `mask` holds, and `others` for the others; there may be none of either.
 
-    The state is the pair of theirs, () where there are no parameters. A number that both report is that of `those`.
+    The state is the pair of theirs, () where there are no parameters. What both report is, of the others, `NAME/others`.
     """
     both = (those, others)
 
@@ -94,13 +94,12 @@ def split(mask: Mask, those: Transform, others: Transform) -> Transform:
 
     def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         found = [
-            update_parts(transform, subset(updates, paths), before, subset(params, paths), step)
-            if paths
-            else ({}, (), Report())
+            update_parts(transform, subset(updates, paths), before, subset(params, paths), step) if paths else ({}, (), {})
             for transform, before, paths in zip(both, state, parts(params), strict=True)
         ]
-        (first, second), states, reports = zip(*found, strict=True)
-        return merged(updates, first, second), states, {**reports[1], **reports[0]}
+        (first, second), states, (report, other) = zip(*found, strict=True)
+        renamed = {f"{name}/others" if name in report else name: value for name, value in other.items()}
+        return merged(updates, first, second), states, {**report, **renamed}
 
     return Transform(init, update)
 

@@ -15,7 +15,7 @@ from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, 
 from fnrecipe.config.find import known
 from fnrecipe.config.layers import flatten
 from fnrecipe.config.sections.model import FAMILIES
-from fnrecipe.config.sections.optim import LR_SCHEDULERS
+from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
 from fnrecipe.errors import ConfigError
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.llama.config import ARCHS
@@ -215,6 +215,7 @@ def test_a_dump_with_other_tags_reads_back_from_the_file_alone(name: str) -> Non
 
 
 NAMES = "path/to/file.py or module:attribute"
+OPTIMIZER_NAMES = " or ".join(known(OPTIMIZERS))
 SCHEDULES = " or ".join(known(LR_SCHEDULERS))
 FAMILY = f"{' or '.join(known(FAMILIES))} or {NAMES}"
 
@@ -263,12 +264,12 @@ FAMILY = f"{' or '.join(known(FAMILIES))} or {NAMES}"
             "model.name=llama3_2b",
             "expected null or the name of an architecture, found 'llama3_2b' (command line); did you mean llama3_2_3b?",
         ),
-        ("optimizer.name=adam", f"expected adamw or {NAMES}, found 'adam' (command line); did you mean adamw?"),
+        ("optimizer.name=adam", f"expected {OPTIMIZER_NAMES} or {NAMES}, found 'adam' (command line); did you mean adamw?"),
         (
             "lr_scheduler.name=cosine",
             f"expected {SCHEDULES} or {NAMES}, found 'cosine' (command line); valid names: constant, ",
         ),
-        ("optimizer.name={a: 1}", f"expected adamw or {NAMES}, found {{'a': 1}} (command line)"),
+        ("optimizer.name={a: 1}", f"expected {OPTIMIZER_NAMES} or {NAMES}, found {{'a': 1}} (command line)"),
         ("model.arch=[1]", "expected null or an architecture of the family llama, found [1] (command line); valid names: "),
     ],
 )

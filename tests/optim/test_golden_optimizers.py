@@ -245,7 +245,7 @@ def test_matrices_by_muon_and_the_rest_by_adamw() -> None:
     expected, _, _ = adamw.update({"embedding": gradient(1), "layers.0.norm": gradient(3)[0]}, adamw.init(rest), rest, step)
     assert torch.equal(updates["embedding"], expected["embedding"])
     assert torch.equal(updates["layers"]["0"]["norm"], expected["layers.0.norm"])
-    assert report["lr"] == 0.02
+    assert {name: rate.item() for name, rate in report.items()} == {"lr": 0.02, "lr/others": 0.01}
     only = optim.split(lambda path, parameter: True, adamw, muon)
     assert only.init(params)[1] == ()
     assert tree.paths(only.update(gradients, only.init(params), params, step)[0]).keys() == tree.paths(params).keys()
