@@ -19,8 +19,8 @@ def scale_by_nadam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, moment
     """
 
     def momentum_at(count: Tensor) -> Tensor:
-        warmed: Tensor = 1 - 0.5 * torch.pow(0.96, count.to(torch.float64) * momentum_decay)
-        return b1 * warmed
+        warmed: Tensor = b1 * (1 - 0.5 * torch.pow(0.96, count.to(torch.float64) * momentum_decay))
+        return warmed
 
     def init(params: Tree) -> Tree:
         count = counter(params)
