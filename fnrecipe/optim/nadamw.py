@@ -19,8 +19,8 @@ def scale_by_nadam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, moment
     """
 
     def momentum_at(count: Tensor) -> Tensor:
-        warmed: Tensor = b1 * (1 - 0.5 * torch.pow(0.96, count.to(torch.float64) * momentum_decay))
-        return warmed
+        warming: Tensor = torch.pow(0.96, count.to(torch.float64) * momentum_decay)
+        return b1 * (1 - 0.5 * warming)
 
     def init(params: Tree) -> Tree:
         count = counter(params)
@@ -35,7 +35,8 @@ def scale_by_nadam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, moment
         root = 1 / (1 - torch.pow(b2, count.to(torch.float64))).sqrt()
 
         def leaf(g: Tensor, m: Tensor, s: Tensor) -> Tensor:
-            return ((m * of_mean + g * of_gradient) / (s.sqrt() * root + eps)).to(m.dtype)
+            scaled: Tensor = (m * of_mean + g * of_gradient) / (s.sqrt() * root + eps)
+            return scaled.to(m.dtype)
 
         direction = tree.map(leaf, gradients, mean, square)
         return direction, {"mean": mean, "square": square, "product": product, "count": count}, {}

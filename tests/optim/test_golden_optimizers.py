@@ -249,3 +249,53 @@ def test_matrices_by_muon_and_the_rest_by_adamw() -> None:
     only = optim.split(lambda path, parameter: True, adamw, muon)
     assert only.init(params)[1] == ()
     assert tree.paths(only.update(gradients, only.init(params), params, step)[0]).keys() == tree.paths(params).keys()
+
+
+@pytest.mark.parametrize(
+    ("every", "row"),
+    [(1, (-0.0609209, 0.8394518, -0.5690925, 2.5000887)), (10, (-0.0865302, 0.8465485, -0.5709189, 2.4985154))],
+)
+def test_soap_is_the_authors_which_is_float32_and_decays_after_each_update(every: int, row: tuple[float, ...]) -> None:
+    matrix = begin()
+    transform = optim.scale_by_soap(every=every)
+    state = transform.init({"a": matrix})
+    for step in range(1, 6):
+        updates, state, _ = transform.update({"a": gradient(step)}, state, {"a": matrix}, torch.tensor(step))
+        assert updates["a"].any() == (step > 1)
+        matrix = matrix - 0.01 * updates["a"]
+        matrix = matrix * (1 - 0.01 * 0.01) if step > 1 else matrix
+    shown = [matrix.sum().item(), matrix[0, 0].item(), matrix[3, 2].item(), torch.linalg.vector_norm(matrix).item()]
+    assert shown == pytest.approx(row, rel=0, abs=1e-6)
+
+
+def test_soap_without_bases_is_adam_that_has_not_seen_the_first_gradient() -> None:
+    soap, adam, params = optim.scale_by_soap(0.9, 0.99, max_dim=2), optim.scale_by_adam(0.9, 0.99), {"a": begin()}
+    of_soap, of_adam = soap.init(params), adam.init(params)
+    _, of_soap, _ = soap.update({"a": gradient(1)}, of_soap, params, torch.tensor(1))
+    for step in range(2, 9):
+        found, of_soap, _ = soap.update({"a": gradient(step)}, of_soap, params, torch.tensor(step))
+        expected, of_adam, _ = adam.update({"a": gradient(step)}, of_adam, params, torch.tensor(step))
+        assert (found["a"] - expected["a"]).abs().max() < 1e-12
+
+
+def test_soap_turns_with_its_gradients() -> None:
+    """Rotated gradients have rotated updates, however often bases are renewed; those of Adam are others."""
+    rows, columns = (torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q for n in (4, 3))
+    for transform, same in ((optim.scale_by_soap(every=2), True), (optim.scale_by_adam(), False)):
+        plain, turned = ({"a": begin()}, {"a": rows @ begin() @ columns})
+        states = transform.init(plain), transform.init(turned)
+        for step in range(1, 8):
+            g, number = gradient(step), torch.tensor(step)
+            found, first, _ = transform.update({"a": g}, states[0], plain, number)
+            other, second, _ = transform.update({"a": rows @ g @ columns}, states[1], turned, number)
+            states = first, second
+        assert ((rows @ found["a"] @ columns - other["a"]).abs().max() < 1e-6) == same
+
+
+def test_soap_goes_into_muon() -> None:
+    chained = optim.chain(optim.scale_by_soap(), optim.orthogonalize(NEWTON_SCHULZ))
+    params = {"a": begin()}
+    state = chained.init(params)
+    for step in range(1, 4):
+        updates, state, _ = chained.update({"a": gradient(step)}, state, params, torch.tensor(step))
+    assert torch.linalg.svdvals(updates["a"]).tolist() == pytest.approx([1, 1, 1], abs=1e-9)
