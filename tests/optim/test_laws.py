@@ -179,10 +179,6 @@ def check_ranks(rank: int, size: int, names: list[str], modes: dict[str, dict[st
             assert_same_bits(found, metrics)
 
 
-def test_whole_matrices_are_the_same_bits_on_two_ranks() -> None:
-    on_ranks(2, check_ranks, ["normuon"], chosen("fsdp"), False)
-
-
 @pytest.mark.slow
 def test_all_are_the_same_bits_on_two_ranks() -> None:
     on_ranks(2, check_ranks, [*BY_NAME, "cautious"], chosen("fsdp"), False)
