@@ -183,6 +183,8 @@ def _stream(recipe: Recipe[ShellConfig], config: ShellConfig, valid: bool) -> So
 
 
 def _show_row(batch: Batch, row: int, tokenizer: Tokenizer, names: list[str]) -> None:
+    from fnrecipe.data.judged import VERDICTS, JudgedBatch
+
     segments, length = batch.segments[row], len(batch.segments[row])
     pieces, used = int(segments.max()) + 1, int((segments >= 0).sum())
     click.secho(f"row {row}: {used:,} of {length:,} positions in {pieces} piece{'s' * (pieces > 1)}", bold=True)
@@ -191,7 +193,10 @@ def _show_row(batch: Batch, row: int, tokenizer: Tokenizer, names: list[str]) ->
         ids = [*batch.tokens[row][here].tolist(), int(batch.targets[row][here][-1])]
         trained = [False, *batch.mask[row][here].tolist()]
         source, count = names[int(batch.sources[row][here][0])], len(ids) - 1
-        click.secho(f"── {source}, " + (f"{sum(trained):,} of " * (sum(trained) < count)) + f"{count:,} targets", dim=True)
+        verdict = f"{VERDICTS[int(batch.verdicts[row][piece])]}, " if isinstance(batch, JudgedBatch) else ""
+        click.secho(
+            f"── {source}, {verdict}" + (f"{sum(trained):,} of " * (sum(trained) < count)) + f"{count:,} targets", dim=True
+        )
         if sum(trained) == count:
             click.secho(tokenizer.decode(ids), fg=colour)
         else:

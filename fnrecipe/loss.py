@@ -1,7 +1,8 @@
 """Losses: `loss(params, batch, key) -> (sum to be differentiated, sums)`. Sums and counts, never means.
 
 `sums` are 0-d tensors that add up over microbatches, ranks and steps; means are taken once, over all of them, by the
-count `targets`. `bytes` is there if the loss can be given in bits per byte of text.
+count `targets`. `bytes` is there if the loss can be given in bits per byte of text, and `tokens` if the speed shall be told by
+another count than `targets`. `mean/NAME` is shown as the mean NAME, over the count `targets/NAME` or, without it, `targets`.
 
 All that is random in a loss comes from `key`, int64 [2] (`fnrecipe.random`): another one for each microbatch of each step, and
 the same one whatever the number of ranks. In an evaluation it is None, and nothing is random: nothing is dropped out.

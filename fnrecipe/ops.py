@@ -17,6 +17,15 @@ torch.library.define(
     "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor cumulative, int longest, Tensor logsumexp,"
     " Tensor seed, Tensor offset, float scale, int? window) -> (Tensor, Tensor, Tensor)",
 )
+torch.library.define(
+    "fnrecipe::cudnn_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor cumulative, int longest, float scale, int? window) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "fnrecipe::cudnn_attention_backward",
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, Tensor cumulative, int longest,"
+    " float scale, int? window, bool deterministic) -> (Tensor, Tensor, Tensor)",
+)
 torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order, ScalarType dtype) -> Tensor")
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
@@ -29,6 +38,14 @@ efficient_attention_backward = torch.ops.fnrecipe.efficient_attention_backward
 
 torch's own function of shapes for it lacks two of its arguments (2.11 to 2.13), so it cannot be traced as it is.
 """
+cudnn_attention = torch.ops.fnrecipe.cudnn_attention
+"""Attention [N, H, E], and the statistics of its softmax, float32 [N, H]; query [N, H, E], key and value [N, G, E], contiguous.
+
+cumulative int32 [documents + 1]: where each begins, empty ones too, and N; longest: a bound on the positions of a document. Its
+kernels are those of `fnrecipe.nn.cudnn_attention`.
+"""
+cudnn_attention_backward = torch.ops.fnrecipe.cudnn_attention_backward
+"""The gradients of query, key and value. If deterministic, they have the same bits each time, and need a larger workspace."""
 norms = torch.ops.fnrecipe.norms
 """The norm of each tensor, [N], computed in `dtype`. Inductor would launch a kernel for each number that it stacks."""
 mm = torch.ops.fnrecipe.mm
@@ -121,6 +138,15 @@ torch.library.register_fake("fnrecipe::keep_alive", lambda gathered, sent: None)
 torch.library.impl("fnrecipe::efficient_attention_backward", "CompositeExplicitAutograd", _efficient_attention_backward)
 torch.library.register_fake(
     "fnrecipe::efficient_attention_backward",
+    lambda _, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value))),
+)
+
+torch.library.register_fake(
+    "fnrecipe::cudnn_attention",
+    lambda query, *others: (torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)),
+)
+torch.library.register_fake(
+    "fnrecipe::cudnn_attention_backward",
     lambda _, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value))),
 )
 

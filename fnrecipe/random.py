@@ -31,6 +31,8 @@ def fold_in(key: Tensor, data: int | str | Tensor) -> Tensor:
 
     Of numbers int64 [N] it is a key each, int64 [N, 2].
     """
+    if key.is_meta:
+        return _nothing(key, *(data.shape if isinstance(data, Tensor) else ()), 2, dtype=torch.int64)
     if isinstance(data, str):
         data = int.from_bytes(hashlib.blake2b(data.encode(), digest_size=7).digest(), "big")
     number = data.to(key.device) if isinstance(data, Tensor) else key.new_full((), data)  # no copy from the host
@@ -39,12 +41,16 @@ def fold_in(key: Tensor, data: int | str | Tensor) -> Tensor:
 
 def uniform(key: Tensor, *shape: int) -> Tensor:
     """Uniform numbers in [0, 1), multiples of 2**-24, float32 [*shape], on the key's device."""
+    if key.is_meta:
+        return _nothing(key, *shape)
     words = torch.cat(_words(key, math.prod(shape)))[: math.prod(shape)]
     return ((words >> 8).float() * 2.0**-24).view(shape)
 
 
 def normal(key: Tensor, *shape: int, std: float = 1.0) -> Tensor:
     """Normal numbers of mean 0, by the Box-Muller transform, float32 [*shape], on the key's device."""
+    if key.is_meta:
+        return _nothing(key, *shape)
     first, second = _words(key, math.prod(shape))
     radius = std * torch.sqrt(-2 * torch.log(((first >> 8) + 1).float() * 2.0**-24))
     angle = (second >> 8).float() * (2 * math.pi * 2.0**-24)
@@ -53,8 +59,8 @@ def normal(key: Tensor, *shape: int, std: float = 1.0) -> Tensor:
 
 def threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Threefry-2x32 of the counter words `first` and `second` (int64 of any shape) under `key`: two words of that shape."""
-    if key.is_meta:  # who asks for shapes alone, to read weights, need not wait seconds for the rounds
-        return torch.empty_like(first, device="meta"), torch.empty_like(second, device="meta")
+    if key.is_meta:
+        return _nothing(key, *first.shape, dtype=torch.int64), _nothing(key, *first.shape, dtype=torch.int64)
     schedule = key[0], key[1], key[0] ^ key[1] ^ _PARITY
     first, second = (first + schedule[0]) & _WORD, (second + schedule[1]) & _WORD
     for group in range(5):
@@ -64,6 +70,13 @@ def threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor
         first = (first + schedule[(group + 1) % 3]) & _WORD
         second = (second + schedule[(group + 2) % 3] + group + 1) & _WORD
     return first, second
+
+
+def _nothing(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What has a shape alone, on the device meta."""
+    # Who asks for shapes, to read weights, need not wait seconds for rounds that nobody computes; torch's own functions of
+    # shapes would import Dynamo, which takes another.
+    return torch.empty(shape, dtype=dtype, device=key.device)
 
 
 def _words(key: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,9 @@ class Recipe(Generic[C]):
     rules     config -> patterns of parameter paths, and the dimension along which tensor parallelism cuts them
     pretrained  what `init` is given -> parameters that are read from files, placed likewise; None where the config names none.
               A run that begins has these; `init` only says what they are like. None: the recipe has no such thing
+    model     (config, parameters) -> those of the model that is trained, without what is beside them for the loss alone: these
+              are exported, evaluated on text and generate
+    text_loss config -> the loss on plain text, by which `fnrecipe evaluate` measures the model; None: `loss`
     origin    the name by which `fnrecipe.shell.find` found it, for `fnrecipe.load`; None for one that was made in place
     """
 
@@ -100,4 +103,6 @@ class Recipe(Generic[C]):
     trains: Callable[[C, str, Tensor], bool] = lambda config, path, parameter: True
     rules: Callable[[C], Mapping[str, int]] = lambda config: {}
     pretrained: Callable[[C, Tensor, Placement], Tree | None] | None = None
+    model: Callable[[C, Tree], Tree] = lambda config, params: params
+    text_loss: Callable[[C], Loss] | None = None
     origin: str | None = None

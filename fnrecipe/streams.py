@@ -108,7 +108,22 @@ Stages: TypeAlias = Callable[[C, Tokenizer, Part, Split], Sequence[Stage]]
 """The stages from the documents of a part, and bad records among them, to the tokens of those of a split."""
 
 
-def train_stream(config: C, assignment: LaneAssignment, stages: Stages[C]) -> Source[Batch]:
+@attrs.frozen
+class Form:
+    """What becomes of tokens.
+
+    pack     (window of documents, its index, length=, limit=, key=) -> rows, as `fnrecipe.data.pack` makes them
+    collate  (rows, length=) -> their batch, as `fnrecipe.data.collate` makes it
+    """
+
+    pack: Callable[..., Sequence[Row]] = pack
+    collate: Callable[..., Batch] = collate
+
+
+TEXT = Form()
+
+
+def train_stream(config: C, assignment: LaneAssignment, stages: Stages[C], form: Form = TEXT) -> Source[Batch]:
     """The training documents, in an order of its own for each epoch; without end unless `num_data_epochs` says so."""
     dataset = config.dataset
     split = partial(_left_out, fraction=dataset.valid_fraction, valid=False)
@@ -119,10 +134,10 @@ def train_stream(config: C, assignment: LaneAssignment, stages: Stages[C]) -> So
     weights = weights_between([_weights(source) for source in dataset.sources], scale=num_readers(config, corpora))
     blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=dataset.finished_source)
     of_part = partial(_stages, stages=stages, config=config, tokenizer=tokenizer, split=split)
-    return pipe(batches(config, assignment, corpora, of_part, blend, dataset.order), watch_padding)
+    return pipe(batches(config, assignment, corpora, of_part, blend, dataset.order, form), watch_padding)
 
 
-def valid_stream(config: C, assignment: LaneAssignment, stages: Stages[C]) -> Source[Batch]:
+def valid_stream(config: C, assignment: LaneAssignment, stages: Stages[C], form: Form = TEXT) -> Source[Batch]:
     """The validation documents, once, in a random order that stays: the first batches are a fair sample of all."""
     fraction = 1.0 if config.dataset.valid_sources else config.dataset.valid_fraction
     if not fraction:
@@ -132,7 +147,7 @@ def valid_stream(config: C, assignment: LaneAssignment, stages: Stages[C]) -> So
     corpora = open_sources(config, config.dataset.valid_sources or config.dataset.sources, tokenizer)
     blend = partial(mix, weights=lambda total: [1.0] * len(corpora), epochs=1)
     of_part = partial(_stages, stages=stages, config=config, tokenizer=tokenizer, split=split)
-    return batches(config, assignment, corpora, of_part, blend, "blocks")
+    return batches(config, assignment, corpora, of_part, blend, "blocks", form)
 
 
 def batches(
@@ -142,6 +157,7 @@ def batches(
     stages: Callable[[Part], Sequence[Stage]],
     blend: Callable[..., Stream[Tokens]],
     order: str,
+    form: Form = TEXT,
 ) -> Source[Batch]:
     """Every reader reads its share of each source, blends the sources by tokens and packs rows for its lanes."""
     dataset, seed = config.dataset, config.common.seed
@@ -168,7 +184,7 @@ def batches(
         if dataset.packing == "concat":
             return pipe(documents, partial(concat, length=dataset.max_seq_len, limit=dataset.documents_per_row))
         key = None if order == "sequential" else (seed, reader)
-        packed = partial(pack, length=dataset.max_seq_len, limit=dataset.documents_per_row, key=key)
+        packed = partial(form.pack, length=dataset.max_seq_len, limit=dataset.documents_per_row, key=key)
         return pipe(documents, partial(map_windows, window=growing(dataset.pack_window, fed), function=packed))
 
     return partial(
@@ -176,15 +192,15 @@ def batches(
         [rows(reader) for reader in range(size)],
         num_lanes=dataset.num_lanes,
         rows_per_lane=dataset.batch_size // dataset.num_lanes,
-        collate=partial(collate, length=dataset.max_seq_len),
+        collate=partial(form.collate, length=dataset.max_seq_len),
         padding=_EMPTY,
         assignment=assignment,
     )
 
 
-def example(config: StreamConfig, rows: int) -> Batch:
+def example(config: StreamConfig, rows: int, form: Form = TEXT) -> Batch:
     """A batch of rows of padding."""
-    return collate([_EMPTY] * rows, config.dataset.max_seq_len)
+    return form.collate([_EMPTY] * rows, length=config.dataset.max_seq_len)
 
 
 def num_readers(config: StreamConfig, corpora: Sequence[Corpus]) -> int:

@@ -28,7 +28,7 @@ ARROWS = {
     "transforms": "compiler loss ops optim parallel random tree",
     "models": "config data errors loss nn parallel random transforms tree",
     "generation": "compiler errors models nn random transforms tree",
-    "components": "config errors optim",
+    "components": "config data errors models optim",
     "presets": "config generation models nn optim parallel tree",
     "streams": "config data errors",
     "step": "errors loss optim parallel random transforms tree",
@@ -192,7 +192,7 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 
 
 LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
-LIGHT += ["fnrecipe.recipes.sft.config", "fnrecipe.recipes.sft.data"]
+LIGHT += [f"fnrecipe.recipes.{name}.{part}" for name in ("sft", "preference") for part in ("config", "data")]
 LIGHT += [name for name in select("models") if name.endswith(".config")]
 LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
@@ -209,7 +209,12 @@ def test_data_and_config_never_import_torch(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["fnrecipe.data", "fnrecipe.data.survey", "fnrecipe.streams", "fnrecipe.recipes.lm.data", "fnrecipe.recipes.sft.data"],
+    [
+        "fnrecipe.data",
+        "fnrecipe.data.survey",
+        "fnrecipe.streams",
+        *(f"fnrecipe.recipes.{name}.data" for name in ("lm", "sft", "preference")),
+    ],
 )
 def test_what_only_some_data_needs_is_imported_when_it_is_needed(name: str) -> None:
     optional = {"fsspec", "jinja2", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "torch"}

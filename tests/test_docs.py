@@ -13,9 +13,11 @@ import torch
 from fnrecipe.config import DataSource, resolve, unstructure, yaml
 from fnrecipe.config.find import Kind, find_component, known
 from fnrecipe.config.sections.model import named
-from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.config.sections.optim import CRITERIA, LR_SCHEDULERS, OPTIMIZERS
 from fnrecipe.data.examples import KEYS
+from fnrecipe.data.preferences import KEYS as PREFERENCE_KEYS
 from fnrecipe.recipes.lm.config import config
+from fnrecipe.recipes.preference.config import config as preference_config
 from fnrecipe.recipes.sft.config import config as sft_config
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +27,7 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-PAGES = ("streams", "data", "config", "updates", "recipes", "models", "generate", "sft")
+PAGES = ("streams", "data", "config", "updates", "recipes", "models", "generate", "sft", "preference")
 DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in PAGES)]
 
 
@@ -81,9 +83,30 @@ def test_every_key_of_an_example_is_explained_and_no_other() -> None:
     assert named | {"input"} == KEYS
 
 
-@pytest.mark.parametrize(("section", "kind"), [("optimizer", OPTIMIZERS), ("lr_scheduler", LR_SCHEDULERS)])
-def test_every_component_and_its_keys_are_explained(section: str, kind: Kind[Any]) -> None:
-    text = (ROOT / "docs/config.md").read_text()
+def test_every_key_that_preference_has_beside_those_of_lm_is_explained_once_and_no_other() -> None:
+    explained = re.findall(r"^\| `([\w.]+\.\w+)` \|", (ROOT / "docs/preference.md").read_text(), re.MULTILINE)
+
+    assert explained == [key for key in leaves(preference_config) if key not in leaves(config)]
+
+
+def test_every_key_of_a_preference_is_explained_and_no_other() -> None:
+    (table,) = re.findall(r"^\| keys \| preference \|\n((?:\|.*\n)+)", (ROOT / "docs/preference.md").read_text(), re.MULTILINE)
+    named = {word for line in table.splitlines() for word in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+
+    assert named | KEYS == PREFERENCE_KEYS
+    assert not named & KEYS
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "page"),
+    [
+        ("optimizer", OPTIMIZERS, "config"),
+        ("lr_scheduler", LR_SCHEDULERS, "config"),
+        ("criterion", CRITERIA, "preference"),
+    ],
+)
+def test_every_component_and_its_keys_are_explained(section: str, kind: Kind[Any], page: str) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text()
     for name in known(kind):
         keys = [f"{section}.config.{field.name}" for field in attrs.fields(find_component(name, kind).config)]
         assert not [word for word in [name, *keys] if f"`{word}`" not in text]

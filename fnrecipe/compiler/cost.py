@@ -39,6 +39,8 @@ _ATTENTION: dict[object, tuple[int, int | None, int]] = {
     aten._scaled_dot_product_cudnn_attention_backward: (1, None, 5),
     aten._flash_attention_backward: (1, 9, 5),
     torch.ops.fnrecipe.efficient_attention_backward: (1, 6, 5),
+    torch.ops.fnrecipe.cudnn_attention: (0, 4, 2),
+    torch.ops.fnrecipe.cudnn_attention_backward: (1, 7, 5),
 }
 """Which argument is the query, the key behind it; which is the length of a row, None for that of the key [B, G, T, E]; and
 the number of products of the size of the scores."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import attrs
 
 if TYPE_CHECKING:
+    from fnrecipe.models import answers
     from fnrecipe.optim import Schedule, Transform
 
 C = TypeVar("C")
@@ -37,3 +38,19 @@ class Optimizer(Generic[C]):
     config: type[C]
     make: Callable[[C, Callable[[float], Schedule], float | None], Transform]
     moments: int = 0
+
+
+@attrs.frozen
+class Criterion(Generic[C]):
+    """A kind of loss of preferences.
+
+    config     the class of its configs: frozen, by attrs, with a default for each field
+    make       config -> what it makes of the log-probabilities of answers
+    reference  whether it takes those of a reference model too
+    pairs      whether it compares two answers to a prompt; or judges each by itself, and takes answers to other prompts beside
+    """
+
+    config: type[C]
+    make: Callable[[C], answers.Judge]
+    reference: bool = False
+    pairs: bool = True

@@ -3,6 +3,7 @@
 from fnrecipe.config.layers import resolve as resolve
 from fnrecipe.config.sections import ActivationCheckpointingSection as ActivationCheckpointingSection
 from fnrecipe.config.sections import CommonSection as CommonSection
+from fnrecipe.config.sections import CriterionSection as CriterionSection
 from fnrecipe.config.sections import DatasetSection as DatasetSection
 from fnrecipe.config.sections import DataSource as DataSource
 from fnrecipe.config.sections import GangSection as GangSection

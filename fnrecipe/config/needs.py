@@ -70,8 +70,7 @@ def decoder_needs(
     parameters  of the vocabulary, embedding and head; and of the layers
     moments     tensors like the parameters that the optimizer keeps
     """
-    tensor = gang.tensor_parallel_size
-    shard = 1 if gang.sharding == "replicate" else gang.shard_size or max(ranks // tensor, 1)
+    shard, tensor = _cuts(gang, ranks)
     kept = 2 + moments  # parameters, gradients and moments
     whole = {"replicate": kept, "zero1": 2, "zero2": 1, "fsdp": 0}[gang.sharding]
     state = _BYTES[dtype] * (whole * shard + kept - whole)
@@ -99,6 +98,14 @@ def decoder_needs(
     ]
 
 
+def frozen_needs(parameters: tuple[int, int], dtype: str, gang: GangSection, ranks: int) -> list[Need]:
+    """What one of `ranks` processes needs to keep parameters that are not trained."""
+    shard, tensor = _cuts(gang, ranks)
+    size = sum(parameters) * _BYTES[dtype] // (shard * tensor)
+    keys = _of("vocab_size", "num_layers", "model_dim", "ffn_inner_dim")
+    return [Need("state", "the reference model's parameters", size, keys, True)]
+
+
 def stream_needs(dataset: DatasetSection, ranks: int) -> list[Need]:
     """What one of `ranks` processes needs to make batches."""
     positions, readers = dataset.batch_size * dataset.max_seq_len, dataset.num_readers or 1
@@ -108,6 +115,12 @@ def stream_needs(dataset: DatasetSection, ranks: int) -> list[Need]:
         Need("stream", "rows", stream // ranks, ("dataset.num_readers", "dataset.batch_size", "dataset.max_seq_len")),
         Need("workers", "data workers", dataset.num_workers * _WORKER_BYTES, ("dataset.num_workers",)),
     ]
+
+
+def _cuts(gang: GangSection, ranks: int) -> tuple[int, int]:
+    """How many ranks share a replica of the state, and how many its single tensors."""
+    tensor = gang.tensor_parallel_size
+    return 1 if gang.sharding == "replicate" else gang.shard_size or max(ranks // tensor, 1), tensor
 
 
 def _of(*names: str) -> tuple[str, ...]:

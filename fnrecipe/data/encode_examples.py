@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Literal, TypeAlias
 
 import attrs
 import numpy as np
 
 from fnrecipe.data.blocks import Block
-from fnrecipe.data.chat_template import Chat, ChatTemplate, encode_chat
+from fnrecipe.data.chat_template import Chat, ChatTemplate, chat_template_beside, encode_chat, read_chat_template
 from fnrecipe.data.document import Document, Ids, Read
 from fnrecipe.data.examples import Example, Pair, parse_example
 from fnrecipe.data.stream import Cursor, Source, Stream
@@ -21,6 +23,8 @@ from fnrecipe.errors import DataError, UsageError
 _log = logging.getLogger(__name__)
 
 TooLong: TypeAlias = Literal["drop", "cut", "error"]
+TODAY = datetime(2024, 7, 26)
+"""What templates are told of the time: the same on every day, or a run would not go on with the text that it began with."""
 NO_TEMPLATE = "expected a chat template for messages, found none beside the tokenizer; set dataset.chat_template"
 
 
@@ -41,6 +45,19 @@ class Encoding:
     add_eos: bool
     length: int
     too_long: TooLong
+
+
+def find_template(path: str | None, tokenizer: str | None) -> ChatTemplate | None:
+    """The chat template at `path`, or without one that beside the tokenizer's file; None if there is none."""
+    found = chat_template_beside(tokenizer) if path is None else read_chat_template(path)
+    return None if found is None else attrs.evolve(found, now=TODAY)
+
+
+def marked(tokenizer: Tokenizer, template: ChatTemplate | None, trained: str) -> Tokenizer:
+    """The tokenizer, which counts as another one with another template, or where something else is trained."""
+    source = "" if template is None else repr((template.source, sorted(template.tokens.items())))
+    marks = hashlib.blake2b(f"{source} {trained}".encode(), digest_size=8).hexdigest()
+    return attrs.evolve(tokenizer, fingerprint=f"{tokenizer.fingerprint} {marks}")
 
 
 def encode_examples(
@@ -91,9 +108,7 @@ def _tokens(document: Document, encoding: Encoding, number: int = 0, epoch: int 
     bad = document.bad or DataError
     try:
         example = parse_example(document.text or "")
-        if encoding.template is None and example.pair is None:
-            raise UsageError(str(bad(NO_TEMPLATE)))
-        found = _encoded(example, encoding)
+        found = encode_example(example, encoding, bad)
     except DataError as error:
         return bad(str(error))
     size = len(found.ids) - 1
@@ -106,7 +121,15 @@ def _tokens(document: Document, encoding: Encoding, number: int = 0, epoch: int 
     return Tokens(ids, num_bytes, number, epoch, trained=trained)
 
 
-def _encoded(example: Example, encoding: Encoding) -> Chat:
+def encode_example(example: Example, encoding: Encoding, bad: Callable[[str], DataError]) -> Chat:
+    """The tokens of an example, and which of them are trained; `bad` says where the example is.
+
+    Raises:
+        DataError: if the template refuses it.
+        UsageError: if there is no template for a chat.
+    """
+    if encoding.template is None and example.pair is None:
+        raise UsageError(str(bad(NO_TEMPLATE)))
     if encoding.template is None:
         assert example.pair is not None
         return _encoded_pair(example.pair, encoding)

@@ -60,13 +60,30 @@ def parse_example(text: str) -> Example:
     Raises:
         DataError: if there is none; it does not say where.
     """
+    return example_of(read_record(text))
+
+
+def read_record(text: str) -> Record:
+    """The keys of a JSON object that are not null.
+
+    Raises:
+        DataError: if it is none.
+    """
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise DataError(f"expected a JSON object, found {error.msg}") from None
     if not isinstance(value, dict):
         raise DataError(f"expected a JSON object, found {type(value).__name__}")
-    record = {key: inner for key, inner in value.items() if inner is not None}
+    return {key: inner for key, inner in value.items() if inner is not None}
+
+
+def example_of(record: Record) -> Example:
+    """The example that a record is.
+
+    Raises:
+        DataError: if it is none.
+    """
     before = [{"role": "system", "content": _text(record, "system")}] if record.get("system") else []
     tools = _tools(record.get("tools"))
     for key in CHATS:

@@ -16,6 +16,7 @@ from fnrecipe.config import ModelSection
 from fnrecipe.config.model_dir import is_directory, is_hugging_face
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.interop.hugging_face import weights
+from fnrecipe.models.answers import REFERENCE
 from fnrecipe.models.model import Model, find_model
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
@@ -48,7 +49,10 @@ def _of_run(
     found = checkpoint.newest(directory / _CHECKPOINTS, _log.warning)
     if found is None:
         raise CheckpointError(f"{directory}: expected a checkpoint, found none")
-    saved = {path: entry for path, entry in found.tensors.items() if path.partition(".")[0] == _PARAMS}
+    beside = f"{_PARAMS}.{REFERENCE}."
+    saved = {
+        path: entry for path, entry in found.tensors.items() if path.startswith(f"{_PARAMS}.") and not path.startswith(beside)
+    }
 
     def empty(path: str, leaf: Tensor) -> Tree:
         there = saved.get(f"{_PARAMS}.{path}")

@@ -6,7 +6,7 @@ from typing import cast
 
 from fnrecipe.config import DatasetSection, GangSection, ModelSection, OptimizerSection, TrainerSection
 from fnrecipe.config.find import find_component
-from fnrecipe.config.needs import DecoderConfig, Need, decoder_needs
+from fnrecipe.config.needs import DecoderConfig, Need, decoder_needs, frozen_needs
 from fnrecipe.config.sections.optim import OPTIMIZERS
 from fnrecipe.models.model import find_family
 
@@ -26,3 +26,9 @@ def model_needs(
     moments = find_component(optimizer.name, OPTIMIZERS).moments
     config = cast("DecoderConfig", model.config)
     return decoder_needs(config, model.dtype, count(config), moments, dataset, gang, trainer, ranks)
+
+
+def reference_needs(model: ModelSection, dtype: str, gang: GangSection, ranks: int) -> list[Need]:
+    """What one of `ranks` processes needs to keep a frozen copy of the model in `dtype`, if its family tells."""
+    count = find_family(model.family).parameters
+    return [] if count is None else frozen_needs(count(model.config), dtype, gang, ranks)

@@ -15,23 +15,6 @@ import attrs
 import torch
 from torch import Tensor
 
-torch.library.define(
-    "fnrecipe::cudnn_attention",
-    "(Tensor query, Tensor key, Tensor value, Tensor cumulative, int longest, float scale, int? window) -> (Tensor, Tensor)",
-)
-torch.library.define(
-    "fnrecipe::cudnn_attention_backward",
-    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, Tensor cumulative, int longest,"
-    " float scale, int? window, bool deterministic) -> (Tensor, Tensor, Tensor)",
-)
-forward = torch.ops.fnrecipe.cudnn_attention
-"""Attention [N, H, E], and the statistics of its softmax, float32 [N, H]; query [N, H, E], key and value [N, G, E], contiguous.
-
-cumulative int32 [documents + 1]: where each begins, empty ones too, and N; longest: a bound on the positions of a document.
-"""
-backward = torch.ops.fnrecipe.cudnn_attention_backward
-"""The gradients of query, key and value. If deterministic, they have the same bits each time, and need a larger workspace."""
-
 _WIDEST, _MOST = 128, 2**31 - 1
 """The head width up to which there are both kernels, and the most elements that their offsets can count."""
 
@@ -222,12 +205,4 @@ def _run_backward(
 
 
 torch.library.impl("fnrecipe::cudnn_attention", "CUDA", _run_forward)
-torch.library.register_fake(
-    "fnrecipe::cudnn_attention",
-    lambda query, *others: (torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)),
-)
 torch.library.impl("fnrecipe::cudnn_attention_backward", "CUDA", _run_backward)
-torch.library.register_fake(
-    "fnrecipe::cudnn_attention_backward",
-    lambda gradient, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value))),
-)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnrecipe import tree
+from fnrecipe import ops, tree
 from fnrecipe.nn import cudnn_attention
 from fnrecipe.ops import CAUSAL, efficient_attention_backward
 
@@ -96,7 +96,7 @@ def _kernel(
 
 
 def _cudnn(mask: RaggedMask, longest: int, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = cudnn_attention.forward(*inputs, mask.cumulative, longest, scale, mask.window)
+    found: tuple[Tensor, ...] = ops.cudnn_attention(*inputs, mask.cumulative, longest, scale, mask.window)
     return found
 
 
@@ -112,7 +112,9 @@ def _cudnn_backward(
     mixed: Tensor,
 ) -> tuple[Tensor, ...]:
     inputs, deterministic = (gradient, query, key, value, mixed, *others), torch.are_deterministic_algorithms_enabled()
-    found: tuple[Tensor, ...] = cudnn_attention.backward(*inputs, mask.cumulative, longest, scale, mask.window, deterministic)
+    found: tuple[Tensor, ...] = ops.cudnn_attention_backward(
+        *inputs, mask.cumulative, longest, scale, mask.window, deterministic
+    )
     return found
 
 

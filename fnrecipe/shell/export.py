@@ -55,7 +55,7 @@ def export(
         Path(out),
         model,
         tokenizer,
-        found.params,
+        found.recipe.model(found.config, found.params),
         dtype=kind,
         shard_size=shard_size,
         replace=replace,
@@ -76,7 +76,8 @@ def export_gguf(
     model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
     name, template = Path(run).resolve().name, _chat_template(found.config)
-    return gguf.export(Path(out), model, tokenizer, found.params, dtype=kind, name=name, chat_template=template)
+    params = found.recipe.model(found.config, found.params)
+    return gguf.export(Path(out), model, tokenizer, params, dtype=kind, name=name, chat_template=template)
 
 
 def _chat_template(config: ShellConfig) -> str | None:

@@ -155,7 +155,7 @@ def _sums_of_batch(found: Subject, place: Place) -> Callable[[Tree, Tree], Sums]
 
     def loss(config: Any) -> Loss:
         one = attrs.evolve(config, dataset=attrs.evolve(config.dataset, sources=config.dataset.sources[:1]))
-        of_recipe: Loss = found.recipe.loss(one)
+        of_recipe: Loss = (found.recipe.text_loss or found.recipe.loss)(one)
 
         def of_windows(params: Tree, batch: ScoredBatch, key: torch.Tensor | None = None) -> tuple[torch.Tensor, Sums]:
             total, sums = of_recipe(params, batch.batch, key)

@@ -100,7 +100,8 @@ def _of_run(path: Path) -> Speaker:
     tokenizer = recipe.tokenizer(config)
     place = None if section.path is None else Path(section.path)
     templates = place if place is None or place.is_dir() else place.parent
-    return Speaker(path, model, params, tokenizer, section.add_bos, frozenset({tokenizer.eos}), templates)
+    spoken = recipe.model(config, params)
+    return Speaker(path, model, spoken, tokenizer, section.add_bos, frozenset({tokenizer.eos}), templates)
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -99,12 +99,12 @@ def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> t
     recipe, config = found.recipe, found.config
     if is_hugging_face(str(found.directory)):
         assert recipe.pretrained is not None
-        return recipe.pretrained(config, random.key(config.common.seed, device), mesh.cut), None
+        return recipe.model(config, recipe.pretrained(config, random.key(config.common.seed, device), mesh.cut)), None
     root = found.directory / run_dir.CHECKPOINTS
     there = checkpoint.newest(root, _log.warning, gang) if found.step is None else checkpoint.of_step(root, found.step)
     if there is None:
         raise CheckpointError(f"{found.directory}: expected a checkpoint, found none")
-    return read_params(recipe, config, there, device, mesh.cut), there.step
+    return recipe.model(config, read_params(recipe, config, there, device, mesh.cut)), there.step
 
 
 def _hugging_face(

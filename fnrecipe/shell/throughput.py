@@ -36,7 +36,7 @@ class Work:
 class Speed:
     """How fast some steps were, by all ranks together.
 
-    tokens_per_second     targets
+    tokens_per_second     targets, or what the loss counts as tokens
     positions_per_second  of rows, with padding
     data_wait             share of the time that this rank waited for its stream
     model_flops_…, mfu    by the conventions of `TokenFlops`, and their share of the peak; None if that is not known
@@ -84,7 +84,7 @@ class Clock:
         """The speed of the steps of `rows` behind the one it was started after, without the time of `pauses`, to `ended`."""
         first = sum(row["step"] <= self.step for row in rows)
         seconds = ended.since(self.started) - sum(end.since(began) for began, end in pauses)
-        return speed(work, [row["targets"] for row in rows[first:]], waits[first:], seconds)
+        return speed(work, [row.get("tokens", row["targets"]) for row in rows[first:]], waits[first:], seconds)
 
 
 def timed(source: Source[T], cursor: Cursor = None) -> Stream[T]:

@@ -8,12 +8,17 @@ custom backward under `torch.func.grad` it has silently dropped the backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from itertools import islice
+from weakref import ref
 
+import attrs
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fnrecipe.compiler.trace import Backend, interpreter, trace
+from fnrecipe.compiler.trace import Backend, Run, interpreter, trace
 from fnrecipe.tree import Tree
 
 
@@ -26,18 +31,69 @@ def jit(
     written into their buffers. The state then exists once, at addresses that never change. The first `fixed` arguments are
     promised to be such a state, or parts of it, which a CUDA graph can read where they are.
     """
-    cache: dict[tuple[object, ...], tuple[Callable[..., Tree], pytree.TreeSpec]] = {}
+    cache: dict[tuple[object, ...], tuple[Run, pytree.TreeSpec]] = {}
+    kinds: dict[tuple[object, ...], int] = {}
+    latest: list[_Known] = []
 
     def call(*args: Tree) -> Tree:
-        inputs, spec = pytree.tree_flatten(args)
-        signature = (str(spec), *map(_signature, inputs))
-        if signature not in cache:
+        known = latest[0].recalled(args[:donate]) if latest else None
+        if known is None:
+            leaves, signature = _flattened(args[:donate])
+            known = leaves, kinds.setdefault(signature, len(kinds))
+        (donated, kind), (rest, signature) = known, _flattened(args[donate:])
+        if (kind, *signature) not in cache:
             graph, outputs = trace(function, args, donate=donate, fixed=fixed)
-            cache[signature] = backend(graph), outputs
-        run, outputs = cache[signature]
-        return pytree.tree_unflatten(run(*inputs), outputs)
+            cache[kind, *signature] = backend(graph), outputs
+        run, outputs = cache[kind, *signature]
+        results = run(*donated, *rest)
+        if not donated or outputs.type is not tuple or not all(map(operator.is_, results, donated)):
+            return pytree.tree_unflatten(results, outputs)
+        # Other trees with the same leaves: who keeps an old one is seen to keep it.
+        renewed = [given if isinstance(given, Tensor) else copy(given) for given in args[:donate]]
+        latest[:] = _Known.of(renewed, donated, kind)
+        return *renewed, *_unflattened(results[len(donated) :], outputs.children()[donate:])
 
     return call
+
+
+@attrs.frozen
+class _Known:
+    """Trees that were donated in a call, and came back as its results: their leaves, and the number of their signature.
+
+    To flatten a state of a thousand tensors and compare their shapes takes milliseconds, in which a GPU could wait. Nothing is
+    kept alive for that.
+    """
+
+    trees: Sequence[ref[Tree]]
+    leaves: Sequence[ref[Tensor]]
+    kind: int
+
+    @staticmethod
+    def of(trees: Sequence[Tree], leaves: Sequence[Tensor], kind: int) -> list[_Known]:
+        """One, or none where a tree is of a class without weak references, such as a dict."""
+        try:
+            return [_Known([*map(ref, trees)], [*map(ref, leaves)], kind)]
+        except TypeError:
+            return []
+
+    def recalled(self, trees: Sequence[Tree]) -> tuple[list[Tensor], int] | None:
+        """Leaves and number, if these are the trees."""
+        if not all(tree is there() for tree, there in zip(trees, self.trees, strict=True)):
+            return None
+        leaves = [leaf() for leaf in self.leaves]
+        found = [leaf for leaf in leaves if leaf is not None]
+        return (found, self.kind) if len(found) == len(leaves) else None
+
+
+def _flattened(trees: Sequence[Tree]) -> tuple[list[Tensor], tuple[object, ...]]:
+    """The leaves, and what a graph for them depends on."""
+    leaves, spec = pytree.tree_flatten(trees)
+    return leaves, (str(spec), *map(_signature, leaves))
+
+
+def _unflattened(leaves: Sequence[Tensor], specs: Iterable[pytree.TreeSpec]) -> Iterator[Tree]:
+    given = iter(leaves)
+    return (pytree.tree_unflatten([*islice(given, spec.num_leaves)], spec) for spec in specs)
 
 
 def _signature(leaf: object) -> tuple[object, ...]:

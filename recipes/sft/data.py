@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from datetime import datetime
 from functools import partial
 
 import attrs
 
 from fnrecipe import streams
 from fnrecipe.data import Batch, Corpus, Document, LaneAssignment, Source, Tokenizer, sift, tolerate
-from fnrecipe.data.chat_template import ChatTemplate, chat_template_beside, read_chat_template
+from fnrecipe.data.chat_template import ChatTemplate
 from fnrecipe.data.document import Read
-from fnrecipe.data.encode_examples import Encoding, encode_examples, leave_out, read_encoded
+from fnrecipe.data.encode_examples import Encoding, encode_examples, find_template, leave_out, marked, read_encoded
 from fnrecipe.streams import Part, Split, Stage
 
 from .config import SFTConfig
-
-TODAY = datetime(2024, 7, 26)
-"""What templates are told of the time: the same on every day, or a run would not go on with the text that it began with."""
 
 
 def train_stream(config: SFTConfig, assignment: LaneAssignment) -> Source[Batch]:
@@ -51,17 +46,12 @@ def make_encoding(config: SFTConfig, tokenizer: Tokenizer, template: ChatTemplat
 
 def make_template(config: SFTConfig) -> ChatTemplate | None:
     """The chat template that the config names, or the one beside the tokenizer; None if there is none."""
-    path = config.dataset.chat_template
-    found = chat_template_beside(config.tokenizer.path) if path is None else read_chat_template(path)
-    return None if found is None else attrs.evolve(found, now=TODAY)
+    return find_template(config.dataset.chat_template, config.tokenizer.path)
 
 
 def make_tokenizer(config: SFTConfig) -> Tokenizer:
     """The tokenizer, which counts as another one with another template, or other answers to train on."""
-    tokenizer, template = streams.make_tokenizer(config), make_template(config)
-    source = "" if template is None else repr((template.source, sorted(template.tokens.items())))
-    marks = hashlib.blake2b(f"{source} {config.dataset.train_on}".encode(), digest_size=8).hexdigest()
-    return attrs.evolve(tokenizer, fingerprint=f"{tokenizer.fingerprint} {marks}")
+    return marked(streams.make_tokenizer(config), make_template(config), config.dataset.train_on)
 
 
 def all_corpora(config: SFTConfig) -> list[Corpus]:

@@ -53,3 +53,22 @@ def test_chats_without_a_template_are_told(
     pairs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_usage_error(ended(monkeypatch, capsys, "show", *pairs), "a.jsonl:1 ", "set dataset.chat_template")
+
+
+def test_the_sides_of_a_pair_are_shown_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "größe? ", "chosen": "7", "rejected": "no"}) + "\n")
+    small = "{max_seq_len: 200, batch_size: 2, num_lanes: 2, valid_fraction: 0}"
+    given = [f"dataset={small}", f"dataset.sources={tmp_path}/b.jsonl", "gang.num_microbatches=1", "regime.num_data_epochs=1"]
+    shown = fnrecipe_here(monkeypatch, capsys, "data", "show", "preference", "--config", *given)
+    assert shown.status == 0
+    end = "<|endoftext|>"
+    assert shown.out.splitlines()[1:] == [
+        "row 0: 23 of 200 positions in 2 pieces",
+        "── b, chosen, 2 of 11 targets",
+        f"{end}größe? ⟦7{end}⟧",
+        "── b, rejected, 3 of 12 targets",
+        f"{end}größe? ⟦no{end}⟧",
+        "row 1: 0 of 200 positions in 0 piece",
+    ]

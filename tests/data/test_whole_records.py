@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from fnrecipe.data import Document, Reading, byte_tokenizer, open_corpus, share
-from fnrecipe.data.formats.python_functions import PYTHON_FUNCTIONS
+from fnrecipe.data.formats.python_functions import PYTHON_FUNCTIONS, PYTHON_PREFERENCES
 from fnrecipe.data.formats.whole_records import whole_records
 from fnrecipe.errors import DataError, UsageError
 
@@ -125,6 +125,15 @@ def test_functions_with_docstrings_are_prompts_and_bodies(tmp_path: Path) -> Non
         {"prompt": '    async def f(self):\n        "Doc."\n', "completion": "\n        await self\n"},
     ]
     assert str(documents[1].bad("what")).endswith("a.py:8: what")  # type: ignore[union-attr]
+
+
+def test_functions_are_better_than_their_lines_in_backward_order(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(SOURCE)
+    corpus = open_corpus(str(tmp_path), TOKENIZER, formats={"python": PYTHON_PREFERENCES})
+    documents = [item for block in corpus.blocks for item in corpus.read(block)]
+    prompt, body = '    async def f(self):\n        "Doc."\n', "\n        await self\n"
+    assert parsed(documents) == [{"prompt": prompt, "chosen": body, "rejected": "        await self\n\n"}]
+    assert str(documents[0].bad("what")).endswith("a.py:8: what")  # type: ignore[union-attr]
 
 
 def test_a_source_that_is_no_python_is_a_bad_record(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from torch.fx import GraphModule
 from fnrecipe import tree
 from fnrecipe.build import init_train_state, plain_step
 from fnrecipe.compiler import trace
+from fnrecipe.compiler.cost import operation_costs
 from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config import resolve
+from fnrecipe.nn import cudnn_attention
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
@@ -25,6 +27,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 LENGTH, LEAVES, LAYERS, ROWS, LIMIT = 300, 2, 2, 4, 8
 KERNELS = {
     "flash": ("aten._flash_attention_forward.default", "aten._flash_attention_backward.default"),
+    "cudnn": ("fnrecipe.cudnn_attention.default", "fnrecipe.cudnn_attention_backward.default"),
     "efficient": ("aten._efficient_attention_forward.default", "fnrecipe.efficient_attention_backward.default"),
 }
 MODEL = (
@@ -53,15 +56,19 @@ def quadratic(graph: GraphModule) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("mode", ["off", "layerwise"])
-@pytest.mark.parametrize(("dtype", "kernel"), [("bfloat16", "flash"), ("float32", "efficient")])
+@pytest.mark.parametrize(("dtype", "kernel"), [("bfloat16", "flash"), ("bfloat16", "cudnn"), ("float32", "efficient")])
 def test_the_step_of_a_gpu_runs_ragged_kernels_and_holds_nothing_for_every_pair_of_positions(
-    dtype: str, kernel: str, mode: str
+    dtype: str, kernel: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cudnn_attention, "is_supported", lambda *_: kernel == "cudnn")
     graph = step_on(META, trainer__dtype=dtype, trainer__activation_checkpointing__mode=mode)
     targets = Counter(str(node.target) for node in all_nodes(graph))
     forward, backward = (targets[name] for name in KERNELS[kernel])
 
     assert (forward, backward) == ((2 if mode == "layerwise" else 1) * LEAVES * LAYERS, LEAVES * LAYERS)
+    costs = operation_costs(graph)
+    products = 2 * (2 * forward + 5 * backward) * (ROWS // LEAVES) * LENGTH * LENGTH * 64
+    assert sum(costs[name.removesuffix(".default")].flops for name in KERNELS[kernel]) == products
     assert not quadratic(graph)
     assert {value.numel() for value in values(graph) if value.dtype == torch.int32} == {ROWS // LEAVES * LIMIT + 1}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -82,6 +83,21 @@ def test_the_state_stays_at_its_addresses_and_the_metrics_do_not_change_afterwar
     for metrics, copies in kept:
         assert_same_bits(metrics, copies)
     assert [metrics["step"].item() for metrics, _ in kept] == [1, 2, 3]
+
+
+def test_a_state_that_comes_back_is_known_again_and_not_kept_alive() -> None:
+    step, state, other = jit(train_step(LOSS, UPDATE, 2), donate=1), fresh_state(), fresh_state()
+    expected, _ = train_step(LOSS, UPDATE, 2)(fresh_state(), batch(0))
+    expected, metrics = train_step(LOSS, UPDATE, 2)(expected, batch(1))
+
+    for number in range(2):
+        state, found = step(state, batch(number))
+        other, of_other = step(other, batch(number))
+    assert_same_bits((state, found), (expected, metrics))
+    assert_same_bits((other, of_other), (expected, metrics))
+    leaf = ref(tree.leaves(other)[0])
+    del other
+    assert leaf() is None
 
 
 def test_without_donation_arguments_stay_as_they_were() -> None:

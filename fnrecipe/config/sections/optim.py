@@ -1,4 +1,4 @@
-"""The update: optimizer and learning-rate schedule, each of them a component that is found by its name."""
+"""The update and the loss: optimizer, schedule and criterion, each of them a component that is found by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fnrecipe.config.tagged import Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem
 
 if TYPE_CHECKING:
-    from fnrecipe.components.component import LRScheduler, Optimizer
+    from fnrecipe.components.component import Criterion, LRScheduler, Optimizer
 
 OPTIMIZERS: Kind[Optimizer[AttrsInstance]] = Kind(
     cls="fnrecipe.components.component:Optimizer",
@@ -28,6 +28,22 @@ LR_SCHEDULERS: Kind[LRScheduler[AttrsInstance]] = Kind(
     light=":lr_scheduler",
     attribute="lr_scheduler",
 )
+CRITERIA: Kind[Criterion[AttrsInstance]] = Kind(
+    cls="fnrecipe.components.component:Criterion",
+    package="fnrecipe.components.criteria",
+    light=":criterion",
+    attribute="criterion",
+)
+
+
+@frozen
+class CriterionSection(Tagged):
+    name: str = "dpo"
+    config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
+
+    @classmethod
+    def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
+        return [("default", find_tagged("name", tags["name"], CRITERIA).config())]
 
 
 @frozen

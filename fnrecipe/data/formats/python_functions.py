@@ -1,4 +1,7 @@
-"""Python sources as examples: a function's head and docstring are the prompt, its body is the response."""
+"""Python sources as examples: a function's head and docstring are the prompt, its body is the response.
+
+As preferences, that response is better than its lines in backward order.
+"""
 
 from __future__ import annotations
 
@@ -54,4 +57,19 @@ def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read
     return read(block, limit=reading.max_record_bytes)
 
 
+def _read_pairs(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
+    """`{"prompt": …, "chosen": …, "rejected": …}` of each function whose lines read otherwise backwards."""
+    for item in _read(block, reading, tokenizer):
+        if isinstance(item, DataError) or item.text is None:
+            yield item
+            continue
+        record = orjson.loads(item.text)
+        body = record["completion"]
+        backwards = "".join(reversed(list(io.StringIO(body))))
+        if backwards != body:
+            pair = {"prompt": record["prompt"], "chosen": body, "rejected": backwards}
+            yield Document(orjson.dumps(pair).decode(), bad=item.bad)
+
+
 PYTHON_FUNCTIONS = Format(text.PYTHON.suffixes, text.PYTHON.plan, _read)
+PYTHON_PREFERENCES = Format(text.PYTHON.suffixes, text.PYTHON.plan, _read_pairs)

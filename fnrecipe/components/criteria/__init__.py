@@ -1,0 +1,1 @@
+"""Criteria of preferences, by the names that `criterion.name` takes."""

@@ -1,0 +1,1 @@
+"""Preference optimization: of two answers to a prompt, the better one."""

@@ -1,0 +1,169 @@
+"""Preference optimization: of two answers to a prompt, the better one becomes likelier beside the other.
+
+fnrecipe train preference --out DIR         # or, from a copy of this folder:
+python -m recipes.preference.train DIR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from fnrecipe import interop, presets, tree
+from fnrecipe.config import TokenizerSection, structure
+from fnrecipe.config.find import NotFoundError, find_component
+from fnrecipe.config.model_dir import describe
+from fnrecipe.config.sections.model import FAMILIES
+from fnrecipe.config.sections.optim import CRITERIA
+from fnrecipe.data.chat_template import encode_prompt
+from fnrecipe.data.tokenizer import describe as describe_tokenizer
+from fnrecipe.errors import UsageError
+from fnrecipe.loss import Loss
+from fnrecipe.models.answers import REFERENCE, preference_loss
+from fnrecipe.models.flops import TokenFlops
+from fnrecipe.models.next_token import Apply, next_token_loss
+from fnrecipe.optim.transform import Transform
+from fnrecipe.parallel.mesh import Placement
+from fnrecipe.recipe import Evaluation, Recipe
+from fnrecipe.streams import tokenizer_of
+from fnrecipe.tree import Tree
+
+from .config import PreferenceConfig, needs
+from .config import config as defaults
+from .data import all_corpora, example, make_template, make_tokenizer, train_stream, valid_stream
+
+
+def init(config: PreferenceConfig, key: Tensor, place: Placement) -> Tree:
+    """The parameters of the model, and beside them those of the reference model, which begin the same."""
+    return _with_reference(config, presets.init(config.model, key, place))
+
+
+def pretrained(config: PreferenceConfig, key: Tensor, place: Placement) -> Tree | None:
+    """What is read of the model and of the reference model; what is not begins as `init` has it."""
+    own, other = config.model.path, config.reference.path
+    if own is None and other is None:
+        return None
+    params = interop.pretrained(config.model, key, place) or presets.init(config.model, key, place)
+    if other is None:
+        return _with_reference(config, params)
+    _check_reference(config, other)
+    section = attrs.evolve(config.model, path=other, dtype=config.reference.dtype)
+    return {**params, REFERENCE: interop.pretrained(section, key, lambda path, leaf: place(f"{REFERENCE}.{path}", leaf))}
+
+
+def trains(config: PreferenceConfig, path: str, parameter: Tensor) -> bool:
+    return not path.startswith(f"{REFERENCE}.")
+
+
+def model(config: PreferenceConfig, params: Tree) -> Tree:
+    """The parameters without those of the reference model."""
+    return {name: value for name, value in params.items() if name != REFERENCE}
+
+
+def loss(config: PreferenceConfig) -> Loss:
+    found = find_component(config.criterion.name, CRITERIA)
+    reference: Literal["model", "data"] = "model" if config.has_reference else "data"
+    judge = found.make(config.criterion.config)
+    return preference_loss(_apply(config), judge, reference=reference if found.reference else None, pairs=found.pairs)
+
+
+def text_loss(config: PreferenceConfig) -> Loss:
+    return next_token_loss(_apply(config))
+
+
+def update(config: PreferenceConfig) -> Transform:
+    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime)
+
+
+def positions(config: PreferenceConfig) -> int:
+    return config.dataset.max_seq_len
+
+
+def flops(config: PreferenceConfig) -> TokenFlops | None:
+    """Those of training, and a third of it for the reference model, which has no backward pass."""
+    found = presets.flops(config.model, config.dataset.max_seq_len)
+    if found is None or not config.has_reference:
+        return found
+    return TokenFlops(found.full * 4 // 3, found.causal * 4 // 3)
+
+
+def rules(config: PreferenceConfig) -> Mapping[str, int]:
+    found = presets.rules(config.model)
+    return {**found, **{f"{REFERENCE}.{pattern}": dim for pattern, dim in found.items()}}
+
+
+def sample(config: PreferenceConfig, params: Tree, key: Tensor) -> str:
+    """The answer to the prompt of the config."""
+    tokenizer, template, prompt = make_tokenizer(config), make_template(config), config.regime.sample_prompt
+    if template is None:
+        begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
+    else:
+        begin = encode_prompt(template, [{"role": "user", "content": prompt}], tokenizer).tolist()
+    ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
+    tokens = presets.sample(config, model(config, params), begin or [tokenizer.eos], key, **ends)
+    return (prompt + ("\n" if template else "") + tokenizer.decode(tokens)).rstrip()
+
+
+def _apply(config: PreferenceConfig) -> Apply:
+    dataset = config.dataset
+    return presets.apply(config.model, config.trainer, dataset.attention, dataset.documents_per_row)
+
+
+def _with_reference(config: PreferenceConfig, params: Tree) -> Tree:
+    """The parameters with copies of them as those of the reference model, for a criterion that has one."""
+    if not config.has_reference:
+        return params
+    dtype = getattr(torch, config.reference.dtype)
+    return {**params, REFERENCE: tree.map(lambda leaf: leaf.to(dtype, copy=True), params)}
+
+
+def _check_reference(config: PreferenceConfig, path: str) -> None:
+    """Whether the model in the directory `path` is of the model's family and reads the same tokens.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    try:
+        described = describe(path, FAMILIES)
+    except NotFoundError as error:
+        raise UsageError(f"reference.path: expected {error.expected}, found {path}; {error.hint}") from None
+    if described.family != config.model.family:
+        raise UsageError(f"reference.path: expected a model of the family {config.model.family}, found {described.family}")
+    if not described.tokenizer:
+        return
+    theirs, ours = tokenizer_of(structure(dict(described.tokenizer), TokenizerSection())), tokenizer_of(config.tokenizer)
+    if theirs.fingerprint != ours.fingerprint:
+        found = f"found {describe_tokenizer(theirs)} in {path}"
+        raise UsageError(f"reference.path: expected the tokenizer of the model, {describe_tokenizer(ours)}, {found}")
+
+
+recipe = Recipe(
+    name="preference",
+    config=defaults,
+    init=init,
+    pretrained=pretrained,
+    loss=loss,
+    text_loss=text_loss,
+    update=update,
+    trains=trains,
+    model=model,
+    stream=train_stream,
+    example=example,
+    evaluations={"valid": Evaluation(valid_stream)},
+    sample=sample,
+    corpora=all_corpora,
+    tokenizer=make_tokenizer,
+    positions=positions,
+    flops=flops,
+    needs=needs,
+    rules=rules,
+)
+
+if __name__ == "__main__":
+    from fnrecipe.cli.main import run_recipe
+
+    run_recipe(recipe)
