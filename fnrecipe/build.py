@@ -53,15 +53,16 @@ def make_step(
     """The train step of a recipe over a mesh, as `trainer.jit` says; `with_progress` may wrap what runs its graph.
 
     Raises:
-        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured; for
-            all-gathers where torch cannot compile them.
+        UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured, or
+            (when it is traced) of a step that reads a number on the host; for all-gathers where torch cannot compile them.
     """
     captured = _captured(config, mesh, device)
     step, mode = plain_step(recipe, config, mesh, device), _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(step)
     backend = with_progress(BACKENDS[mode])
-    return jit(step, donate=1, backend=cuda_graph(backend) if captured else backend)
+    required = config.trainer.cuda_graph is True
+    return jit(step, donate=1, backend=cuda_graph(backend, required=required) if captured else backend)
 
 
 def make_evaluation(

@@ -116,6 +116,6 @@ def test_on_one_gpu_the_step_and_the_evaluation_are_captured_unless_the_config_s
         return state, metrics, [evaluate(state.params, batch) for batch in given]
 
     recorders: list[Recorder] = []
-    monkeypatch.setattr(build, "cuda_graph", lambda backend: cuda_graph(backend, lambda function: recorders[-1](function)))
+    monkeypatch.setattr(build, "cuda_graph", partial(cuda_graph, capture=lambda function: recorders[-1](function)))
     assert_same_bits(train(), train(trainer__cuda_graph="false"))
     assert [(len(recorder.recorded), len(recorder.replayed)) for recorder in recorders] == [(2, 6), (0, 0)]

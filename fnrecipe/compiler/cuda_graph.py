@@ -10,9 +10,11 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from fnrecipe.compiler.trace import Backend, Run
+from fnrecipe.errors import UsageError
 
 Capture: TypeAlias = Callable[[Callable[[], Sequence[Tensor]]], tuple[Callable[[], None], Sequence[Tensor]]]
 """Captures the kernels of a function without running them: returns what replays them, and the results that a replay fills."""
@@ -26,18 +28,25 @@ def on_device(function: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], No
     return graph.replay, results
 
 
-def cuda_graph(backend: Backend, capture: Capture = on_device) -> Backend:
+def cuda_graph(backend: Backend, capture: Capture = on_device, *, required: bool = False) -> Backend:
     """`backend`, whose run of a graph is captured at the second call, and replayed then and at every later call.
 
     The first call runs uncaptured: compiling, tuning and loading could not be captured. Donated and fixed inputs are used in
     place; the others are copied into static inputs. Results are copied out, because the next replay overwrites them.
 
+    A graph with an operator that is tagged `cudagraph_unsafe`, because it reads a number on the host, is not captured.
+
     Raises:
+        UsageError: for such a graph, if capturing is `required`.
         ValueError: at a call, if a fixed input is not where it was when the graph was captured.
     """
 
     def captured(graph: GraphModule) -> Run:
+        if (unsafe := _unsafe(graph)) and required:
+            raise UsageError(f"trainer.cuda_graph: expected auto or false for a step with {unsafe[0]}, found true")
         run, donated, fixed = backend(graph), graph.meta["donated"], graph.meta["fixed"]
+        if unsafe:
+            return run
         replays: list[Run] = []
         first = iter([run])
 
@@ -51,6 +60,12 @@ def cuda_graph(backend: Backend, capture: Capture = on_device) -> Backend:
         return call
 
     return captured
+
+
+def _unsafe(graph: GraphModule) -> list[str]:
+    """The names of the operators that cannot be captured."""
+    operators = [node.target for node in graph.graph.nodes if isinstance(node.target, OpOverload)]
+    return [str(operator) for operator in operators if torch.Tag.cudagraph_unsafe in operator.tags]
 
 
 def _recorded(run: Run, inputs: Sequence[Tensor], donated: int, fixed: int, capture: Capture) -> Run:

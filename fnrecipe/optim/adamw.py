@@ -12,9 +12,11 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.optim import fused_adamw, stochastic_rounding
 from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
-from fnrecipe.optim.partition import Mask, chosen, everything, matrices, merged, subset
+from fnrecipe.optim.descent import descent
+from fnrecipe.optim.moments import counter, running_mean, running_square, zeros
+from fnrecipe.optim.partition import Mask, chosen, matrices
 from fnrecipe.optim.schedule import Schedule
-from fnrecipe.optim.transform import MeanGradient, Report, Transform, chain, stateless
+from fnrecipe.optim.transform import MeanGradient, Report, Transform
 from fnrecipe.parallel.finite import largest
 from fnrecipe.parallel.mesh import Shard, is_shard
 from fnrecipe.tree import Tree
@@ -27,41 +29,17 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Tran
     """
 
     def init(params: Tree) -> Tree:
-        zeros = {name: tree.map(torch.zeros_like, params) for name in ("mean", "square")}
-        return {**zeros, "count": torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)}
+        return {**zeros(params, "mean", "square"), "count": counter(params)}
 
     def update(gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         count = state["count"] + 1
-        mean = tree.map(lambda m, g: torch.lerp(m, g, 1 - b1), state["mean"], gradients)
-        square = tree.map(lambda s, g: torch.addcmul(s * b2, g, g, value=1 - b2), state["square"], gradients)
+        mean, square = running_mean(state["mean"], gradients, b1), running_square(state["square"], gradients, b2)
         mean_bias, root_bias = (1 - torch.pow(b, count.to(torch.float64)) for b in (b1, b2))
         scale, root = 1 / mean_bias, 1 / root_bias.sqrt()
         direction = tree.map(lambda m, s: (m * scale / (s.sqrt() * root + eps)).to(m.dtype), mean, square)
         return direction, {"mean": mean, "square": square, "count": count}, {}
 
     return Transform(init, update)
-
-
-def add_decayed_weights(rate: float, mask: Mask = everything) -> Transform:
-    """Adds `rate` times each parameter for which `mask` holds (decoupled decay, Loshchilov & Hutter, arXiv:1711.05101)."""
-
-    def decay(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
-        of_those = partial(subset, paths=chosen(params, mask))
-        decayed = tree.map(lambda u, p: torch.add(u, p, alpha=rate), of_those(updates), of_those(params))
-        return merged(updates, decayed), {}
-
-    return stateless(decay)
-
-
-def scale_by_learning_rate(schedule: Schedule) -> Transform:
-    """Scales by minus `schedule(step)`, and reports it as `lr`."""
-
-    def scale(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
-        rate = schedule(step)
-        factor = -rate
-        return tree.map(lambda u: (u * factor).to(u.dtype), updates), {"lr": rate}
-
-    return stateless(scale)
 
 
 def adamw(
@@ -72,16 +50,25 @@ def adamw(
     weight_decay: float = 0.1,
     mask: Mask = matrices,
     max_norm: float | None = None,
+    cautious_weight_decay: bool = False,
 ) -> Transform:
     """AdamW, behind clipping by global norm if `max_norm` is given; by default matrices decay, and vectors do not.
 
     As the whole update it runs torch's fused kernel, which takes one pass over memory for what takes the chain fifteen.
     Unless `eps` or `1 - betas` are next to nothing, it knows beforehand that what it makes is finite: a step at whose sizes
-    an element could overflow is not made, even if none would.
+    an element could overflow is not made, even if none would. With cautious decay it is always the chain.
     """
     clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
-    decay = [] if weight_decay == 0 else [add_decayed_weights(weight_decay, mask)]
-    whole = chain(*clip, scale_by_adam(*betas, eps), *decay, scale_by_learning_rate(schedule))
+    whole = descent(
+        scale_by_adam(*betas, eps),
+        schedule=schedule,
+        weight_decay=weight_decay,
+        mask=mask,
+        max_norm=max_norm,
+        cautious_weight_decay=cautious_weight_decay,
+    )
+    if cautious_weight_decay:
+        return whole
 
     def fused_update(
         gradients: MeanGradient, state: Tree, params: Tree, step: Tensor, accept: Tensor, key: Tensor

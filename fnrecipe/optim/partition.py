@@ -78,6 +78,32 @@ def masked(transform: Transform, mask: Mask) -> Transform:
     return Transform(init, update)
 
 
+def split(mask: Mask, those: Transform, others: Transform) -> Transform:
+    """`those` for the parameters for which `mask` holds, and `others` for the others; there may be none of either.
+
+    The state is the pair of theirs, () where there are no parameters. What both report is, of the others, `NAME/others`.
+    """
+    both = (those, others)
+
+    def parts(params: Tree) -> tuple[frozenset[str], frozenset[str]]:
+        return chosen(params, mask), chosen(params, lambda path, parameter: not mask(path, parameter))
+
+    def init(params: Tree) -> Tree:
+        pairs = zip(both, parts(params), strict=True)
+        return tuple(init_parts(transform, subset(params, paths)) if paths else () for transform, paths in pairs)
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
+        found = [
+            update_parts(transform, subset(updates, paths), before, subset(params, paths), step) if paths else ({}, (), {})
+            for transform, before, paths in zip(both, state, parts(params), strict=True)
+        ]
+        (first, second), states, (report, other) = zip(*found, strict=True)
+        renamed = {f"{name}/others" if name in report else name: value for name, value in other.items()}
+        return merged(updates, first, second), states, {**report, **renamed}
+
+    return Transform(init, update)
+
+
 def partition(transforms: Mapping[str, Transform]) -> Transform:
     """For each parameter the transform of the first pattern that fits its dotted path (`fnmatch`: `*`, `?`, `[ab]`).
 

@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fnrecipe import tree
 from fnrecipe.build import without_fused_update
 from fnrecipe.compiler import cuda_graph, interpreter, trace
+from fnrecipe.errors import UsageError
+from fnrecipe.optim import scale_by_soap
 from fnrecipe.step import train_step
 from fnrecipe.transforms import jit
 from tests.helpers import assert_same_bits
@@ -142,3 +144,30 @@ def test_a_fixed_argument_is_read_where_it_is_and_not_copied() -> None:
     assert len(recorder.replayed) == 2
     with pytest.raises(ValueError, match="cuda_graph: expected the fixed inputs where they were captured"):
         total(params.clone(), torch.ones(3))
+
+
+def soap_step(required: bool) -> tuple[Recorder, Any]:
+    """A traced update by SOAP, whose bases are renewed by what the host reads."""
+    recorder, soap = Recorder([]), scale_by_soap(every=2)
+    return recorder, jit(soap.update, backend=cuda_graph(interpreter, recorder, required=required))
+
+
+def test_what_reads_a_number_on_the_host_is_not_captured() -> None:
+    recorder, traced = soap_step(required=False)
+    soap, params = scale_by_soap(every=2), {"a": torch.eye(3, 4)}
+    state = soap.init(params)
+    for step in range(1, 6):
+        gradient = {"a": torch.sin(torch.arange(12.0).view(3, 4) ** 2 * step)}
+        found = traced(gradient, state, params, torch.tensor(step))
+        expected = soap.update(gradient, state, params, torch.tensor(step))
+        assert_same_bits(found, expected)
+        state = expected[1]
+    assert recorder.recorded == []
+
+
+def test_it_is_refused_where_it_has_to_be_captured() -> None:
+    params = {"a": torch.eye(3, 4)}
+    _, traced = soap_step(required=True)
+    line = "trainer.cuda_graph: expected auto or false for a step with fnrecipe.eigenbasis.default, found true"
+    with pytest.raises(UsageError, match=f"^{line}$"):
+        traced(params, scale_by_soap().init(params), params, torch.tensor(1))

@@ -88,7 +88,7 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer.config.betas=0.9", "a list", "0.9"),
         ("optimizer.config.betas=[]", "a list of 2 values", "[]"),
         ("optimizer.config.betas=[0.9, 0.95, 0.99]", "a list of 2 values", "[0.9, 0.95, 0.99]"),
-        ("optimizer.config=null", "a section with the keys lr, betas, eps, weight_decay", "null"),
+        ("optimizer.config=null", "a section with the keys lr, betas, eps, weight_decay, cautious_weight_decay", "null"),
         ("optimizer=adamw", "a section with the keys name, config", "'adamw'"),
         ("optimizer=[1]", "a section with the keys name, config", "[1]"),
         ("trainer.jit=false", "auto or off or trace or inductor", "false"),
@@ -258,7 +258,13 @@ def test_data_is_plain_and_in_the_order_of_the_fields() -> None:
     assert list(data) == [field.name for field in attrs.fields(LMConfig)]
     assert data["optimizer"] == {
         "name": "adamw",
-        "config": {"lr": config.optimizer.config.lr, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
+        "config": {
+            "lr": config.optimizer.config.lr,
+            "betas": [0.9, 0.95],
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "cautious_weight_decay": False,
+        },
     }
     assert structure(data, config) == config
 

@@ -15,6 +15,7 @@ from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, 
 from fnrecipe.config.find import known
 from fnrecipe.config.layers import flatten
 from fnrecipe.config.sections.model import FAMILIES
+from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
 from fnrecipe.errors import ConfigError
 from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.models.llama.config import ARCHS
@@ -214,6 +215,8 @@ def test_a_dump_with_other_tags_reads_back_from_the_file_alone(name: str) -> Non
 
 
 NAMES = "path/to/file.py or module:attribute"
+OPTIMIZER_NAMES = " or ".join(known(OPTIMIZERS))
+SCHEDULES = " or ".join(known(LR_SCHEDULERS))
 FAMILY = f"{' or '.join(known(FAMILIES))} or {NAMES}"
 
 
@@ -246,7 +249,7 @@ FAMILY = f"{' or '.join(known(FAMILIES))} or {NAMES}"
         ),
         (
             "lr_scheduler.name=my_optimizer:sgd",
-            f"expected cosine_annealing or wsd or {NAMES}, found 'my_optimizer:sgd' (command line); "
+            f"expected {SCHEDULES} or {NAMES}, found 'my_optimizer:sgd' (command line); "
             "my_optimizer:sgd: expected a fnrecipe LRScheduler called 'sgd' in it, found Optimizer",
         ),
         (
@@ -261,12 +264,12 @@ FAMILY = f"{' or '.join(known(FAMILIES))} or {NAMES}"
             "model.name=llama3_2b",
             "expected null or the name of an architecture, found 'llama3_2b' (command line); did you mean llama3_2_3b?",
         ),
-        ("optimizer.name=adam", f"expected adamw or {NAMES}, found 'adam' (command line); did you mean adamw?"),
+        ("optimizer.name=adam", f"expected {OPTIMIZER_NAMES} or {NAMES}, found 'adam' (command line); did you mean adamw?"),
         (
             "lr_scheduler.name=cosine",
-            f"expected cosine_annealing or wsd or {NAMES}, found 'cosine' (command line); valid names: cosine_annealing, wsd",
+            f"expected {SCHEDULES} or {NAMES}, found 'cosine' (command line); valid names: constant, ",
         ),
-        ("optimizer.name={a: 1}", f"expected adamw or {NAMES}, found {{'a': 1}} (command line)"),
+        ("optimizer.name={a: 1}", f"expected {OPTIMIZER_NAMES} or {NAMES}, found {{'a': 1}} (command line)"),
         ("model.arch=[1]", "expected null or an architecture of the family llama, found [1] (command line); valid names: "),
     ],
 )
@@ -327,6 +330,29 @@ def test_a_schedule_tells_what_does_not_fit_into_the_steps(values: str, num_step
         resolved(pairs)
     else:
         assert refusal(pairs) == [f"lr_scheduler.config.{line}"]
+
+
+@pytest.mark.parametrize("name", ["linear", "polynomial_decay", "tri_stage", "cosine_with_restarts"])
+def test_a_schedule_with_an_end_needs_steps(name: str) -> None:
+    lines = refusal([f"lr_scheduler.name={name}", "regime={num_steps: null, num_data_epochs: 1}"])
+    expected = {
+        "cosine_with_restarts": "config.cycle_len: expected a number where regime.num_steps is null, found null (default)"
+    }
+    other = f"name: expected a schedule without an end where regime.num_steps is null, found '{name}' (command line)"
+    assert lines == [f"lr_scheduler.{expected.get(name, other)}"]
+
+
+def test_a_fraction_of_warm_up_needs_steps() -> None:
+    pairs = ["lr_scheduler={name: noam, config: {num_warmup_steps: 0.5}}", "regime={num_steps: null, num_data_epochs: 1}"]
+    line = "num_warmup_steps: expected an integer where regime.num_steps is null, found 0.5 (command line)"
+    assert refusal(pairs) == [f"lr_scheduler.config.{line}"]
+
+
+def test_the_stages_of_tri_stage_are_all_steps() -> None:
+    line = "stage_ratio: expected three numbers whose sum is 1, found [0.5, 0.5, 0.5] (command line)"
+    assert refusal(["lr_scheduler={name: tri_stage, config: {stage_ratio: [0.5, 0.5, 0.5]}}"]) == [
+        f"lr_scheduler.config.{line}"
+    ]
 
 
 def test_a_section_in_python_has_the_config_that_its_tags_choose() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 
@@ -23,6 +23,7 @@ class WSDConfig(WarmUp):
 
     num_decay_steps: NonNegativeInt | StepFraction = 0.2
     final_lr_scale: Fraction = 0.0
+    decay_type: Literal["linear", "1-sqrt", "cosine"] = "linear"
 
     def decay(self, num_steps: int) -> int:
         written = self.num_decay_steps
@@ -51,6 +52,7 @@ def wsd(config: WSDConfig, num_steps: int | None) -> Callable[[float], Schedule]
         num_decay_steps=config.decay(last),
         num_steps=last,
         final_scale=config.final_lr_scale,
+        decay_type=config.decay_type,
     )
 
 

@@ -20,13 +20,19 @@ class AdamWConfig:
     betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.1
+    cautious_weight_decay: bool = False
 
 
 def adamw(config: AdamWConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     return optim.adamw(
-        schedule(config.lr), betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, max_norm=max_norm
+        schedule(config.lr),
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        max_norm=max_norm,
+        cautious_weight_decay=config.cautious_weight_decay,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
@@ -57,7 +57,18 @@ class OptimizerSection(Tagged):
 
 
 @frozen
-class WarmUp:
+class ScheduleConfig:
+    """The base of configs of schedules. `ENDS`: whether the rates depend on `regime.num_steps`, which then must be a number."""
+
+    ENDS: ClassVar[bool] = False
+
+    def conflicts_over(self, num_steps: int | None) -> Iterator[Problem]:
+        """What cannot stand in a training of `num_steps` steps."""
+        yield from ()
+
+
+@frozen
+class WarmUp(ScheduleConfig):
     """The base of configs of schedules that begin with linear warm-up, in steps or as a fraction of all steps."""
 
     num_warmup_steps: NonNegativeInt | StepFraction = 0
@@ -68,10 +79,19 @@ class WarmUp:
         return written if isinstance(written, int) else min(round(written * num_steps), num_steps - 1)
 
     def conflicts_over(self, num_steps: int | None) -> Iterator[Problem]:
-        """What cannot stand in a training of `num_steps` steps."""
         if num_steps is not None and self.num_warmup_steps >= num_steps:
             expected = f"less than regime.num_steps = {num_steps}, or a fraction below 1"
             yield Problem("num_warmup_steps", expected, str(self.num_warmup_steps))
+
+
+@frozen
+class OpenWarmUp(WarmUp):
+    """The base of configs of schedules that need no number of steps, unless their warm-up is a fraction of it."""
+
+    def conflicts_over(self, num_steps: int | None) -> Iterator[Problem]:
+        yield from WarmUp.conflicts_over(self, num_steps)
+        if num_steps is None and isinstance(self.num_warmup_steps, float):
+            yield Problem("num_warmup_steps", "an integer where regime.num_steps is null", str(self.num_warmup_steps))
 
 
 @frozen
@@ -85,6 +105,8 @@ class LRSchedulerSection(Tagged):
 
     def conflicts_over(self, num_steps: int | None) -> Iterator[Problem]:
         """What cannot stand in a training of `num_steps` steps."""
-        if isinstance(self.config, WarmUp):
+        if isinstance(self.config, ScheduleConfig):
+            if num_steps is None and self.config.ENDS:
+                yield Problem("name", "a schedule without an end where regime.num_steps is null", repr(self.name))
             for problem in self.config.conflicts_over(num_steps):
                 yield attrs.evolve(problem, path=f"config.{problem.path}")

@@ -1,0 +1,37 @@
+"""Lion; defaults are those of its authors' code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from fnrecipe.components.component import Optimizer
+from fnrecipe.config.bounds import NonNegative, ProperFraction
+
+if TYPE_CHECKING:
+    from fnrecipe.optim import Schedule, Transform
+
+
+@frozen
+class LionConfig:
+    lr: NonNegative = 1e-4
+    betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.99)
+    weight_decay: NonNegative = 0.0
+    cautious_weight_decay: bool = False
+
+
+def lion(config: LionConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+    from fnrecipe import optim
+
+    return optim.descent(
+        optim.scale_by_lion(*config.betas),
+        schedule=schedule(config.lr),
+        weight_decay=config.weight_decay,
+        max_norm=max_norm,
+        cautious_weight_decay=config.cautious_weight_decay,
+    )
+
+
+optimizer = Optimizer(LionConfig, lion, moments=1)

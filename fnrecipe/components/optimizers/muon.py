@@ -1,0 +1,72 @@
+"""Muon for the matrices inside of layers, AdamW for the rest; defaults are those of the author's code.
+
+But weight decay, without which matrices grow in long trainings: that is torch.optim.Muon's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+
+from fnrecipe.components.component import Optimizer
+from fnrecipe.components.optimizers.adamw import AdamWConfig, adamw
+from fnrecipe.config.bounds import NonNegative, ProperFraction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fnrecipe.optim import PolarMethod, Schedule, Transform
+
+
+@frozen
+class MuonConfig:
+    """`adamw_params`: patterns of the paths of the matrices that AdamW takes; those in layers have to be left to Muon."""
+
+    lr: NonNegative = 0.02
+    momentum: ProperFraction = 0.95
+    nesterov: bool = True
+    coefficients: Literal["jordan", "polar_express"] = "jordan"
+    scale: Literal["jordan", "spectral", "match_rms"] = "jordan"
+    weight_decay: NonNegative = 0.1
+    cautious_weight_decay: bool = False
+    adamw_params: tuple[str, ...] = ("*embed*", "*positions*", "*head*")
+    adamw: AdamWConfig = field(factory=partial(AdamWConfig, eps=1e-10))
+
+
+def muon(config: MuonConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+    from fnrecipe import optim
+
+    direction = optim.scale_by_muon(config.momentum, nesterov=config.nesterov, method=polar_method(config), scale=config.scale)
+    return beside_adamw(config, direction, schedule, max_norm)
+
+
+def beside_adamw(
+    config: MuonConfig, direction: Transform, schedule: Callable[[float], Schedule], max_norm: float | None
+) -> Transform:
+    """The direction for matrices, AdamW for those that the config names and for vectors; clipping sees all gradients."""
+    from fnrecipe import optim
+
+    def hidden(path: str, parameter: Tensor) -> bool:
+        return parameter.ndim == 2 and not any(fnmatchcase(path, pattern) for pattern in config.adamw_params)
+
+    matrices = optim.descent(
+        direction,
+        schedule=schedule(config.lr),
+        weight_decay=config.weight_decay,
+        cautious_weight_decay=config.cautious_weight_decay,
+    )
+    both = optim.split(hidden, matrices, adamw(config.adamw, schedule, None))
+    return both if max_norm is None else optim.chain(optim.clip_by_global_norm(max_norm), both)
+
+
+def polar_method(config: MuonConfig) -> PolarMethod:
+    from fnrecipe import optim
+
+    return {"jordan": optim.JORDAN, "polar_express": optim.POLAR_EXPRESS}[config.coefficients]
+
+
+optimizer = Optimizer(MuonConfig, muon, moments=1)

@@ -1,0 +1,32 @@
+"""NorMuon for the matrices inside of layers, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from fnrecipe.components.component import Optimizer
+from fnrecipe.components.optimizers.muon import MuonConfig, beside_adamw, polar_method
+from fnrecipe.config.bounds import ProperFraction
+
+if TYPE_CHECKING:
+    from fnrecipe.optim import Schedule, Transform
+
+
+@frozen
+class NorMuonConfig(MuonConfig):
+    beta2: ProperFraction = 0.95
+
+
+def normuon(config: NorMuonConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+    from fnrecipe import optim
+
+    direction = optim.scale_by_normuon(
+        config.momentum, config.beta2, nesterov=config.nesterov, method=polar_method(config), scale=config.scale
+    )
+    return beside_adamw(config, direction, schedule, max_norm)
+
+
+optimizer = Optimizer(NorMuonConfig, normuon, moments=1)
