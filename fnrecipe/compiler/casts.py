@@ -24,6 +24,15 @@ def drop_round_trips(module: GraphModule) -> None:
             module.graph.erase_node(node)
 
 
+def is_widening(node: Node) -> bool:
+    """Whether the operation casts a tensor to the dtype that both promote to, and does nothing else."""
+    if node.target != cast or not node.kwargs.keys() <= {"dtype", "layout", "device"}:
+        return False
+    before, after = node.all_input_nodes[0].meta["val"], node.meta["val"]
+    same = (before.device, before.layout, before.stride()) == (after.device, after.layout, after.stride())
+    return same and torch.promote_types(before.dtype, after.dtype) == after.dtype
+
+
 def _is_round_trip(source: Node, wide: Node, narrow: Node) -> bool:
     # Widening is exact if the wider dtype is what both promote to: bfloat16 -> float32 -> bfloat16 is, bfloat16 -> float16 ->
     # bfloat16 is not. The narrow copy was memory of its own: where it is written into, or is an output of the graph, its

@@ -30,15 +30,16 @@ def jit(
 
     def call(*args: Tree) -> Tree:
         inputs, spec = pytree.tree_flatten(args)
-        signature = (str(spec), *map(_signature, inputs))
-        if signature not in cache:
+        key = (str(spec), *map(signature, inputs))
+        if key not in cache:
             graph, outputs = trace(function, args, donate=donate, fixed=fixed)
-            cache[signature] = backend(graph), outputs
-        run, outputs = cache[signature]
+            cache[key] = backend(graph), outputs
+        run, outputs = cache[key]
         return pytree.tree_unflatten(run(*inputs), outputs)
 
     return call
 
 
-def _signature(leaf: object) -> tuple[object, ...]:
+def signature(leaf: object) -> tuple[object, ...]:
+    """What a leaf must have in common with another to be taken by the same graph."""
     return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)

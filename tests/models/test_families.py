@@ -15,6 +15,7 @@ from torch.func import grad, grad_and_value
 
 from fnrecipe import nn, random, tree
 from fnrecipe.compiler import trace
+from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config.find import known
 from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.models import decoder
@@ -122,8 +123,7 @@ def products(family: str, remat: Any) -> list[torch.dtype]:
     params = find_model(family).init(config, random.key(0), lambda path, leaf: leaf)
     loss = next_token_loss(apply(family, config, policy=Policy(torch.bfloat16, remat)))
     graph, _ = trace(grad(loss, has_aux=True), (params, BATCH))
-    graph.graph.eliminate_dead_code()
-    nodes = [node for node in graph.graph.nodes if str(node.target).startswith(("aten.mm", "aten.addmm"))]
+    nodes = [node for node in all_nodes(graph) if str(node.target).startswith(("aten.mm", "aten.addmm"))]
     return [node.meta["val"].dtype for node in nodes]
 
 
