@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
+from fnrecipe.compiler.regions import name_calls
 from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
 from fnrecipe.compiler.trace import Run
@@ -49,6 +50,7 @@ def _compiled(graph: GraphModule, args: Sequence[Tensor]) -> Run:
             use_onednn_matmul(module, COPIED_BY_A_KERNEL)
             materialize_scalars(module)
             keep_send_buffers_alive(module)
+    name_calls(graph)
     # Inductor without Dynamo, which refuses `invoke_subgraph` and FlexAttention's own operations. Under no fake mode with a
     # `ShapeEnv` it would not look into its cache on disk; sizes must not be symbols, or its C++ for FlexAttention is invalid.
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)

@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fnrecipe.compiler.alias import base_allocation, mutates, storage
 from fnrecipe.compiler.casts import is_widening
+from fnrecipe.compiler.regions import results_of
 from fnrecipe.compiler.trace import record, rewrite
 from fnrecipe.tree import Tree
 
@@ -61,9 +62,10 @@ def trace_joint(
     None if an operation of one of them writes into what it has not allocated.
     """
     # The trace is one list in the order of execution, first the forward pass, then the backward pass, and is cut between them.
-    # So both do what they do in one graph, in the same order: what is recomputed stays in the backward pass, and what the forward
-    # pass has computed is kept for it. Of views only what they look into is kept: they are made again, and weights, which they
-    # look into, are not copied. (torch's partitioners merge equal subexpressions, which would undo recomputation.)
+    # So both do what they do in one graph, in the same order: what is recomputed stays in the backward pass, and what the
+    # forward pass has computed is kept for it. Of views only what they look into is kept: they are made again, and weights,
+    # which they look into, are not copied; nor is a value in a wider dtype kept. (torch's own partitioners choose anew what is
+    # kept, and merge equal subexpressions, which would undo recomputation.)
     boundary: list[tuple[frozenset[str], list[str], pytree.TreeSpec]] = []
 
     def both(*leaves: Tensor) -> list[Tensor]:
@@ -102,7 +104,7 @@ def _cut(
     backward = [node for node in operations if node not in apart]
     if any(_writes_elsewhere(node, {*part}) for part in (forward, backward) for node in part):
         return None
-    returned: Sequence[Node] = graph.graph.output_node().args[0]
+    returned = results_of(graph)
     results, gradients = returned[: structure.num_leaves], returned[structure.num_leaves :]
     narrow = [_before_widening(gradient) for gradient in gradients]
     read = _read([*narrow, *(source for node in backward for source in node.all_input_nodes)], apart)

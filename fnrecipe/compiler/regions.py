@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from torch import Tensor
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch.fx import GraphModule, Node
 
@@ -17,6 +19,12 @@ def graph_of(module: GraphModule, node: Node) -> GraphModule | None:
     return getattr(module, str(attribute.target)) if isinstance(attribute, Node) else None
 
 
+def results_of(module: GraphModule) -> Sequence[Node]:
+    """The nodes whose values the graph returns, each of them a tensor."""
+    results: Any = module.graph.output_node().args[0]
+    return tuple(results)
+
+
 def all_nodes(module: GraphModule) -> Iterator[Node]:
     """The nodes of a graph, each call of a region replaced by the nodes of the region's graph."""
     for node in module.graph.nodes:
@@ -25,6 +33,14 @@ def all_nodes(module: GraphModule) -> Iterator[Node]:
             yield node
         else:
             yield from all_nodes(graph)
+
+
+def name_calls(module: GraphModule) -> None:
+    """Gives the calls of each region a name that no other's have: torch's compiler takes regions for one if they share it."""
+    for path, part in module.named_modules():
+        for node in part.graph.find_nodes(op="call_function", target=invoke_subgraph) if isinstance(part, GraphModule) else ():
+            attribute, _, *operands = node.args
+            node.args = (attribute, f"{path}.{attribute}", *operands)
 
 
 def inline(module: GraphModule) -> None:
@@ -46,14 +62,16 @@ def inline(module: GraphModule) -> None:
 
 def _write_out(module: GraphModule, call: Node, region: GraphModule) -> None:
     """Replaces the call, whose results are read by `getitem` only."""
-    copies = dict(zip(region.graph.find_nodes(op="placeholder"), call.args[2:], strict=True))
+    copies: dict[Node, Any] = dict(zip(region.graph.find_nodes(op="placeholder"), call.args[2:], strict=True))
     with module.graph.inserting_before(call):
         for attribute in region.graph.find_nodes(op="get_attr"):
-            name = f"{call.name}_{attribute.target}"
-            setattr(module, name, getattr(region, str(attribute.target)))
+            name, value = f"{call.name}_{attribute.target}", getattr(region, str(attribute.target))
+            if isinstance(value, Tensor):
+                module.register_buffer(name, value)
+            else:
+                module.register_module(name, value)
             copies[attribute] = module.graph.get_attr(name)
-        results = module.graph.graph_copy(region.graph, copies)
-    assert isinstance(results, Sequence)
+        results: Any = module.graph.graph_copy(region.graph, copies)
     for item in list(call.users):
         item.replace_all_uses_with(results[item.args[1]])
         module.graph.erase_node(item)

@@ -77,8 +77,8 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
 def rewrite(graph: GraphModule) -> None:
     """Applies the passes to a recorded graph."""
-    # The order of the passes matters: `overlap` moves nodes; `write_in_place` relies on their final order. Among ranks sums go on
-    # while a layer is computed, which a call of the layer as a whole would leave no place for.
+    # The order of the passes matters: `overlap` moves nodes; `write_in_place` relies on their final order. Among ranks sums go
+    # on while a layer is computed: it must not be one call.
     if has_collectives(graph):
         inline(graph)
     overlap(graph)

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 
 from fnrecipe.compiler.casts import is_widening
 from fnrecipe.compiler.joint import Joint, trace_joint
-from fnrecipe.compiler.regions import INLINE
+from fnrecipe.compiler.regions import INLINE, results_of
 from fnrecipe.ops import Context
 from fnrecipe.transforms.jit import signature
 from fnrecipe.tree import Tree
@@ -29,12 +29,13 @@ Operand: TypeAlias = Proxy | Tensor
 
 
 def region(function: Callable[..., Tree], name: str, *, inline: bool = False) -> Callable[..., Tree]:
-    """`function`, a pure function of trees of tensors, traced once for all calls with the same shapes; its graph is called `name`.
+    """`function`, a pure function of trees of tensors, traced once for all calls with the same shapes, as the graph `name`.
 
-    It may be differentiated once by `grad` or `vjp`, if its results are floating. Outside of a trace, under other transforms,
+    It may be differentiated once by `grad` or `vjp`, if its results are floating. The gradients have the bits of `function`'s; but
+    where an argument is used elsewhere, too, the sum of both may be rounded otherwise. Outside of a trace, under other transforms,
     and if it writes into its arguments, it is `function` itself.
 
-    inline  whether only compilers see it: the interpreter, and what moves collectives, get its operations
+    inline  whether only compilers see it: the interpreter, and passes over collectives, get its operations in its place
     """
     found: dict[tuple[object, ...], Joint | None] = {}
 
@@ -100,7 +101,8 @@ class _Gradient(torch.autograd.Function):
         likes = [node.meta["val"] for node in joint.backward.graph.find_nodes(op="placeholder")]
         first, last = len(joint.leaves), len(tensors) - len(joint.tangents)
         lent = [_laid_out(gradient, like) for gradient, like in zip(tensors[last:], likes[last:], strict=True)]
-        operands = [*map(_source, tensors[:first]), *map(_proxy, [*tensors[first:last], *lent])]
+        kept = [tensor for tensor in tensors[:last] if tensor is not None]  # all of them
+        operands = [*map(_source, kept[:first]), *map(_proxy, [*kept[first:], *lent])]
         return tuple(x.to(dtype) for x, dtype in zip(_called(joint.backward, operands), joint.dtypes, strict=True))
 
     @staticmethod
@@ -169,7 +171,7 @@ def _register(graph: GraphModule, name: str, inline: bool) -> None:
 def _called(graph: GraphModule, operands: Sequence[Operand]) -> list[Tensor]:
     """The results of the graph, whose call is recorded."""
     with disable_proxy_modes_tracing():
-        results = [torch.empty_like(result.meta["val"]) for result in graph.graph.output_node().args[0]]
+        results = [torch.empty_like(result.meta["val"]) for result in results_of(graph)]
     tracer = _tracer()
     node = tracer.create_proxy("call_function", invoke_subgraph, (graph, graph.meta["name"], *operands), {})
     tracked: list[Tensor] = track_tensor_tree(results, node, constant=None, tracer=tracer)

@@ -237,7 +237,7 @@ def test_scaled_frequencies_are_transformers(arch: str, name: str) -> None:
     theirs = AutoConfig.for_model(model.hugging_face.model_type, **model.hugging_face.write_config(config))
     kind = "full_attention" if name == "olmo3" else None
     expected, sharpened = ROPE_INIT_FUNCTIONS[{"llama": "llama3", "olmo3": "yarn"}[name]](theirs, layer_type=kind)
-    cosines, sines = decoder._angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width)
+    cosines, sines = decoder._angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width, torch.float32)
     found = torch.atan2(sines, cosines)[0, 0, 0, width // 2 :]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.hypot(sines, cosines)[0, 0, 0, 0].item(), sharpened, rtol=1e-6, atol=0)
