@@ -31,9 +31,9 @@ Operand: TypeAlias = Proxy | Tensor
 def region(function: Callable[..., Tree], name: str, *, inline: bool = False) -> Callable[..., Tree]:
     """`function`, a pure function of trees of tensors, traced once for all calls with the same shapes, as the graph `name`.
 
-    It may be differentiated once by `grad` or `vjp`, if its results are floating. The gradients have the bits of `function`'s; but
-    where an argument is used elsewhere, too, the sum of both may be rounded otherwise. Outside of a trace, under other transforms,
-    and if it writes into its arguments, it is `function` itself.
+    It may be differentiated once by `grad` or `vjp`, if its results are floating. The gradients have the bits of `function`'s;
+    where an argument is used elsewhere, too, the sum of both may be rounded otherwise. Outside of a trace, under other
+    transforms, and if it writes into its arguments, it is `function` itself.
 
     inline  whether only compilers see it: the interpreter, and passes over collectives, get its operations in its place
     """
