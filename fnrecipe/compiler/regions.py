@@ -19,6 +19,11 @@ def graph_of(module: GraphModule, node: Node) -> GraphModule | None:
     return getattr(module, str(attribute.target)) if isinstance(attribute, Node) else None
 
 
+def regions_of(module: GraphModule) -> Sequence[GraphModule]:
+    """The regions that a graph calls, each of them once."""
+    return tuple(dict.fromkeys(region for node in module.graph.nodes if (region := graph_of(module, node))))
+
+
 def results_of(module: GraphModule) -> Sequence[Node]:
     """The nodes whose values the graph returns, each of them a tensor."""
     results: Any = module.graph.output_node().args[0]
@@ -49,7 +54,7 @@ def inline(module: GraphModule) -> None:
     A call holds its operands until it returns; operation by operation, each is freed after its last use.
     """
     calls = [(node, region) for node in module.graph.nodes if (region := graph_of(module, node))]
-    for region in dict.fromkeys(region for _, region in calls):
+    for region in regions_of(module):
         inline(region)
     inlined = [(node, region) for node, region in calls if region.meta.get(INLINE)]
     for call, region in inlined:
