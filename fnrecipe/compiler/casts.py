@@ -39,13 +39,20 @@ def norms_of_narrow(module: GraphModule) -> None:
 
 
 def _before_widening(node: Node) -> Node:
-    if node.target != cast:
+    if not is_widening(node):
         return node
     (source,) = node.all_input_nodes
-    before, after = source.meta["val"], node.meta["val"]
-    exact = torch.promote_types(before.dtype, after.dtype) == after.dtype and before.device == after.device
     written = is_new(*base_allocation(node)) and any(map(mutates, alias_users(node)))
-    return source if exact and not written and not any(map(mutates, alias_users(*base_allocation(source)))) else node
+    return node if written or any(map(mutates, alias_users(*base_allocation(source)))) else source
+
+
+def is_widening(node: Node) -> bool:
+    """Whether the operation casts a tensor to the dtype that both promote to, and does nothing else."""
+    if node.target != cast or not node.kwargs.keys() <= {"dtype", "layout", "device"}:
+        return False
+    before, after = node.all_input_nodes[0].meta["val"], node.meta["val"]
+    same = (before.device, before.layout, before.stride()) == (after.device, after.layout, after.stride())
+    return same and torch.promote_types(before.dtype, after.dtype) == after.dtype
 
 
 def _is_round_trip(source: Node, wide: Node, narrow: Node) -> bool:

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fnrecipe.compiler.casts import norms_of_narrow
 from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
+from fnrecipe.compiler.regions import name_calls, regions_of
 from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
 from fnrecipe.compiler.trace import Run
@@ -42,6 +44,21 @@ def inductor(graph: GraphModule) -> Run:
     return call
 
 
+def _decompose_regions(graph: GraphModule) -> None:
+    """Writes the operations of regions that a region calls as those that Inductor takes."""
+    # torch decomposes what regions do, but looks at a region first without doing so, for what it may write into, and takes the
+    # regions in it as it saw them there.
+    from torch._inductor.decomposition import select_decomp_table
+
+    table = select_decomp_table()
+    for name, region in graph.named_children():
+        if isinstance(region, GraphModule):
+            _decompose_regions(region)
+            inputs = [node.meta["val"] for node in region.graph.find_nodes(op="placeholder")]
+            decomposed = make_fx(region, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            graph.register_module(name, decomposed)
+
+
 def _compiled(graph: GraphModule, args: Sequence[Tensor]) -> Run:
     from torch import _inductor  # takes a second to import
 
@@ -52,6 +69,9 @@ def _compiled(graph: GraphModule, args: Sequence[Tensor]) -> Run:
             use_onednn_matmul(module, COPIED_BY_A_KERNEL)
             materialize_scalars(module)
             keep_send_buffers_alive(module)
+    for region in regions_of(graph):
+        _decompose_regions(region)
+    name_calls(graph)
     # Inductor without Dynamo, which refuses `invoke_subgraph` and FlexAttention's own operations. Under no fake mode with a
     # `ShapeEnv` it would not look into its cache on disk; sizes must not be symbols, or its C++ for FlexAttention is invalid.
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)

@@ -27,6 +27,10 @@ _LAYOUT = {
 _ADDS = {aten.add.Tensor}
 
 
+def has_collectives(module: GraphModule) -> bool:
+    return bool(module.graph.find_nodes(op="call_function", target=_WAIT))
+
+
 def overlap(module: GraphModule) -> None:
     """Starts each gather of parameters before the wait for the previous one, and each sum of gradients as soon as its inputs
     are computed; waits for each sum when the next one has started.

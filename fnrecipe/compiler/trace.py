@@ -15,8 +15,9 @@ from fnrecipe.compiler.alias import storage
 from fnrecipe.compiler.casts import drop_round_trips
 from fnrecipe.compiler.in_place import write_in_place
 from fnrecipe.compiler.matmul import use_onednn_matmul
-from fnrecipe.compiler.overlap import overlap
+from fnrecipe.compiler.overlap import has_collectives, overlap
 from fnrecipe.compiler.pure import Refusal
+from fnrecipe.compiler.regions import inline
 from fnrecipe.tree import Tree
 
 Run: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -27,7 +28,8 @@ Backend: TypeAlias = Callable[[GraphModule], Run]
 
 
 def interpreter(graph: GraphModule) -> Run:
-    """The graph as it is: one operation after the other."""
+    """The graph as it is: one operation after the other. Changes `graph`: regions that may be inlined are."""
+    inline(graph)
     return graph
 
 
@@ -47,23 +49,41 @@ def trace(
     results: list[pytree.TreeSpec] = []
 
     def flat(*leaves: Tensor) -> list[Tensor]:
-        with Refusal(look=False):
-            outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
+        outputs, result = pytree.tree_flatten(function(*pytree.tree_unflatten(list(leaves), spec)))
         results.append(result)
         return _donated(leaves[:num_donated], outputs)
 
-    # The order of the passes matters. Dead code goes first: a recomputed layer's last product, which nobody reads, would be
-    # waited for by the passes behind it. (Common subexpressions must never be merged: that would undo every recomputation and
-    # every second gather.) `overlap` moves nodes; `write_in_place` relies on their final order.
-    graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    drop_round_trips(graph)
-    graph.graph.eliminate_dead_code()
-    overlap(graph)
-    write_in_place(graph)
-    use_onednn_matmul(graph)
+    graph = record(flat, inputs)
+    rewrite(graph)
     graph.meta["donated"] = num_donated
     graph.meta["fixed"] = len(tree.leaves(args[: max(donate, fixed)]))
     return graph, results[0]
+
+
+def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:
+    """The operations of a function of tensors in the order in which they were called, but those whose results nobody reads."""
+
+    def guarded(*leaves: Tensor) -> Sequence[Tensor]:
+        with Refusal(look=False):
+            return function(*leaves)
+
+    # Dead code goes first: a recomputed layer's last product, which nobody reads, would be waited for by the passes behind.
+    # (Common subexpressions must never be merged: that would undo every recomputation and every second gather.)
+    graph = make_fx(guarded, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    drop_round_trips(graph)
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def rewrite(graph: GraphModule) -> None:
+    """Applies the passes to a recorded graph."""
+    # The order of the passes matters: `overlap` moves nodes; `write_in_place` relies on their final order. Among ranks sums go
+    # on while a layer is computed: it must not be one call.
+    if has_collectives(graph):
+        inline(graph)
+    overlap(graph)
+    write_in_place(graph)
+    use_onednn_matmul(graph)
 
 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:

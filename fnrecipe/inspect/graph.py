@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fnrecipe import tree
 from fnrecipe.build import init_train_state, plain_step
@@ -46,16 +46,25 @@ def trace_step(recipe: Recipe[C], config: C, device: torch.device) -> GraphModul
     return GraphModule(graph, graph.graph, "Step")
 
 
-def _name_inputs(graph: GraphModule, names: Sequence[str]) -> None:
-    """Calls the inputs so; those of regions like the input of the graph that they are, or that they look into."""
+def _name_inputs(graph: GraphModule, names: Sequence[str | None]) -> None:
+    """Calls the inputs so; those of regions like the inputs of the graph that they are in its calls, or that they look into."""
     for node, name in zip(graph.graph.find_nodes(op="placeholder"), names, strict=True):
-        node._rename(name)
-        node.target = node.name
-    for node in graph.graph.nodes:
-        region = graph_of(graph, node)
-        if region is not None:
-            _name_inputs(region, [base_allocation(operand)[0].name for operand in node.args[2:]])
-            region.recompile()
+        if name is not None:
+            node._rename(name)
+            node.target = node.name
+    calls = [(region, node.args[2:]) for node in graph.graph.nodes if (region := graph_of(graph, node))]
+    for region in dict.fromkeys(region for region, _ in calls):
+        operands = zip(*(given for called, given in calls if called is region), strict=True)
+        _name_inputs(region, [_common([base_allocation(value)[0] for value in values]) for values in operands])
+        region.recompile()
+
+
+def _common(inputs: Sequence[Node]) -> str | None:
+    """What inputs have in common in their names, with `i` where these differ; None if one is no input."""
+    words = [node.name.split("_") for node in inputs]
+    if any(node.op != "placeholder" for node in inputs) or len({*map(len, words)}) > 1:
+        return None
+    return "_".join(found[0] if len({*found}) == 1 else "i" for found in zip(*words, strict=True))
 
 
 def source(recipe: Recipe[C], graph: GraphModule) -> str:
@@ -65,5 +74,6 @@ def source(recipe: Recipe[C], graph: GraphModule) -> str:
     """
     code = re.sub(r" *# No stacktrace found for following nodes\n", "", graph.print_readable(print_output=False))
     code = re.sub(r'(self|"), (\w+: ")', r"\1,\n            \2", code)  # an argument a line
-    code = re.sub(r"(\w+) = self\.(microbatch\d+)", r"\1 = self.\2()", code)
+    regions = "|".join({name.rpartition(".")[2] for name, _ in graph.named_modules() if name})
+    code = re.sub(rf"(\w+) = self\.({regions})\b", r"\1 = self.\2()", code) if regions else code
     return _HEADER.format(name=recipe.name) + code

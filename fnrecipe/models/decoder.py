@@ -22,8 +22,9 @@ from fnrecipe.models.parameters import Table, cuts, pattern, shapes
 from fnrecipe.models.rope import Llama3Scaling, Rope, YarnScaling
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention_mask
 from fnrecipe.nn.policy import Chunk, Policy
-from fnrecipe.parallel.mesh import Placement, replicated
+from fnrecipe.parallel.mesh import Placement, replicated, spans_ranks
 from fnrecipe.transforms import unshard, unsharded_layer
+from fnrecipe.transforms.region import region
 from fnrecipe.tree import Tree
 
 Angles = tuple[Tensor, Tensor] | tuple[()]
@@ -159,13 +160,16 @@ def apply(
     if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     kinds = [_within(decoder.kind(config, number), tokens.shape[1]) for number in range(config.num_layers)]
-    angles = {rope: _angles(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = decoder.embed(config, outer, tokens, positions, policy.dtype)
+    ropes = dict.fromkeys(kind.rope for kind in kinds)
+    angles = {rope: _angles(rope, positions, config.head_width, x.dtype) for rope in ropes}
     windows = dict.fromkeys(kind.window for kind in kinds)
     masks = {window: attention_mask(segments, scope, x.dtype, window, policy.max_documents) for window in windows}
-    for number, (weights, kind) in enumerate(zip(params["layers"].values(), kinds, strict=True)):
-        x = _layer(decoder, config, policy, number)(weights, x, angles[kind.rope], masks[kind.window])
+    recomputed = [policy.remat == "layerwise" and number % policy.every_nth_layer == 0 for number in range(config.num_layers)]
+    layers = {how: _layer(decoder, config, policy, *how) for how in dict.fromkeys(zip(kinds, recomputed, strict=True))}
+    for weights, kind, again in zip(params["layers"].values(), kinds, recomputed, strict=True):
+        x = layers[kind, again](weights, x, angles[kind.rope], masks[kind.window])
     return decoder.logits(config, outer, x, policy.logits_at_once)
 
 
@@ -193,9 +197,10 @@ def extend(
 ) -> tuple[Tensor, Tree]:
     """Logits [B, V] behind the tokens numbered `last`, and the longer cache (`fnrecipe.models.model.Extend`)."""
     kinds = [_within(decoder.kind(config, number), limit) for number in range(config.num_layers)]
-    angles = {rope: _angles(rope, positions, config.head_width) for rope in dict.fromkeys(kind.rope for kind in kinds)}
     outer = unshard({name: params[name] for name in params if name != "layers"})
     x = decoder.embed(config, outer, tokens, positions, policy.dtype)
+    ropes = dict.fromkeys(kind.rope for kind in kinds)
+    angles = {rope: _angles(rope, positions, config.head_width, x.dtype) for rope in ropes}
     masks = {window: nn.slot_mask(positions, limit, x.dtype, window) for window in dict.fromkeys(kind.window for kind in kinds)}
     kept = {}
     for (name, weights), kind in zip(params["layers"].items(), kinds, strict=True):
@@ -213,18 +218,25 @@ def _within(kind: Kind, length: int) -> Kind:
     return kind if kind.window is None or kind.window < length else attrs.evolve(kind, window=None)
 
 
-def _angles(rope: Rope | None, positions: Tensor, width: int) -> Angles:
+def _angles(rope: Rope | None, positions: Tensor, width: int, dtype: torch.dtype) -> Angles:
+    """Rounded to the dtype of what is rotated: once, and not in each layer."""
     if rope is None:
         return ()
+    scaled, sharper = _scaled(rope)
+    cosines, sines = nn.rotary(positions, width, rope.theta, scaled, sharper)
+    return cosines.to(dtype), sines.to(dtype)
+
+
+def _scaled(rope: Rope) -> tuple[Callable[[Tensor], Tensor] | None, float]:
+    """What scales the frequencies, and the factor on cosines and sines."""
     match rope.scaling:
         case None:
-            return nn.rotary(positions, width, rope.theta)
+            return None, 1.0
         case Llama3Scaling():
-            return nn.rotary(positions, width, rope.theta, partial(nn.llama3_scaled, **attrs.asdict(rope.scaling)))
+            return partial(nn.llama3_scaled, **attrs.asdict(rope.scaling)), 1.0
         case YarnScaling(factor, length, sharpened, fast, slow):
             scaled = partial(nn.yarn_scaled, theta=rope.theta, factor=factor, length=length, fast=fast, slow=slow)
-            sharper = 1 + 0.1 * math.log(max(factor, 1)) if sharpened is None else sharpened
-            return nn.rotary(positions, width, rope.theta, scaled, sharper)
+            return scaled, 1 + 0.1 * math.log(max(factor, 1)) if sharpened is None else sharpened
 
 
 def attend(kind: Kind, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
@@ -242,20 +254,20 @@ def pieces_of(wrap: Callable[..., Callable[..., Tree]], config: DecoderConfig, w
     return piece
 
 
-def _layer(decoder: Decoder[C], config: C, policy: Policy, number: int) -> Callable[..., Tensor]:
-    """A layer that keeps what `policy` says for its gradient."""
+def _layer(decoder: Decoder[C], config: C, policy: Policy, kind: Kind, recompute: bool) -> Callable[..., Tensor]:
+    """A layer of a kind that keeps what `policy` says for its gradient: a region, unless it gathers or has sums over ranks."""
 
     def layer(
         wrap: Callable[..., Callable[..., Tree]], weights: Tree, x: Tensor, angles: Angles, mask: AttentionMask
     ) -> Tensor:
         piece = pieces_of(wrap, config, weights)
         query, key, value = decoder.heads(config, piece, x, angles)
-        mixed = attend(decoder.kind(config, number), query, key, value, mask)
+        mixed = attend(kind, query, key, value, mask)
         return decoder.rest(config, piece, x, mixed)
 
     if policy.remat == "selective":
-        return partial(layer, partial(unsharded_layer, recompute=True))
-    return unsharded_layer(
-        partial(layer, lambda function: function),
-        recompute=policy.remat == "layerwise" and number % policy.every_nth_layer == 0,
-    )
+        whole: Callable[..., Tensor] = partial(layer, partial(unsharded_layer, recompute=True))
+    else:
+        whole = unsharded_layer(partial(layer, lambda function: function), recompute=recompute)
+    called = region(whole, "layer", inline=True)
+    return lambda weights, *args: (whole if spans_ranks(weights) else called)(weights, *args)

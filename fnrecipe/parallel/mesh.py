@@ -131,6 +131,12 @@ def is_shard(value: object) -> TypeGuard[Shard]:
     return isinstance(value, Shard)
 
 
+def spans_ranks(values: Tree) -> bool:
+    """Whether any of `values` is a shard among several."""
+    leaves = pytree.tree_leaves(values, is_shard)
+    return any(is_shard(leaf) and (leaf.axis.size > 1 or spans_ranks(leaf.local)) for leaf in leaves)
+
+
 def unwrapped(leaf: Tree) -> tuple[Tensor, dict[Axis, int]]:
     """The tensor within nested shards, and the dimension along which each axis shards it; the axis cut first comes first."""
     if not is_shard(leaf):

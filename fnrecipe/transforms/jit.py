@@ -38,13 +38,13 @@ def jit(
     def call(*args: Tree) -> Tree:
         known = latest[0].recalled(args[:donate]) if latest else None
         if known is None:
-            leaves, signature = _flattened(args[:donate])
-            known = leaves, kinds.setdefault(signature, len(kinds))
-        (donated, kind), (rest, signature) = known, _flattened(args[donate:])
-        if (kind, *signature) not in cache:
+            leaves, key = _flattened(args[:donate])
+            known = leaves, kinds.setdefault(key, len(kinds))
+        (donated, kind), (rest, key) = known, _flattened(args[donate:])
+        if (kind, *key) not in cache:
             graph, outputs = trace(function, args, donate=donate, fixed=fixed)
-            cache[kind, *signature] = backend(graph), outputs
-        run, outputs = cache[kind, *signature]
+            cache[kind, *key] = backend(graph), outputs
+        run, outputs = cache[kind, *key]
         results = run(*donated, *rest)
         if not donated or outputs.type is not tuple or not all(map(operator.is_, results, donated)):
             return pytree.tree_unflatten(results, outputs)
@@ -88,7 +88,7 @@ class _Known:
 def _flattened(trees: Sequence[Tree]) -> tuple[list[Tensor], tuple[object, ...]]:
     """The leaves, and what a graph for them depends on."""
     leaves, spec = pytree.tree_flatten(trees)
-    return leaves, (str(spec), *map(_signature, leaves))
+    return leaves, (str(spec), *map(signature, leaves))
 
 
 def _unflattened(leaves: Sequence[Tensor], specs: Iterable[pytree.TreeSpec]) -> Iterator[Tree]:
@@ -96,5 +96,6 @@ def _unflattened(leaves: Sequence[Tensor], specs: Iterable[pytree.TreeSpec]) -> 
     return (pytree.tree_unflatten([*islice(given, spec.num_leaves)], spec) for spec in specs)
 
 
-def _signature(leaf: object) -> tuple[object, ...]:
+def signature(leaf: object) -> tuple[object, ...]:
+    """What a leaf must have in common with another to be taken by the same graph."""
     return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)

@@ -15,6 +15,7 @@ from torch.func import grad, grad_and_value
 
 from fnrecipe import nn, random, tree
 from fnrecipe.compiler import trace
+from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config.find import known
 from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.models import decoder
@@ -122,8 +123,7 @@ def products(family: str, remat: Any) -> list[torch.dtype]:
     params = find_model(family).init(config, random.key(0), lambda path, leaf: leaf)
     loss = next_token_loss(apply(family, config, policy=Policy(torch.bfloat16, remat)))
     graph, _ = trace(grad(loss, has_aux=True), (params, BATCH))
-    graph.graph.eliminate_dead_code()
-    nodes = [node for node in graph.graph.nodes if str(node.target).startswith(("aten.mm", "aten.addmm"))]
+    nodes = [node for node in all_nodes(graph) if str(node.target).startswith(("aten.mm", "aten.addmm"))]
     return [node.meta["val"].dtype for node in nodes]
 
 
@@ -237,7 +237,7 @@ def test_scaled_frequencies_are_transformers(arch: str, name: str) -> None:
     theirs = AutoConfig.for_model(model.hugging_face.model_type, **model.hugging_face.write_config(config))
     kind = "full_attention" if name == "olmo3" else None
     expected, sharpened = ROPE_INIT_FUNCTIONS[{"llama": "llama3", "olmo3": "yarn"}[name]](theirs, layer_type=kind)
-    cosines, sines = decoder._angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width)
+    cosines, sines = decoder._angles(Rope(config.rope_theta, config.rope_scaling), torch.tensor([[1]]), width, torch.float32)
     found = torch.atan2(sines, cosines)[0, 0, 0, width // 2 :]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.hypot(sines, cosines)[0, 0, 0, 0].item(), sharpened, rtol=1e-6, atol=0)
