@@ -14,8 +14,13 @@ torch.library.define("fnrecipe::opaque_clone", "(Tensor value) -> Tensor")
 torch.library.define("fnrecipe::keep_alive", "(Tensor(a!) gathered, Tensor sent) -> ()")
 torch.library.define(
     "fnrecipe::efficient_attention_backward",
-    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor cumulative, int longest, Tensor logsumexp,"
-    " Tensor seed, Tensor offset, float scale, int? window) -> (Tensor, Tensor, Tensor)",
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor cumulative, int longest,"
+    " float scale, int? window) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "fnrecipe::flash_attention_backward",
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor cumulative, int longest,"
+    " float scale, int? window) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "fnrecipe::cudnn_attention",
@@ -36,8 +41,11 @@ keep_alive = torch.ops.fnrecipe.keep_alive
 efficient_attention_backward = torch.ops.fnrecipe.efficient_attention_backward
 """The backward kernel of the memory-efficient attention, for ragged rows [1, N, H, E], causal, within `window` positions.
 
-torch's own function of shapes for it lacks two of its arguments (2.11 to 2.13), so it cannot be traced as it is.
+torch's own function of shapes for it lacks two of its arguments (2.11 to 2.13), so it cannot be traced as it is. It wants the
+seed of a dropout, as the next one does; that of the forward kernel lies on the host, where a compiled kernel cannot read it.
 """
+flash_attention_backward = torch.ops.fnrecipe.flash_attention_backward
+"""The backward kernel of FlashAttention 2, for ragged rows [N, H, E], causal, within `window` positions."""
 cudnn_attention = torch.ops.fnrecipe.cudnn_attention
 """Attention [N, H, E], and the statistics of its softmax, float32 [N, H]; query [N, H, E], key and value [N, G, E], contiguous.
 
@@ -94,18 +102,36 @@ def _efficient_attention_backward(
     key: Tensor,
     value: Tensor,
     out: Tensor,
+    logsumexp: Tensor,
     cumulative: Tensor,
     longest: int,
-    logsumexp: Tensor,
-    seed: Tensor,
-    offset: Tensor,
     scale: float,
     window: int | None,
 ) -> tuple[Tensor, ...]:
-    inputs = gradient, query, key, value, None, out, cumulative, cumulative, longest, longest, logsumexp, 0.0, seed, offset
+    unused = torch.zeros((), dtype=torch.int64)
+    inputs = gradient, query, key, value, None, out, cumulative, cumulative, longest, longest, logsumexp, 0.0, unused, unused
     found: tuple[Tensor, ...] = torch.ops.aten._efficient_attention_backward(
         *inputs, CAUSAL, False, scale=scale, window_size=window
     )
+    return found[:3]
+
+
+def _flash_attention_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    cumulative: Tensor,
+    longest: int,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, ...]:
+    unused = query.new_zeros(2, dtype=torch.uint64), query.new_empty(0)
+    inputs = gradient, query, key, value, out, logsumexp, cumulative, cumulative, longest, longest, 0.0, True, *unused
+    left = None if window is None else window - 1
+    found: tuple[Tensor, ...] = torch.ops.aten._flash_attention_backward(*inputs, scale=scale, window_size_left=left)
     return found[:3]
 
 
@@ -136,18 +162,15 @@ torch.library.impl("fnrecipe::keep_alive", "CompositeExplicitAutograd", lambda g
 torch.library.register_fake("fnrecipe::keep_alive", lambda gathered, sent: None)
 
 torch.library.impl("fnrecipe::efficient_attention_backward", "CompositeExplicitAutograd", _efficient_attention_backward)
-torch.library.register_fake(
-    "fnrecipe::efficient_attention_backward",
-    lambda _, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value))),
-)
+torch.library.impl("fnrecipe::flash_attention_backward", "CompositeExplicitAutograd", _flash_attention_backward)
+for name in ("efficient_attention_backward", "flash_attention_backward", "cudnn_attention_backward"):
+    torch.library.register_fake(
+        f"fnrecipe::{name}", lambda _, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value)))
+    )
 
 torch.library.register_fake(
     "fnrecipe::cudnn_attention",
     lambda query, *others: (torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)),
-)
-torch.library.register_fake(
-    "fnrecipe::cudnn_attention_backward",
-    lambda _, query, key, value, *others: tuple(map(torch.empty_like, (query, key, value))),
 )
 
 torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", _norms)

@@ -37,8 +37,8 @@ _ATTENTION: dict[object, tuple[int, int | None, int]] = {
     aten._scaled_dot_product_flash_attention_backward: (1, None, 5),
     aten._scaled_dot_product_efficient_attention_backward: (1, None, 5),
     aten._scaled_dot_product_cudnn_attention_backward: (1, None, 5),
-    aten._flash_attention_backward: (1, 9, 5),
-    torch.ops.fnrecipe.efficient_attention_backward: (1, 6, 5),
+    torch.ops.fnrecipe.flash_attention_backward: (1, 7, 5),
+    torch.ops.fnrecipe.efficient_attention_backward: (1, 7, 5),
     torch.ops.fnrecipe.cudnn_attention: (0, 4, 2),
     torch.ops.fnrecipe.cudnn_attention_backward: (1, 7, 5),
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 
+from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.compiler.trace import Backend, Run
 from fnrecipe.errors import UsageError
 
@@ -64,7 +65,7 @@ def cuda_graph(backend: Backend, capture: Capture = on_device, *, required: bool
 
 def _unsafe(graph: GraphModule) -> list[str]:
     """The names of the operators that cannot be captured."""
-    operators = [node.target for node in graph.graph.nodes if isinstance(node.target, OpOverload)]
+    operators = [node.target for node in all_nodes(graph) if isinstance(node.target, OpOverload)]
     return [str(operator) for operator in operators if torch.Tag.cudagraph_unsafe in operator.tags]
 
 

@@ -158,10 +158,10 @@ def _forward(mask: AttentionMask, scale: float, query: Tensor, key: Tensor, valu
 def _backward(
     mask: AttentionMask, scale: float, gradient: Tensor, mixed: Tensor, others: Sequence[Tensor], *inputs: Tensor
 ) -> tuple[Tensor, ...]:
+    (logsumexp,) = others
     if isinstance(mask, RaggedMask):
         query, key, value = inputs
-        return ragged_backward(mask, scale, gradient, mixed, others, query, key, value)
-    (logsumexp,) = others
+        return ragged_backward(mask, scale, gradient, mixed, logsumexp, query, key, value)
     gradients: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
         gradient, *inputs, mixed, logsumexp, 0.0, True, attn_mask=_bias(mask), scale=scale
     )

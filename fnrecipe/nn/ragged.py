@@ -8,7 +8,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import attrs
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fnrecipe import ops, tree
 from fnrecipe.nn import cudnn_attention
-from fnrecipe.ops import CAUSAL, efficient_attention_backward
 
 aten = torch.ops.aten
 
@@ -60,10 +59,10 @@ def ragged_forward(mask: RaggedMask, query: Tensor, key: Tensor, value: Tensor, 
 
     Only in half precision may G be less than H.
     """
-    flat = query_, key_, _ = [_flat(x) for x in (query, key, value)]
-    forward = _kernel(mask, query.shape[2], scale, query_, key_)[0]
-    mixed, *others = forward(mask, query.shape[2], scale, *flat)
-    return _rows(mixed, query), *others
+    flat = [_flat(x) for x in (query, key, value)]
+    forward = _kernel(mask, query.shape[2], scale, *flat[:2])[0]
+    mixed, logsumexp = forward(mask, query.shape[2], scale, *flat)
+    return _rows(mixed, query), logsumexp
 
 
 def ragged_backward(
@@ -71,15 +70,15 @@ def ragged_backward(
     scale: float,
     gradient: Tensor,
     mixed: Tensor,
-    others: Sequence[Tensor],
+    logsumexp: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
 ) -> tuple[Tensor, ...]:
-    """The gradients of query, key and value from `gradient`, that of the attention `mixed`; others: from `ragged_forward`."""
-    flat = _, query_, key_, *_ = [_flat(x) for x in (gradient, query, key, value, mixed)]
-    backward = _kernel(mask, query.shape[2], scale, query_, key_)[1]
-    slopes = backward(mask, query.shape[2], scale, others, *flat)
+    """The gradients of query, key and value, from that of the attention `mixed` and the logsumexp of `ragged_forward`."""
+    flat = [_flat(x) for x in (gradient, query, key, value, mixed)]
+    backward = _kernel(mask, query.shape[2], scale, *flat[1:3])[1]
+    slopes = backward(mask, query.shape[2], scale, logsumexp, *flat)
     return tuple(_rows(slope, like) for slope, like in zip(slopes, (query, key, value), strict=True))
 
 
@@ -100,20 +99,9 @@ def _cudnn(mask: RaggedMask, longest: int, scale: float, *inputs: Tensor) -> tup
     return found
 
 
-def _cudnn_backward(
-    mask: RaggedMask,
-    longest: int,
-    scale: float,
-    others: Sequence[Tensor],
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mixed: Tensor,
-) -> tuple[Tensor, ...]:
-    inputs, deterministic = (gradient, query, key, value, mixed, *others), torch.are_deterministic_algorithms_enabled()
+def _cudnn_backward(mask: RaggedMask, longest: int, scale: float, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     found: tuple[Tensor, ...] = ops.cudnn_attention_backward(
-        *inputs, mask.cumulative, longest, scale, mask.window, deterministic
+        *inputs, logsumexp, mask.cumulative, longest, scale, mask.window, torch.are_deterministic_algorithms_enabled()
     )
     return found
 
@@ -123,37 +111,25 @@ def _flash(mask: RaggedMask, longest: int, scale: float, query: Tensor, key: Ten
     found: tuple[Tensor, ...] = aten._flash_attention_forward(
         query, key, value, starts, starts, longest, longest, 0.0, True, False, scale=scale, window_size_left=left
     )
-    return found[:4]
+    return found[:2]
 
 
-def _flash_backward(
-    mask: RaggedMask,
-    longest: int,
-    scale: float,
-    others: Sequence[Tensor],
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mixed: Tensor,
-) -> tuple[Tensor, ...]:
-    (logsumexp, *random), starts, left = others, mask.cumulative, mask.window and mask.window - 1
-    inputs = gradient, query, key, value, mixed, logsumexp, starts, starts, longest, longest
-    found: tuple[Tensor, ...] = aten._flash_attention_backward(*inputs, 0.0, True, *random, scale=scale, window_size_left=left)
+def _flash_backward(mask: RaggedMask, longest: int, scale: float, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = ops.flash_attention_backward(*inputs, logsumexp, mask.cumulative, longest, scale, mask.window)
     return found
 
 
 def _efficient(mask: RaggedMask, longest: int, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
     bounds, batch = (mask.cumulative, mask.cumulative, longest, longest), [x[None] for x in inputs]
-    found = aten._efficient_attention_forward(*batch, None, *bounds, 0.0, CAUSAL, True, scale=scale, window_size=mask.window)
-    return found[0][0], *found[1:4]
+    found = aten._efficient_attention_forward(
+        *batch, None, *bounds, 0.0, ops.CAUSAL, True, scale=scale, window_size=mask.window
+    )
+    return found[0][0], found[1]
 
 
-def _efficient_backward(
-    mask: RaggedMask, longest: int, scale: float, others: Sequence[Tensor], *inputs: Tensor
-) -> tuple[Tensor, ...]:
+def _efficient_backward(mask: RaggedMask, longest: int, scale: float, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     batch = [x[None] for x in inputs]
-    found = efficient_attention_backward(*batch, mask.cumulative, longest, *others, scale, mask.window)
+    found = ops.efficient_attention_backward(*batch, logsumexp, mask.cumulative, longest, scale, mask.window)
     return tuple(slope[0] for slope in found)
 
 

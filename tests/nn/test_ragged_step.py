@@ -26,7 +26,7 @@ from tests.helpers import packed, pairs
 CPU, META = torch.device("cpu"), torch.device("meta")
 LENGTH, LEAVES, LAYERS, ROWS, LIMIT = 300, 2, 2, 4, 8
 KERNELS = {
-    "flash": ("aten._flash_attention_forward.default", "aten._flash_attention_backward.default"),
+    "flash": ("aten._flash_attention_forward.default", "fnrecipe.flash_attention_backward.default"),
     "cudnn": ("fnrecipe.cudnn_attention.default", "fnrecipe.cudnn_attention_backward.default"),
     "efficient": ("aten._efficient_attention_forward.default", "fnrecipe.efficient_attention_backward.default"),
 }
