@@ -61,9 +61,10 @@ def test_no_other_name_is_there(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_type_checkers_know_the_types_and_refuse_what_is_not_there() -> None:
+def test_type_checkers_know_the_types_and_refuse_what_is_not_there(tmp_path: Path) -> None:
     code = "import fnrecipe\nr, c, p = fnrecipe.load('x')\nreveal_type(r)\nreveal_type(fnrecipe.data.pipe)\nfnrecipe.nonsense\n"
-    command = [sys.executable, "-m", "mypy", "--config-file=", "--strict", "-c", code]
+    (tmp_path / "user.py").write_text(code)
+    command = [sys.executable, "-m", "mypy", str(tmp_path / "user.py")]  # by this project's options: its cache serves both
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert 'Revealed type is "fnrecipe.recipe.Recipe[Any]"' in done.stdout
     assert 'Module has no attribute "nonsense"' in done.stdout

@@ -23,6 +23,7 @@ FUNCTIONS = (
     "recorders",
     "rules",
     "trains",
+    "model",
     "sample",
     "corpora",
     "tokenizer",

@@ -83,7 +83,7 @@ def meeting(assignment: LaneAssignment, *, folder: Path) -> Source[Any]:
 
 
 def children() -> set[int]:
-    """The processes below this one, dead or alive, but for multiprocessing's own: of what is shared, and of forks."""
+    """The processes below this one, dead or alive, but for multiprocessing's own, of what is shared and of forks, and ours."""
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -91,7 +91,7 @@ def children() -> set[int]:
             command = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == os.getpid() and not any(name in command for name in (b"resource_tracker", b"forkserver")):
+        if parent == os.getpid() and not any(name in command for name in (b"resource_tracker", b"forkserver", b"tests.zygote")):
             found.add(int(path.name))
     return found
 

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import trace
+from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.data import Batch
 from fnrecipe.models import llama
 from fnrecipe.models.llama import LlamaConfig
@@ -236,7 +237,7 @@ def traced_gradient(policy: Policy) -> list[Node]:
     """The nodes of the traced gradient of the loss on one row, computed like `policy`."""
     loss = next_token_loss(partial(llama.apply, TINY, policy=policy))
     traced, _ = trace(grad(loss, has_aux=True), (random_params(TINY, torch.float32), ONE_ROW))
-    return list(traced.graph.nodes)
+    return list(all_nodes(traced))
 
 
 @pytest.mark.parametrize("policy", REMATS, ids=lambda policy: f"{policy.remat}{policy.every_nth_layer}")
