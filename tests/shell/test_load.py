@@ -61,7 +61,7 @@ def validation_loss(found: LoadedRun) -> float:
     recipe, config, params = found
     evaluate = evaluation(recipe.loss(config), config.gang.num_microbatches)
     batches = islice(valid_stream(config, LaneAssignment())(None), config.regime.num_validation_batches)
-    sums = [evaluate(params, tree.map(torch.from_numpy, batch)) for batch, _ in batches]
+    sums = [evaluate(params, tree.from_numpy(batch)) for batch, _ in batches]
     total = {name: sum(float(row[name]) for row in sums) for name in ("loss", "targets")}
     return total["loss"] / total["targets"]
 
