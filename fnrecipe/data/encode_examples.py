@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -48,7 +49,14 @@ class Encoding:
 
 
 def find_template(path: str | None, tokenizer: str | None) -> ChatTemplate | None:
-    """The chat template at `path`, or without one that beside the tokenizer's file; None if there is none."""
+    """The chat template at `path`, or without one that beside the tokenizer's file; None if there is none.
+
+    Raises:
+        UsageError: if there is nothing at `path`, or no template in it.
+    """
+    if path is not None and not os.path.exists(path):
+        expected = "expected a file of Jinja, a tokenizer_config.json, or a directory"
+        raise UsageError(f"dataset.chat_template: {expected}, found nothing at {path}")
     found = chat_template_beside(tokenizer) if path is None else read_chat_template(path)
     return None if found is None else attrs.evolve(found, now=TODAY)
 

@@ -306,6 +306,11 @@ def test_a_template_that_forgets_is_refused(folder: Path, tmp_path: Path) -> Non
         items(train(config_of(folder / "chats.jsonl", f"dataset.chat_template={tmp_path}/forgetful.jinja")))
 
 
+def test_a_template_that_is_not_there_is_told_by_its_key(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"dataset\.chat_template: expected .*, found nothing at .*/none\.jinja"):
+        items(train(config_of(folder / "chats.jsonl", f"dataset.chat_template={tmp_path}/none.jinja")))
+
+
 def test_chats_without_a_template_are_wrong_usage(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"chats.jsonl:\d+ .*expected a chat template for messages, found none"):
         items(train(config_of(folder / "chats.jsonl", "dataset.max_bad_records=99")))
