@@ -12,7 +12,7 @@ import torch
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
-from fnrecipe.config import ModelSection, TokenizerSection
+from fnrecipe.config import ModelSection, ShellConfig, TokenizerSection
 from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.config.structure import structure
@@ -45,7 +45,7 @@ class Speaker:
     model      family and shape
     add_bos    whether a text begins with BOS
     eos        the tokens that end a text
-    templates  the directory in which a chat template may lie
+    templates  the file of its chat template, or the directory in which one may lie; None if there is no such place
     """
 
     path: Path
@@ -98,10 +98,16 @@ def _of_run(path: Path) -> Speaker:
     if recipe.tokenizer is None or not isinstance(section, TokenizerSection):
         raise UsageError(f"{path}: expected a recipe with a tokenizer, found {recipe.name}, which has none")
     tokenizer = recipe.tokenizer(config)
-    place = None if section.path is None else Path(section.path)
-    templates = place if place is None or place.is_dir() else place.parent
-    spoken = recipe.model(config, params)
+    spoken, templates = recipe.model(config, params), templates_of(config, section)
     return Speaker(path, model, spoken, tokenizer, section.add_bos, frozenset({tokenizer.eos}), templates)
+
+
+def templates_of(config: ShellConfig, section: TokenizerSection) -> Path | None:
+    """Where the chat template of a run is: that which its examples were written by, or beside its tokenizer."""
+    if (own := getattr(config.dataset, "chat_template", None)) is not None:
+        return Path(own)
+    place = None if section.path is None else Path(section.path)
+    return place if place is None or place.is_dir() else place.parent
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -128,14 +134,16 @@ def _eos(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def chat_template(speaker: Speaker, given: Path | None) -> ChatTemplate:
-    """The chat template that is given, or lies beside the tokenizer.
+    """The chat template that is given, or that of the speaker.
 
     Raises:
         UsageError: if there is none.
     """
-    if given is None and speaker.templates is None:
-        raise UsageError(f"{speaker.path}: expected a chat template, found none; give one by --chat-template")
-    return read_chat_template(str(given or speaker.templates))
+    found = given or speaker.templates
+    if found is None or not found.exists():
+        where = "" if found is None else f" at {found}"
+        raise UsageError(f"{speaker.path}: expected a chat template, found none{where}; give one by --chat-template")
+    return read_chat_template(str(found))
 
 
 def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]:
