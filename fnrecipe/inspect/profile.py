@@ -78,8 +78,7 @@ def profile(recipe: Recipe[C], config: C, out: Path, steps: int) -> Profile:
         for name in (TRACE, MEMORY):
             (out / name).unlink(missing_ok=True)
     device = host.pick_device(config.gang.device)
-    kernels = config.common.torch
-    host.prepare(kernels.num_threads, jit_mode(config.trainer.jit, device), deterministic=kernels.deterministic)
+    host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
     step = make_step(recipe, config, mesh, device)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from fnrecipe.compiler.modes import JitMode
+from fnrecipe.config.sections.run import TorchSection
 from fnrecipe.errors import UsageError
 from fnrecipe.runtime.launcher import launched
 
@@ -42,11 +43,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", launched().local_rank % torch.cuda.device_count())
 
 
-def prepare(num_threads: int | None, how: JitMode, *, deterministic: bool = False) -> None:
+def prepare(section: TorchSection, how: JitMode) -> None:
     """Process-wide settings of a process that trains: memory allocator, threads, kernel cache, the choice of kernels."""
     keep_freed_memory()
-    set_threads(num_threads)
-    if deterministic:
+    set_threads(section.num_threads)
+    if section.deterministic:
         use_deterministic_kernels()
     if how == "inductor":
         keep_compiled_kernels()

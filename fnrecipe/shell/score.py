@@ -140,8 +140,7 @@ def placed(found: Subject) -> Iterator[Place]:
     with ExitStack() as stack:
         gang = stack.enter_context(joined(device, config.gang.timeout))
         stack.enter_context(last_words(gang))
-        kernels = config.common.torch
-        host.prepare(kernels.num_threads, jit_mode(config.trainer.jit, device), deterministic=kernels.deterministic)
+        host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
         try:
             yield Place(gang, make_mesh(config.gang, gang, device, found.recipe.rules(config)), device)
         except (MemoryError, RuntimeError) as error:

@@ -91,8 +91,7 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     with run_dir.writing(out):
         display = Display(out / run_dir.log(gang.rank), config.regime.num_steps, quiet=not gang.leads)
     stack.enter_context(display)
-    kernels = config.common.torch
-    host.prepare(kernels.num_threads, jit_mode(config.trainer.jit, device), deterministic=kernels.deterministic)
+    host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     tell_left_out(corpora if gang.leads else [])
     mesh = make_mesh(config.gang, gang, device, recipe.rules(config))
     return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started)

@@ -11,9 +11,9 @@ from attrs.converters import optional
 from fnrecipe.components.lr_schedulers.cosine_annealing import CosineAnnealingConfig
 from fnrecipe.components.optimizers.adamw import AdamWConfig
 from fnrecipe.config import (
+    AnswersSection,
     CommonSection,
     CriterionSection,
-    DatasetSection,
     GangSection,
     LRSchedulerSection,
     ModelSection,
@@ -37,20 +37,13 @@ from fnrecipe.models.needs import model_needs, reference_needs
 
 
 @frozen
-class PreferencesSection(DatasetSection):
+class PreferencesSection(AnswersSection):
     """What other recipes know of data, and what is done with preferences.
 
-    `chat_template`: a file of Jinja, a `tokenizer_config.json`, or a directory; null: that beside the tokenizer.
     `too_long`: what becomes of a pair that is longer than a row.
     """
 
-    chat_template: str | None = field(default=None, converter=optional(expanded))
     too_long: Literal["drop", "error"] = "drop"
-
-    @property
-    def documents_per_row(self) -> int:
-        """More than of other text, for answers are short and there are two of each pair; slots for as many are in a batch."""
-        return self.max_documents_per_row or max(16, self.max_seq_len // 32)
 
     def conflicts(self) -> Iterator[Problem]:
         yield from super().conflicts()

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from attrs import evolve, field, frozen
-from attrs.converters import optional
 
 from fnrecipe.components.lr_schedulers.cosine_annealing import CosineAnnealingConfig
 from fnrecipe.components.optimizers.adamw import AdamWConfig
 from fnrecipe.config import (
+    AnswersSection,
     CommonSection,
-    DatasetSection,
     GangSection,
     LRSchedulerSection,
     ModelSection,
@@ -23,7 +22,6 @@ from fnrecipe.config import (
 )
 from fnrecipe.config.conflicts import decoder_conflicts
 from fnrecipe.config.needs import Need, stream_needs
-from fnrecipe.config.paths import expanded
 from fnrecipe.data import Format
 from fnrecipe.data.examples import KEYS
 from fnrecipe.data.formats.python_functions import PYTHON_FUNCTIONS
@@ -34,21 +32,14 @@ from fnrecipe.models.needs import model_needs
 
 
 @frozen
-class ExamplesSection(DatasetSection):
+class ExamplesSection(AnswersSection):
     """What other recipes know of data, and what is done with examples.
 
-    `chat_template`: a file of Jinja, a `tokenizer_config.json`, or a directory; null: that beside the tokenizer.
     `train_on`: all answers of a chat, or the last one. `too_long`: what becomes of an example that is longer than a row.
     """
 
-    chat_template: str | None = field(default=None, converter=optional(expanded))
     train_on: Literal["all", "last"] = "all"
     too_long: Literal["drop", "cut", "error"] = "drop"
-
-    @property
-    def documents_per_row(self) -> int:
-        """Examples are shorter than documents: rows hold more of them."""
-        return self.max_documents_per_row or max(16, self.max_seq_len // 32)
 
     def conflicts(self) -> Iterator[Problem]:
         yield from super().conflicts()

@@ -29,10 +29,11 @@ CHEAP = {
 COMPILES = """
 import torch
 from fnrecipe.compiler import inductor
+from fnrecipe.config.sections.run import TorchSection
 from fnrecipe.runtime import host
 from fnrecipe.transforms import jit
 
-host.prepare(1, "inductor")
+host.prepare(TorchSection(num_threads=1), "inductor")
 print(jit(lambda x: x * 2 + 1, backend=inductor)(torch.ones(2)).tolist())
 """
 HUNGRY = """

@@ -103,6 +103,21 @@ def source_names(sources: Sequence[DataSource]) -> list[str]:
 
 
 @frozen
+class AnswersSection(DatasetSection):
+    """Data of which answers are trained: they are shorter than other documents, and so rows hold more of them.
+
+    `chat_template`: a file of Jinja, a `tokenizer_config.json`, or a directory; null: that beside the tokenizer.
+    `max_documents_per_row`: null: max_seq_len / 32, at least 16.
+    """
+
+    chat_template: str | None = field(default=None, converter=optional(expanded))
+
+    @property
+    def documents_per_row(self) -> int:
+        return self.max_documents_per_row or max(16, self.max_seq_len // 32)
+
+
+@frozen
 class TokenizerSection:
     """`byte`: one token a byte. The others read `path`, a file or a directory that holds it.
 
