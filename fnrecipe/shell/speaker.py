@@ -12,6 +12,7 @@ import torch
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
+from fnrecipe.compiler.packed import packed_weights
 from fnrecipe.config import ModelSection, ShellConfig, TokenizerSection
 from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.config.sections.model import ModelConfig
@@ -29,6 +30,7 @@ from fnrecipe.interop import pretrained
 from fnrecipe.interop.survey import describe_model
 from fnrecipe.models.model import find_model
 from fnrecipe.parallel.mesh import replicated
+from fnrecipe.runtime import capacity
 from fnrecipe.runtime.files import read
 from fnrecipe.shell.load import load
 from fnrecipe.streams import tokenizer_of
@@ -149,6 +151,7 @@ def chat_template(speaker: Speaker, given: Path | None) -> ChatTemplate:
 def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]:
     """The functions that generate, in the dtype of the parameters."""
     device = tree.leaves(speaker.params)[0].device
+    packed = device.type == "cpu" and _is_small(speaker.params)
     return make_generator(
         cached_by(find_model(speaker.model.family)),
         speaker.model.config,
@@ -156,8 +159,15 @@ def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]
         context=speaker.context,
         vocab_size=min(speaker.tokenizer.vocab_size, speaker.model.config.vocab_size),
         dtype=tree.leaves(speaker.params)[0].dtype,
+        backend=packed_weights() if packed else interpreter,
         captured=cuda_graph(interpreter) if device.type == "cuda" else None,
     )
+
+
+def _is_small(params: Tree) -> bool:
+    """Whether a second copy of the parameters is nothing to the memory of the machine."""
+    size: int = sum(leaf.nbytes for leaf in tree.leaves(params))
+    return 4 * size <= (capacity.memory() or 0)
 
 
 def answers(
