@@ -40,7 +40,8 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
         return _sharded_linear(x, weight, bias)
     assert not isinstance(bias, Shard)
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    if torch.is_inference_mode_enabled() and ops.is_large_product(x, weight):
+    # A graph's products are left to the passes.
+    if torch.is_inference_mode_enabled() and type(x) is Tensor and ops.is_large_product(x, weight):
         return ops.linear_by_onednn(x, weight, bias)
     return F.linear(x, weight, bias)
 

@@ -12,6 +12,7 @@ import torch
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
+from fnrecipe.compiler.inductor import in_one_piece
 from fnrecipe.compiler.packed import packed_weights
 from fnrecipe.config import ModelSection, ShellConfig, TokenizerSection
 from fnrecipe.config.model_dir import is_hugging_face
@@ -148,10 +149,11 @@ def chat_template(speaker: Speaker, given: Path | None) -> ChatTemplate:
     return read_chat_template(str(found))
 
 
-def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]:
-    """The functions that generate, in the dtype of the parameters."""
+def generator_of(speaker: Speaker, sampling: Sampling, *, compiled: bool = False) -> Generator[ModelConfig]:
+    """The functions that generate, in the dtype of the parameters; the step is `compiled`, or run operation by operation."""
     device = tree.leaves(speaker.params)[0].device
     packed = device.type == "cpu" and _is_small(speaker.params)
+    backend = in_one_piece if compiled else packed_weights() if packed else interpreter
     return make_generator(
         cached_by(find_model(speaker.model.family)),
         speaker.model.config,
@@ -159,8 +161,8 @@ def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]
         context=speaker.context,
         vocab_size=min(speaker.tokenizer.vocab_size, speaker.model.config.vocab_size),
         dtype=tree.leaves(speaker.params)[0].dtype,
-        backend=packed_weights() if packed else interpreter,
-        captured=cuda_graph(interpreter) if device.type == "cuda" else None,
+        backend=backend,
+        captured=cuda_graph(backend) if device.type == "cuda" else None,
     )
 
 
