@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fnrecipe.components.groups import make_update
 from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, ShellConfig, TrainerSection
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.model import ModelConfig
-from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.config.sections.optim import LR_SCHEDULERS
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
@@ -99,6 +100,5 @@ def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callabl
 def update(
     optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
 ) -> Transform:
-    """The optimizer on that schedule, behind clipping by the trainer's global norm."""
-    make = find_component(optimizer.name, OPTIMIZERS).make
-    return make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)
+    """The optimizer and those of its groups on that schedule, behind clipping by the trainer's global norm."""
+    return make_update(optimizer, schedule(lr_scheduler, regime), trainer.max_grad_norm)

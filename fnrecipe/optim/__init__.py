@@ -8,6 +8,7 @@ from fnrecipe.optim.adamw import scale_by_adam as scale_by_adam
 from fnrecipe.optim.ademamix import scale_by_ademamix as scale_by_ademamix
 from fnrecipe.optim.cautious import cautious as cautious
 from fnrecipe.optim.clip import clip_by_global_norm as clip_by_global_norm
+from fnrecipe.optim.clip import clipped as clipped
 from fnrecipe.optim.descent import add_cautious_decayed_weights as add_cautious_decayed_weights
 from fnrecipe.optim.descent import add_decayed_weights as add_decayed_weights
 from fnrecipe.optim.descent import descent as descent
@@ -22,8 +23,11 @@ from fnrecipe.optim.nadamw import scale_by_nadam as scale_by_nadam
 from fnrecipe.optim.normuon import normalize_rows as normalize_rows
 from fnrecipe.optim.normuon import scale_by_normuon as scale_by_normuon
 from fnrecipe.optim.partition import Mask as Mask
+from fnrecipe.optim.partition import chosen as chosen
+from fnrecipe.optim.partition import decaying as decaying
 from fnrecipe.optim.partition import masked as masked
 from fnrecipe.optim.partition import partition as partition
+from fnrecipe.optim.partition import partition_by as partition_by
 from fnrecipe.optim.partition import split as split
 from fnrecipe.optim.polar import JORDAN as JORDAN
 from fnrecipe.optim.polar import NEWTON_SCHULZ as NEWTON_SCHULZ

@@ -23,6 +23,7 @@ class AdafactorConfig:
     eps: tuple[Positive | None, Positive] = (None, 1e-3)
     d: AtLeastOne = 1.0
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
 
 
 def adafactor(config: AdafactorConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
@@ -34,6 +35,7 @@ def adafactor(config: AdafactorConfig, schedule: Callable[[float], Schedule], ma
         eps=config.eps,
         d=config.d,
         weight_decay=config.weight_decay,
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
     )
 

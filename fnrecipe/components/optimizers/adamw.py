@@ -20,6 +20,7 @@ class AdamWConfig:
     betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.1
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
@@ -31,6 +32,7 @@ def adamw(config: AdamWConfig, schedule: Callable[[float], Schedule], max_norm: 
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

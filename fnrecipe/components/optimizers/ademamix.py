@@ -25,6 +25,7 @@ class AdEMAMixConfig:
     num_alpha_steps: NonNegativeInt = 0
     num_beta3_steps: NonNegativeInt = 0
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
@@ -42,6 +43,7 @@ def ademamix(config: AdEMAMixConfig, schedule: Callable[[float], Schedule], max_
         direction,
         schedule=schedule(config.lr),
         weight_decay=config.weight_decay,
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

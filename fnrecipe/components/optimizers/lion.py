@@ -19,6 +19,7 @@ class LionConfig:
     lr: NonNegative = 1e-4
     betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.99)
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
@@ -29,6 +30,7 @@ def lion(config: LionConfig, schedule: Callable[[float], Schedule], max_norm: fl
         optim.scale_by_lion(*config.betas),
         schedule=schedule(config.lr),
         weight_decay=config.weight_decay,
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

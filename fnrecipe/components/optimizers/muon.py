@@ -6,7 +6,6 @@ But weight decay, without which matrices grow in long trainings: that is torch.o
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +14,7 @@ from attrs import field, frozen
 from fnrecipe.components.component import Optimizer
 from fnrecipe.components.optimizers.adamw import AdamWConfig, adamw
 from fnrecipe.config.bounds import NonNegative, ProperFraction
+from fnrecipe.config.patterns import fits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @frozen
 class MuonConfig:
-    """`adamw_params`: patterns of the paths of the matrices that AdamW takes; those in layers have to be left to Muon."""
+    """`adamw_params`: patterns of the paths, or tags, of the matrices that AdamW takes; those in layers are Muon's."""
 
     lr: NonNegative = 0.02
     momentum: ProperFraction = 0.95
@@ -51,7 +51,7 @@ def beside_adamw(
     from fnrecipe import optim
 
     def hidden(path: str, parameter: Tensor) -> bool:
-        return parameter.ndim == 2 and not any(fnmatchcase(path, pattern) for pattern in config.adamw_params)
+        return parameter.ndim == 2 and not fits(path, 2, config.adamw_params)
 
     matrices = optim.descent(
         direction,

@@ -21,6 +21,7 @@ class NAdamWConfig:
     eps: Positive = 1e-8
     momentum_decay: NonNegative = 4e-3
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
@@ -31,6 +32,7 @@ def nadamw(config: NAdamWConfig, schedule: Callable[[float], Schedule], max_norm
         optim.scale_by_nadam(*config.betas, config.eps, config.momentum_decay),
         schedule=schedule(config.lr),
         weight_decay=config.weight_decay,
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

@@ -22,6 +22,7 @@ class SGDConfig:
     momentum: ProperFraction = 0.0
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
 
 
 def sgd(config: SGDConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
@@ -32,6 +33,7 @@ def sgd(config: SGDConfig, schedule: Callable[[float], Schedule], max_norm: floa
         decay=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
     )
 

@@ -23,6 +23,7 @@ class SOAPConfig:
     shampoo_beta: ProperFraction = 0.95
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.01
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
     precondition_frequency: PositiveInt = 10
     max_precondition_dim: NonNegativeInt = 10_000
@@ -43,6 +44,7 @@ def soap(config: SOAPConfig, schedule: Callable[[float], Schedule], max_norm: fl
         optim.split(lambda path, parameter: parameter.ndim == 2, turned, adam),
         schedule=schedule(config.lr),
         weight_decay=config.weight_decay,
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )
