@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fnrecipe.data.chat_template import ChatTemplate, Message
     from fnrecipe.generation.answer import Answer
     from fnrecipe.generation.generator import Generator
+    from fnrecipe.shell.load import Weights
     from fnrecipe.shell.speaker import Speaker
 
 _COMMANDS = ("/reset", "/save")
@@ -36,6 +37,7 @@ def chat(
     max_tokens: int | None,
     seed: int,
     stops: tuple[str, ...],
+    weights: Weights,
     dtype: str | None,
     device: str,
     **choice: Any,
@@ -50,7 +52,7 @@ def chat(
     """
     from fnrecipe.shell.speaker import chat_template
 
-    speaker, generator = open_generator(path, dtype, device, {name: choice[name] for name in CHOICE})
+    speaker, generator = open_generator(path, weights, dtype, device, {name: choice[name] for name in CHOICE})
     found = chat_template(speaker, template)
     begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     messages = begin

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fnrecipe.config.sections.model import ModelConfig
     from fnrecipe.generation.answer import Answer
     from fnrecipe.generation.generator import Generator, Prompt
+    from fnrecipe.shell.load import Weights
     from fnrecipe.shell.speaker import Speaker
 
 
@@ -47,6 +48,7 @@ def generate(
     max_tokens: int | None,
     seed: int,
     stops: tuple[str, ...],
+    weights: Weights,
     dtype: str | None,
     device: str,
     **choice: Any,
@@ -65,7 +67,7 @@ def generate(
     texts = [Text(prompt, "--prompt") for prompt in prompts] if file is None else _read(file)
     if "" in stops:
         raise UsageError("--stop: expected a text, found an empty one")
-    speaker, generator = open_generator(path, dtype, device, {name: choice[name] for name in CHOICE})
+    speaker, generator = open_generator(path, weights, dtype, device, {name: choice[name] for name in CHOICE})
     rows = [(number, sample) for number in range(len(texts)) for sample in range(count)]
     said = _answers(speaker, generator, texts, rows, batch_size, seed, max_tokens, stops)
     if len(rows) == 1 and out is None:

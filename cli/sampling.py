@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from fnrecipe.cli.options import weights_option
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fnrecipe.config.sections.model import ModelConfig
     from fnrecipe.generation.generator import Generator
+    from fnrecipe.shell.load import Weights
     from fnrecipe.shell.speaker import Speaker
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -29,6 +32,7 @@ _OPTIONS = (
     ),
     click.option("--seed", default=0, show_default=True, type=int, help="Decides, with the prompt's number, what is said."),
     click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
+    weights_option,
     click.option("--dtype", default=None, type=click.Choice(("float32", "bfloat16")), help="By default the model's own."),
     click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="auto: a GPU if there is one."),
 )
@@ -42,7 +46,7 @@ def sampling_options(command: Command) -> Command:
 
 
 def open_generator(
-    path: Path, dtype: str | None, device: str, choice: Mapping[str, object]
+    path: Path, weights: Weights, dtype: str | None, device: str, choice: Mapping[str, object]
 ) -> tuple[Speaker, Generator[ModelConfig]]:
     """The model in a directory, and its functions for a choice of tokens."""
     import torch
@@ -54,5 +58,5 @@ def open_generator(
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: expected cpu on this machine, found cuda")
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    speaker = open_speaker(path, dtype=dtype, device=place)
+    speaker = open_speaker(path, dtype=dtype, device=place, weights=weights)
     return speaker, generator_of(speaker, Sampling(**choice))  # type: ignore[arg-type]

@@ -41,8 +41,8 @@ ARROWS = {
     "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime streams transforms "
     "tree",
     "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
-    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel presets random "
-    "recipe recipes runtime step streams transforms tree",
+    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe optim parallel presets "
+    "random recipe recipes runtime step streams transforms tree",
     "inspect": "build compiler components config data errors fold models parallel random recipe runtime shell step tree",
     "cli": "compiler config data errors generation inspect interop runtime shell",
 }

@@ -51,6 +51,9 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
         yield Problem("dataset.num_lanes", expected, str(dataset.num_lanes))
     if config.model.dtype == "bfloat16" and config.trainer.dtype == "float16":
         yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
+    average, steps = config.trainer.average, config.regime.num_steps
+    if average is not None and steps is not None and average.start >= steps:
+        yield Problem("trainer.average.start", f"less than regime.num_steps = {steps}", str(average.start))
     yield from _tensor_parallel_conflicts(config)
     yield from _format_conflicts(config)
     for problem in config.lr_scheduler.conflicts_over(config.regime.num_steps):

@@ -25,6 +25,7 @@ def model_needs(
         return []
     names = [optimizer.of(group)[0] for group in optimizer.groups]
     moments = min(find_component(name, OPTIMIZERS).moments for name in [optimizer.name, *names])
+    moments += trainer.average is not None
     config = cast("DecoderConfig", model.config)
     return decoder_needs(config, model.dtype, count(config), moments, dataset, gang, trainer, ranks)
 
