@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
 from fnrecipe.nn.policy import Policy
-from fnrecipe.optim import Schedule, Transform
+from fnrecipe.optim import Schedule, Schedules, Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
 
@@ -100,5 +101,8 @@ def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callabl
 def update(
     optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
 ) -> Transform:
-    """The optimizer and those of its groups on that schedule, behind clipping by the trainer's global norm."""
-    return make_update(optimizer, schedule(lr_scheduler, regime), trainer.max_grad_norm)
+    """The optimizer and those of its groups on their schedules, behind clipping by the trainer's global norm."""
+    schedules, decay = Schedules(schedule(lr_scheduler, regime)), optimizer.weight_decay_scheduler
+    if decay is not None:
+        schedules = attrs.evolve(schedules, decay=schedule(decay, regime))
+    return make_update(optimizer, schedules, trainer.max_grad_norm)

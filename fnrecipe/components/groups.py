@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,29 +13,29 @@ from fnrecipe.errors import ConfigError, Problem, did_you_mean
 from fnrecipe.models.parameters import pattern as table_pattern
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 REST = ""
 """What the part is called that no group has: its numbers are reported under their own names."""
 
 
-def make_update(optimizer: OptimizerSection, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
-    """The optimizer on the schedule of its peak, behind clipping by the global norm of all gradients; each group its own.
+def make_update(optimizer: OptimizerSection, schedules: Schedules, max_norm: float | None) -> Transform:
+    """The optimizer on its schedules, behind clipping by the global norm of all gradients; each group its own.
 
     Raises:
         ConfigError: from `init` and `update`, if a pattern is that of no parameter, or a group has none.
     """
     main = find_component(optimizer.name, OPTIMIZERS).make
     if not optimizer.groups:
-        return main(optimizer.config, schedule, max_norm)
+        return main(optimizer.config, schedules, max_norm)
     from fnrecipe import optim
 
     def make(group: OptimizerGroup) -> Transform:
         name, config = optimizer.of(group)
-        return find_component(name, OPTIMIZERS).make(config, _scaled(schedule, group.lr_scale), None)
+        return find_component(name, OPTIMIZERS).make(config, schedules.scaled(group.lr_scale), None)
 
     transforms = {group.label: make(group) for group in optimizer.groups}
-    whole = {**transforms, REST: main(optimizer.config, schedule, None)}
+    whole = {**transforms, REST: main(optimizer.config, schedules, None)}
     return optim.clipped(optim.partition_by(partial(parts, optimizer.groups), whole), max_norm)
 
 
@@ -65,13 +65,3 @@ def parts(groups: Sequence[OptimizerGroup], params: object) -> list[frozenset[st
     if problems:
         raise ConfigError(problems)
     return [*found, rest]
-
-
-def _scaled(schedule: Callable[[float], Schedule], factor: float) -> Callable[[float], Schedule]:
-    """The schedule for each peak, all of whose rates are multiplied by the factor."""
-
-    def scaled(peak: float) -> Schedule:
-        rate = schedule(peak)
-        return lambda step: rate(step) * factor
-
-    return schedule if factor == 1 else scaled

@@ -13,6 +13,7 @@ from fnrecipe.config.sections import (
     GangSection,
     LRSchedulerSection,
     ModelSection,
+    OptimizerSection,
     RegimeSection,
     TrainerSection,
 )
@@ -32,6 +33,8 @@ class DecoderConfig(Protocol):
     def gang(self) -> GangSection: ...
     @property
     def trainer(self) -> TrainerSection: ...
+    @property
+    def optimizer(self) -> OptimizerSection: ...
     @property
     def lr_scheduler(self) -> LRSchedulerSection: ...
     @property
@@ -56,8 +59,11 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
         yield Problem("trainer.average.start", f"less than regime.num_steps = {steps}", str(average.start))
     yield from _tensor_parallel_conflicts(config)
     yield from _format_conflicts(config)
-    for problem in config.lr_scheduler.conflicts_over(config.regime.num_steps):
-        yield evolve(problem, path=f"lr_scheduler.{problem.path}")
+    of_decay = config.optimizer.weight_decay_scheduler
+    schedulers = {"lr_scheduler": config.lr_scheduler, "optimizer.weight_decay_scheduler": of_decay}
+    for path, scheduler in schedulers.items():
+        for problem in scheduler.conflicts_over(config.regime.num_steps) if scheduler else ():
+            yield evolve(problem, path=f"{path}.{problem.path}")
 
 
 def _tensor_parallel_conflicts(config: DecoderConfig) -> Iterator[Problem]:

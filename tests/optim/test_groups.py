@@ -131,6 +131,41 @@ def test_half_precision_keeps_its_dtype_and_takes_the_fused_update_to_the_same_p
     assert_close(tree.map(Tensor.double, found), steps(update, tree.map(Tensor.double, begin))[0], 0.05)
 
 
+DECAY = {"name": "linear", "config": {"final_lr_scale": 0.5}}
+
+
+def test_weight_decay_changes_over_steps_as_in_torch() -> None:
+    update = update_of([{"params": ["@norms"], "weight_decay": 0.3}], weight_decay_scheduler=DECAY)
+    assert update.fused_update is None
+    found, _, report = steps(update, params())
+    decays = [1 - 0.5 * (step - 1) / 7 for step in range(1, 9)]
+    leaves = {path: leaf.clone().requires_grad_() for path, leaf in tree.paths(params()).items()}
+    tensors = {tag: [leaf for path, leaf in leaves.items() if fits(path, leaf.ndim, [tag])] for tag in ("@norms", "@biases")}
+    matrices = [leaf for leaf in leaves.values() if leaf.ndim > 1]
+    decayed = {0.3: tensors["@norms"], 0.1: matrices, 0.0: tensors["@biases"]}
+    groups = [{"params": those, "weight_decay": decay} for decay, those in decayed.items()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    for number, rate in enumerate(RATES, 1):
+        for path, gradient in tree.paths(draw(params(), seed=number)).items():
+            leaves[path].grad = gradient / 2
+        torch.nn.utils.clip_grad_norm_(list(leaves.values()), NORM)
+        for group, decay in zip(optimizer.param_groups, decayed, strict=True):
+            group.update(lr=0.1 * rate, weight_decay=decay * decays[number - 1])
+        optimizer.step()
+    assert_close(found, tree.from_paths(params(), {path: leaf.detach() for path, leaf in leaves.items()}), 1e-12)
+    assert float(report["weight_decay"]) == pytest.approx(0.1 * decays[5])
+    assert float(report["weight_decay/@norms"]) == pytest.approx(0.3 * decays[5])
+
+
+@pytest.mark.parametrize("name", known(OPTIMIZERS))
+def test_a_decay_that_changes_and_stays_is_one_that_does_not_change(name: str) -> None:
+    stays = {"name": "constant"}
+    config = {"weight_decay": 0.2}
+    plain, scheduled = (update_of([], name=name, config=config, weight_decay_scheduler=given) for given in (None, stays))
+    found, expected = (steps(attrs.evolve(each, fused_update=None), params(), 3)[0] for each in (scheduled, plain))
+    assert_close(found, expected, 1e-12)
+
+
 @pytest.mark.parametrize("name", [name for name in known(OPTIMIZERS) if name != "adafactor"])
 def test_the_factor_of_a_rate_is_one_of_each_update(name: str) -> None:
     """But of Adafactor, whose rate is bound by the number of the step."""
@@ -223,10 +258,21 @@ def test_what_cannot_stand_in_a_group_is_told(value: str, message: str) -> None:
 
 
 def test_a_decay_of_an_optimizer_without_one_is_told() -> None:
-    group = OptimizerGroup(("norm",), weight_decay=0.1)
-    (problem,) = OptimizerSection("mine.py", structure({"num_steps": 3}, RegimeSection()), (group,)).conflicts()
+    group, without = OptimizerGroup(("norm",), weight_decay=0.1), RegimeSection(num_steps=3)
+    problems = OptimizerSection("mine.py", without, LRSchedulerSection(), (group,)).conflicts()
     expected = "null for optimizer.name=mine.py, whose config has no weight_decay"
-    assert str(problem) == f"groups[0].weight_decay: expected {expected}, found 0.1"
+    assert [*map(str, problems)] == [
+        f"groups[0].weight_decay: expected {expected}, found 0.1",
+        f"weight_decay_scheduler: expected {expected}, found cosine_annealing",
+    ]
+
+
+def test_a_schedule_of_decay_that_cannot_be_is_told() -> None:
+    given = "optimizer.weight_decay_scheduler={name: cosine_annealing, config: {num_warmup_steps: 700}}"
+    with pytest.raises(ConfigError) as raised:
+        resolve(config, pairs=[given])
+    where, expected = "optimizer.weight_decay_scheduler.config.num_warmup_steps", "less than regime.num_steps = 600"
+    assert str(raised.value) == f"{where}: expected {expected}, or a fraction below 1, found 700 (command line)"
 
 
 def test_what_groups_need_is_what_the_leanest_optimizer_does() -> None:
