@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, presets, random, tree
-from fnrecipe.config import LRSchedulerSection, OptimizerSection, RegimeSection, TrainerSection, resolve, structure
+from fnrecipe.config import (
+    LRSchedulerSection,
+    OptimizerSection,
+    RegimeSection,
+    TrainerSection,
+    resolve,
+    structure,
+    unstructure,
+    yaml,
+)
 from fnrecipe.config.find import known
 from fnrecipe.config.patterns import fits
 from fnrecipe.config.sections.optim import OPTIMIZERS, OptimizerGroup
@@ -190,6 +200,20 @@ def test_the_decay_of_a_group_is_that_of_all_its_parameters(name: str) -> None:
             torch.testing.assert_close(ratio, torch.full_like(ratio, -0.3 * rate), rtol=1e-9, atol=0)
         else:
             assert not found.any()
+
+
+def test_tags_name_the_matrices_of_adamw_beside_muon() -> None:
+    found, expected = (
+        steps(update_of([], name="muon", config=config), params(), 2)[0]
+        for config in ({"adamw_params": ["@embedding", "@head"]}, {"adamw_params": ["embedding", "head"]})
+    )
+    assert_same_bits(found, expected)
+
+
+def test_a_section_with_groups_is_written_and_read_again(tmp_path: Path) -> None:
+    given = attrs.evolve(config, optimizer=section([OWN, *GROUPS], weight_decay_scheduler=DECAY))
+    (tmp_path / "config.yaml").write_text(yaml.dump(unstructure(given)))
+    assert resolve(config, [tmp_path / "config.yaml"])[0] == given
 
 
 def test_a_step_that_is_not_finite_leaves_all_groups_as_they_were() -> None:
