@@ -33,7 +33,7 @@ from fnrecipe.models.model import find_model
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.runtime import capacity
 from fnrecipe.runtime.files import read
-from fnrecipe.shell.load import load
+from fnrecipe.shell.load import Weights, load
 from fnrecipe.streams import tokenizer_of
 from fnrecipe.tree import Tree
 
@@ -69,13 +69,19 @@ class Speaker:
         return [self.tokenizer.bos] * self.add_bos + ids
 
 
-def open_speaker(path: Path, *, dtype: str | None = None, device: torch.device | None = None) -> Speaker:
+def open_speaker(
+    path: Path, *, dtype: str | None = None, device: torch.device | None = None, weights: Weights = "latest"
+) -> Speaker:
     """The model in a directory of Hugging Face or of a run; `dtype`: that of its parameters, its own by default.
+
+    `weights`: which parameters of a run, as `load` takes it.
 
     Raises:
         UsageError, CheckpointError: if there is no model with a tokenizer, or it cannot be read.
     """
-    speaker = _of_hugging_face(path, dtype) if is_hugging_face(str(path)) else _of_run(path)
+    if is_hugging_face(str(path)) and weights != "latest":
+        raise UsageError(f"--weights: expected the directory of a run, found one of Hugging Face: {path}")
+    speaker = _of_hugging_face(path, dtype) if is_hugging_face(str(path)) else _of_run(path, weights)
     wanted = None if dtype is None else getattr(torch, dtype)
     params = tree.map(lambda leaf: leaf.to(dtype=wanted, device=device), speaker.params)
     return attrs.evolve(speaker, params=params)
@@ -93,8 +99,8 @@ def _of_hugging_face(path: Path, dtype: str | None) -> Speaker:
     return Speaker(path, model, params, tokenizer, _adds_bos(path, tokenizer), _eos(path, tokenizer), path)
 
 
-def _of_run(path: Path) -> Speaker:
-    recipe, config, params = load(path)
+def _of_run(path: Path, weights: Weights) -> Speaker:
+    recipe, config, params = load(path, weights=weights)
     model, section = getattr(config, "model", None), getattr(config, "tokenizer", None)
     if not isinstance(model, ModelSection):
         raise UsageError(f"{path}: expected a recipe with a section model, found {recipe.name}, which has none")
