@@ -29,6 +29,11 @@ def entered(x: Tensor, weight: Weight) -> Tensor:
     return tensor_parallel.all_positions(x, weight.axis) if isinstance(weight, Shard) else x
 
 
+def own_positions(x: Tensor, weight: Weight) -> Tensor:
+    """Of x [B, T, …] the positions that activations between layers have here, whose weights are sharded like `weight`."""
+    return tensor_parallel.own_positions(x, weight.axis) if isinstance(weight, Shard) else x
+
+
 def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     """x [..., D] times the transpose of weight [F, D], plus bias [F], both cast to the dtype of x: [..., F].
 

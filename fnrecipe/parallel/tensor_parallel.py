@@ -24,6 +24,11 @@ def all_positions(x: Tensor, axis: Axis) -> Tensor:
     return with_transpose(lambda xs: all_gather(xs, [1], axis), lambda xs: reduce_scatter(xs, [1], axis))([x])[0]
 
 
+def own_positions(x: Tensor, axis: Axis) -> Tensor:
+    """This rank's positions [B, T / axis.size, …] of what all ranks have of all positions."""
+    return x.chunk(axis.size, 1)[axis.index]
+
+
 def sum_of_positions(x: Tensor, axis: Axis) -> Tensor:
     """Reduce-scatter of x [B, T, D] along positions: [B, T / axis.size, D]; its transpose is an all-gather."""
     return with_transpose(lambda xs: reduce_scatter(xs, [1], axis), lambda xs: all_gather(xs, [1], axis))([x])[0]

@@ -23,7 +23,7 @@ from tests.helpers import rows as read_rows
 VOCAB = 11
 
 
-def table(params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+def table(params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor, key: Tensor | None = None) -> Tensor:
     """A bigram model: the logits after each token."""
     return params[tokens]
 

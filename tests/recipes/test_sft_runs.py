@@ -30,6 +30,8 @@ def given(tmp_path: Path) -> list[str]:
         "model__config": "{vocab_size: 264, max_seq_len: 192, model_dim: 32, num_layers: 1, num_attn_heads: 2, "
         "num_key_value_heads: 2, ffn_inner_dim: 64, tied_embeddings: true}",
         "regime__num_steps": 40,
+        "model__dropout_p": 0.1,
+        "trainer__neftune_noise_alpha": 5,
         "trainer__jit": "off",
     }
     return pairs(sources[0], **changes)
