@@ -9,7 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, ShellConfig, TrainerSection
+from fnrecipe.config import (
+    LossSection,
+    LRSchedulerSection,
+    ModelSection,
+    OptimizerSection,
+    RegimeSection,
+    ShellConfig,
+    TrainerSection,
+)
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
@@ -22,6 +30,7 @@ from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
 from fnrecipe.nn.noise import Noise
+from fnrecipe.nn.objective import Objective
 from fnrecipe.nn.policy import Policy
 from fnrecipe.optim import Schedule, Transform
 from fnrecipe.parallel.mesh import Placement
@@ -50,6 +59,11 @@ def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, m
         return partial(family.noisy, model.config, policy=how, scope=scope, noise=wanted)
     plain = partial(family.apply, model.config, policy=how, scope=scope)
     return lambda params, tokens, segments, positions, key=None: plain(params, tokens, segments, positions)
+
+
+def objective(loss: LossSection) -> Objective:
+    """What is added to the nats of targets."""
+    return Objective(loss.label_smoothing, loss.z_loss)
 
 
 def noise(model: ModelSection, trainer: TrainerSection) -> Noise:

@@ -35,6 +35,8 @@ from fnrecipe.nn.noise import embedding_noise as embedding_noise
 from fnrecipe.nn.noise import position_numbers as position_numbers
 from fnrecipe.nn.norm import layer_norm as layer_norm
 from fnrecipe.nn.norm import rms_norm as rms_norm
+from fnrecipe.nn.objective import Objective as Objective
+from fnrecipe.nn.objective import Terms as Terms
 from fnrecipe.nn.policy import Policy as Policy
 from fnrecipe.nn.rotary import llama3_scaled as llama3_scaled
 from fnrecipe.nn.rotary import rotary as rotary
