@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import grad
 
 from fnrecipe import nn, random
-from tests.helpers import documents, packed
+from fnrecipe.compiler import inductor
+from fnrecipe.transforms import jit
+from tests.helpers import compiles, documents, packed
 
 KEY = random.key(1)
 NUMBERS = nn.position_numbers(torch.zeros(20, 100))
@@ -67,3 +70,14 @@ def test_sums_over_documents_are_those_of_each() -> None:
     for row in range(3):
         for place in range(24):
             assert found[row, place] == values[row][rows.segments[row] == rows.segments[row, place]].sum()
+
+
+@pytest.mark.slow
+@compiles
+def test_compiled_it_drops_the_same() -> None:
+    def slope(x: Tensor, key: Tensor) -> Tensor:
+        found: Tensor = grad(lambda x: nn.dropout(x, 0.3, key, nn.position_numbers(x[..., 0])).square().sum())(x)
+        return found
+
+    x = torch.randn(2, 24, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(jit(slope, backend=inductor)(x, KEY), slope(x, KEY))
