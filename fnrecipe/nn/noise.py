@@ -30,11 +30,11 @@ def position_numbers(tokens: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, rate: float, key: Tensor, numbers: Tensor) -> Tensor:
-    """x [B, T, D] with each element 0 with the probability `rate`, in 65536ths, and the others over the rest's probability.
+    """x [B, T, D] with each element 0 with the probability `rate` < 1, in whole 65536ths, and the others over the rest's.
 
     numbers int64 [B, T]: those of the positions (`position_numbers`).
     """
-    dropped = round(rate * 2**16)
+    dropped = int(rate * 2**16)
     kept = random.halfwords(key, numbers, x.shape[-1]) >= dropped
     return torch.where(kept, x * (2**16 / (2**16 - dropped)), 0)
 

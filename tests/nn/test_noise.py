@@ -29,6 +29,13 @@ def test_dropout_drops_that_share_and_keeps_the_mean(rate: float) -> None:
     assert abs(found.mean() - 3) < 4 * 3 * math.sqrt(rate / (1 - rate) / N)
 
 
+@pytest.mark.parametrize(("rate", "least"), [(1e-6, 1), (1 - 1e-9, 0)])
+def test_a_rate_is_rounded_down_to_65536ths(rate: float, least: int) -> None:
+    x = torch.ones(*NUMBERS.shape, WIDTH)
+    assert nn.dropout(x, rate, KEY, NUMBERS).min() == least
+    assert torch.isfinite(nn.dropout(x, rate, KEY, NUMBERS)).all()
+
+
 def test_neighbours_are_dropped_independently() -> None:
     kept = (nn.dropout(torch.ones(*NUMBERS.shape, WIDTH), 0.5, KEY, NUMBERS) != 0).float()
     for other in (kept.roll(1, 0), kept.roll(1, 1), kept.roll(1, 2), kept.roll(2, 2), kept.roll(WIDTH // 2, 2)):
