@@ -38,6 +38,7 @@ def chat(
     stops: tuple[str, ...],
     dtype: str | None,
     device: str,
+    compiled: bool,
     **choice: Any,
 ) -> int:
     """Talk with the model in RUN, the output directory of a run or a directory of Hugging Face, in its chat template.
@@ -50,7 +51,7 @@ def chat(
     """
     from fnrecipe.shell.speaker import chat_template
 
-    speaker, generator = open_generator(path, dtype, device, {name: choice[name] for name in CHOICE})
+    speaker, generator = open_generator(path, dtype, device, compiled, {name: choice[name] for name in CHOICE})
     found = chat_template(speaker, template)
     begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     messages = begin

@@ -31,6 +31,7 @@ _OPTIONS = (
     click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
     click.option("--dtype", default=None, type=click.Choice(("float32", "bfloat16")), help="By default the model's own."),
     click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="auto: a GPU if there is one."),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the step first: for many tokens."),
 )
 CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -42,7 +43,7 @@ def sampling_options(command: Command) -> Command:
 
 
 def open_generator(
-    path: Path, dtype: str | None, device: str, choice: Mapping[str, object]
+    path: Path, dtype: str | None, device: str, compiled: bool, choice: Mapping[str, object]
 ) -> tuple[Speaker, Generator[ModelConfig]]:
     """The model in a directory, and its functions for a choice of tokens."""
     import torch
@@ -55,4 +56,4 @@ def open_generator(
         raise UsageError("--device: expected cpu on this machine, found cuda")
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     speaker = open_speaker(path, dtype=dtype, device=place)
-    return speaker, generator_of(speaker, Sampling(**choice))  # type: ignore[arg-type]
+    return speaker, generator_of(speaker, Sampling(**choice), compiled=compiled)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ import torch
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
+from fnrecipe.compiler.inductor import in_one_piece
+from fnrecipe.compiler.packed import packed_weights
 from fnrecipe.config import ModelSection, ShellConfig, TokenizerSection
 from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.config.sections.model import ModelConfig
@@ -29,6 +31,7 @@ from fnrecipe.interop import pretrained
 from fnrecipe.interop.survey import describe_model
 from fnrecipe.models.model import find_model
 from fnrecipe.parallel.mesh import replicated
+from fnrecipe.runtime import capacity
 from fnrecipe.runtime.files import read
 from fnrecipe.shell.load import load
 from fnrecipe.streams import tokenizer_of
@@ -146,9 +149,11 @@ def chat_template(speaker: Speaker, given: Path | None) -> ChatTemplate:
     return read_chat_template(str(found))
 
 
-def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]:
-    """The functions that generate, in the dtype of the parameters."""
+def generator_of(speaker: Speaker, sampling: Sampling, *, compiled: bool = False) -> Generator[ModelConfig]:
+    """The functions that generate, in the dtype of the parameters; the step is `compiled`, or run operation by operation."""
     device = tree.leaves(speaker.params)[0].device
+    packed = device.type == "cpu" and _is_small(speaker.params)
+    backend = in_one_piece if compiled else packed_weights() if packed else interpreter
     return make_generator(
         cached_by(find_model(speaker.model.family)),
         speaker.model.config,
@@ -156,8 +161,15 @@ def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]
         context=speaker.context,
         vocab_size=min(speaker.tokenizer.vocab_size, speaker.model.config.vocab_size),
         dtype=tree.leaves(speaker.params)[0].dtype,
-        captured=cuda_graph(interpreter) if device.type == "cuda" else None,
+        backend=backend,
+        captured=cuda_graph(backend) if device.type == "cuda" else None,
     )
+
+
+def _is_small(params: Tree) -> bool:
+    """Whether a second copy of the parameters is nothing to the memory of the machine."""
+    size: int = sum(leaf.nbytes for leaf in tree.leaves(params))
+    return 4 * size <= (capacity.memory() or 0)
 
 
 def answers(

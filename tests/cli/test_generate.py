@@ -68,6 +68,12 @@ def test_one_answer_is_shown_and_many_are_lines_of_the_same_texts(run: Run, trai
     assert lines(again.out) == found
 
 
+@pytest.mark.slow
+def test_a_compiled_step_says_the_same(run: Run, trained: Path) -> None:
+    options = ("--prompt", "the fold", "--max-tokens", "8", "--temperature", "0")
+    assert run("generate", trained, "--compile", *options).out == run("generate", trained, *options).out != ""
+
+
 def test_a_directory_of_hugging_face_says_what_transformers_says(run: Run, from_elsewhere: Path) -> None:
     found = run("generate", from_elsewhere, "--prompt", "the fold", "--temperature", "0", "--max-tokens", "9")
     assert found.status == 0, found
