@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
+from torch.fx.node import has_side_effect
 
 torch.library.define("fnrecipe::optimization_barrier", "(Tensor value, Tensor earlier) -> Tensor")
 torch.library.define("fnrecipe::opaque_clone", "(Tensor value) -> Tensor")
@@ -31,6 +32,7 @@ torch.library.define(
     "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, Tensor cumulative, int longest,"
     " float scale, int? window, bool deterministic) -> (Tensor, Tensor, Tensor)",
 )
+torch.library.define("fnrecipe::fence", "() -> ()")
 torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order, ScalarType dtype) -> Tensor")
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
@@ -54,6 +56,8 @@ kernels are those of `fnrecipe.nn.cudnn_attention`.
 """
 cudnn_attention_backward = torch.ops.fnrecipe.cudnn_attention_backward
 """The gradients of query, key and value. If deterministic, they have the same bits each time, and need a larger workspace."""
+fence = torch.ops.fnrecipe.fence
+"""Does nothing. In a trace it says: what follows may be another program on each rank, so no pass may move it."""
 norms = torch.ops.fnrecipe.norms
 """The norm of each tensor, [N], computed in `dtype`. Inductor would launch a kernel for each number that it stacks."""
 mm = torch.ops.fnrecipe.mm
@@ -172,6 +176,10 @@ torch.library.register_fake(
     "fnrecipe::cudnn_attention",
     lambda query, *others: (torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)),
 )
+
+torch.library.impl("fnrecipe::fence", "CompositeExplicitAutograd", lambda: None)
+torch.library.register_fake("fnrecipe::fence", lambda: None)
+has_side_effect(fence.default)
 
 torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", _norms)
 torch.library.register_fake("fnrecipe::norms", lambda tensors, order, dtype: tensors[0].new_empty(len(tensors), dtype=dtype))

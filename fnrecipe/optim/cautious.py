@@ -23,4 +23,4 @@ def cautious(direction: Transform) -> Transform:
         directed, new, report = update_parts(direction, gradients, state, params, step)
         return tree.map(masked, directed, gradients), new, report
 
-    return Transform(lambda params: init_parts(direction, params), update, elementwise=False)
+    return Transform(lambda params: init_parts(direction, params), update, needs="everything")
