@@ -14,6 +14,7 @@ from fnrecipe import checkpoint, optim, random, tree
 from fnrecipe.config.find import find_component, known
 from fnrecipe.config.sections.optim import OPTIMIZERS
 from fnrecipe.optim import Transform
+from fnrecipe.optim.partition import matrices
 from fnrecipe.optim.schedule import constant
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.runtime.gang import Gang
@@ -41,6 +42,11 @@ BY_HAND: Mapping[str, Transform] = {
     "ademamix warming up": named("ademamix", num_alpha_steps=3, num_beta3_steps=5, weight_decay=0.1),
     "muon, polar express": named("muon", coefficients="polar_express", scale="match_rms", nesterov=False),
     "normuon, spectral": named("normuon", scale="spectral", adamw_params=("head",)),
+    "mars with decay": named("mars", weight_decay=0.1, cautious_weight_decay=True),
+    "schedule-free with decay": named("schedule_free", weight_decay=0.1, power=2.0),
+    "muonh": optim.chain(
+        optim.clip_adaptively(), optim.split(matrices, optim.scale_by_muon(), optim.scale_by_adam()), optim.hyperball(RATE)
+    ),
     "cautious": optim.descent(optim.cautious(optim.scale_by_adam()), schedule=RATE, weight_decay=0.1),
     "polar adam": optim.split(
         lambda path, parameter: parameter.ndim == 2,
@@ -129,7 +135,8 @@ def test_without_a_gradient_matrices_decay_and_nothing_else_moves(name: str) -> 
     begin = params(torch.float64)
     zeros = tree.map(torch.zeros_like, begin)
     updates, state, report = BY_NAME[name].update(zeros, BY_NAME[name].init(begin), begin, torch.tensor(1))
-    kept = [leaf for key, leaf in tree.paths(state).items() if leaf.ndim > 0 and "basis" not in key]
+    begun = {"left_basis", "right_basis", "z"}
+    kept = [leaf for key, leaf in tree.paths(state).items() if leaf.ndim > 0 and not begun & {*key.split(".")}]
     assert not any(leaf.any() for leaf in kept)
     for path, update in tree.paths(updates).items():
         parameter = tree.paths(begin)[path]
