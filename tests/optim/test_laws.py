@@ -212,7 +212,7 @@ def check_ranks(rank: int, size: int, names: list[str], modes: dict[str, dict[st
 
 @pytest.mark.slow
 def test_all_are_the_same_bits_on_two_ranks() -> None:
-    on_ranks(2, check_ranks, [*BY_NAME, "cautious"], chosen("fsdp"), False)
+    on_ranks(2, check_ranks, [*BY_NAME, "cautious", "muonh"], chosen("fsdp"), False)
 
 
 def check_other_ranks(rank: int, size: int, root: str) -> None:
