@@ -96,8 +96,31 @@ def check(rank: int, size: int, meshes: list[str], traced: bool) -> None:
             assert_same_bits(assembled(size, found), tree.paths(expected))
 
 
+def check_two(rank: int, size: int) -> None:
+    check(rank, size, ["replicate", "zero1"], False)
+    check_finite(rank, size)
+
+
+def check_finite(rank: int, size: int) -> None:
+    """A state that is not finite on the one rank that has it: no rank makes the update."""
+
+    def init(params: Tree) -> Tree:
+        return tree.map(torch.zeros_like, params)
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, optim.Report]:
+        return updates, tree.map(lambda p: p / (len(p) - len(PARAMS["up"])), params), {}
+
+    params = cut(PARAMS, mesh_like(rank, size, {}))
+    transform = Transform(init, update, needs="matrices")
+    state, mean = optim.init_parts(transform, params), optim.mean_gradient(params, torch.tensor(1))
+    begin = (params, state, mean.total)
+    found = optim.guarded_update(transform, mean, state, params, torch.tensor(1), torch.tensor(True), torch.tensor([1, 2]))
+    assert not found[3]
+    assert_same_bits((*found[:2], mean.total), begin)
+
+
 def test_two_ranks() -> None:
-    on_ranks(2, check, ["replicate", "zero1"], False)
+    on_ranks(2, check_two)
 
 
 def check_four(rank: int, size: int) -> None:
