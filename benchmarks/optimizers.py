@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from benchmarks.cases import llama_config
-from benchmarks.gang import _measured, _on_ranks
+from benchmarks.gang import measured, on_ranks
 from benchmarks.report import Result, ratios
 from fnrecipe import optim, random, tree
 from fnrecipe.config import GangSection
@@ -42,7 +42,7 @@ def run(rounds: int) -> list[Result]:
     for size in (2, 4):
         for sharding in ("replicate", "fsdp"):
             for name in ("muon", "soap"):
-                found = _on_ranks(size, _take_turns, name, sharding, rounds)
+                found = on_ranks(size, _take_turns, name, sharding, rounds)
                 case = f"{name}, {sharding}, {size} ranks"
                 results += [
                     Result("optimizers", case, system, metric, values, UNITS[metric])
@@ -61,7 +61,7 @@ def _take_turns(rank: int, size: int, name: str, sharding: Any, rounds: int) -> 
         work[system], found[system] = _updates(name, system, mesh)
     for number in range(1 + rounds):
         for system, steps in work.items():
-            for metric, value in _measured(steps).items() if number else ():
+            for metric, value in measured(steps).items() if number else ():
                 found[system].setdefault(metric, []).append(value / STEPS)
     return found
 

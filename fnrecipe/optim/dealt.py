@@ -33,10 +33,10 @@ class _Plan:
     """Who computes what.
 
     deal       the owner of each parameter
-    outlines   each whole parameter without its numbers
-    leaves     the same of each leaf of the whole state
-    of_params  the parameters, in order, for which a leaf of the state is there
-    structure  that of the state
+    outlines   each whole parameter, by path, without its numbers
+    leaves     each leaf of the whole state, by path, without its numbers
+    of_params  for each leaf of the state the parameters whose states have it, in order
+    structure  that of the whole state
     """
 
     deal: Deal

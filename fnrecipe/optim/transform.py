@@ -67,7 +67,7 @@ class MeanGradient:
 class Transform:
     """`init` and `update` as above.
 
-    needs    what an update of one thing depends on
+    needs         what an update of one thing depends on
     fused_update  if there is one, makes the update where its 0-d bool holds, as `guarded_update` below would, in fewer passes
     bounded       if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
              a finite state is known to be finite
