@@ -19,6 +19,7 @@ from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, 
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
+from fnrecipe.optim.average import Averaging
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Evaluation, Recipe
@@ -35,7 +36,7 @@ def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.dev
     read = recipe.pretrained(config, init_key, mesh.cut) if pretrained and recipe.pretrained else None
     params = recipe.init(config, init_key, mesh.cut) if read is None else read
     check_params(recipe.name, params)
-    return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config))
+    return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config), _averaging(config))
 
 
 def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> Step:
@@ -44,7 +45,7 @@ def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -
     check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
     loss = checked_loss(recipe.name, recipe.loss(config))
     share, trains = _local_microbatches(config, mesh), partial(recipe.trains, config)
-    return train_step(loss, update, share, mesh, _scaling(config), trains)
+    return train_step(loss, update, share, mesh, _scaling(config), trains, _averaging(config))
 
 
 def make_step(
@@ -135,6 +136,11 @@ def _captured(config: ShellConfig, mesh: Mesh, device: torch.device) -> bool:
 
 def _scaling(config: ShellConfig) -> LossScaling | None:
     return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
+
+
+def _averaging(config: ShellConfig) -> Averaging | None:
+    section = config.trainer.average
+    return Averaging(section.decay, section.start, section.every) if section else None
 
 
 def _checked_mode(config: ShellConfig, mesh: Mesh, device: torch.device) -> JitMode:

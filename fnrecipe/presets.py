@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import attrs
 import torch
 from torch import Tensor
 
+from fnrecipe.components.groups import make_update
 from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, ShellConfig, TrainerSection
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.model import ModelConfig
-from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.config.sections.optim import LR_SCHEDULERS
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
@@ -21,7 +23,7 @@ from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
 from fnrecipe.nn.policy import Policy
-from fnrecipe.optim import Schedule, Transform
+from fnrecipe.optim import Schedule, Schedules, Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
 
@@ -99,6 +101,8 @@ def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callabl
 def update(
     optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
 ) -> Transform:
-    """The optimizer on that schedule, behind clipping by the trainer's global norm."""
-    make = find_component(optimizer.name, OPTIMIZERS).make
-    return make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)
+    """The optimizer and those of its groups on their schedules, behind clipping by the trainer's global norm."""
+    schedules, decay = Schedules(schedule(lr_scheduler, regime)), optimizer.weight_decay_scheduler
+    if decay is not None:
+        schedules = attrs.evolve(schedules, decay=schedule(decay, regime))
+    return make_update(optimizer, schedules, trainer.max_grad_norm)

@@ -202,13 +202,9 @@ def extend(
     ropes = dict.fromkeys(kind.rope for kind in kinds)
     angles = {rope: _angles(rope, positions, config.head_width, x.dtype) for rope in ropes}
     masks = {window: nn.slot_mask(positions, limit, x.dtype, window) for window in dict.fromkeys(kind.window for kind in kinds)}
-    kept = {}
+    layers, kept = {kind: _cached_layer(decoder, config, kind, limit) for kind in dict.fromkeys(kinds)}, {}
     for (name, weights), kind in zip(params["layers"].items(), kinds, strict=True):
-        piece = pieces_of(lambda function: function, config, unshard(weights))
-        query, key, value = decoder.heads(config, piece, x, angles[kind.rope])
-        kept[name] = nn.stored(cache[name], key, value, positions)
-        key, value = (slots[:, :, :limit].to(x.dtype) for slots in (kept[name].keys, kept[name].values))
-        x = decoder.rest(config, piece, x, attend(kind, query, key, value, masks[kind.window]))
+        x, kept[name] = layers[kind](unshard(weights), cache[name], x, positions, angles[kind.rope], masks[kind.window])
     chosen = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[-1]))
     return nn.all_logits(decoder.logits(config, outer, chosen, None))[:, 0], kept
 
@@ -252,6 +248,21 @@ def pieces_of(wrap: Callable[..., Callable[..., Tree]], config: DecoderConfig, w
         return partial(wrap(partial(function, config)), {name: weights[name] for name in names if name in weights})
 
     return piece
+
+
+def _cached_layer(decoder: Decoder[C], config: C, kind: Kind, limit: int) -> Callable[..., tuple[Tensor, Tree]]:
+    """A layer of a kind that stores keys and values, and attends to the first `limit` slots: a region, traced once."""
+
+    def layer(
+        weights: Tree, cache: nn.KeyValueCache, x: Tensor, positions: Tensor, angles: Angles, mask: AttentionMask
+    ) -> tuple[Tensor, Tree]:
+        piece = pieces_of(lambda function: function, config, weights)
+        query, key, value = decoder.heads(config, piece, x, angles)
+        kept = nn.stored(cache, key, value, positions)
+        key, value = (slots[:, :, :limit].to(x.dtype) for slots in (kept.keys, kept.values))
+        return decoder.rest(config, piece, x, attend(kind, query, key, value, mask)), kept
+
+    return region(layer, "layer", inline=True)
 
 
 def _layer(decoder: Decoder[C], config: C, policy: Policy, kind: Kind, recompute: bool) -> Callable[..., Tensor]:

@@ -23,7 +23,9 @@ def model_needs(
     count = find_family(model.family).parameters
     if count is None:
         return []
-    moments = find_component(optimizer.name, OPTIMIZERS).moments
+    names = [optimizer.of(group)[0] for group in optimizer.groups]
+    moments = min(find_component(name, OPTIMIZERS).moments for name in [optimizer.name, *names])
+    moments += trainer.average is not None
     config = cast("DecoderConfig", model.config)
     return decoder_needs(config, model.dtype, count(config), moments, dataset, gang, trainer, ranks)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnrecipe import ops
 from fnrecipe.nn import linear_cross_entropy
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size, softcapped
 from fnrecipe.nn.policy import Chunk
@@ -37,7 +39,11 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     if isinstance(weight, Shard):
         return _sharded_linear(x, weight, bias)
     assert not isinstance(bias, Shard)
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    # A graph's products are left to the passes.
+    if torch.is_inference_mode_enabled() and type(x) is Tensor and ops.is_large_product(x, weight):
+        return ops.linear_by_onednn(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def _sharded_linear(x: Tensor, weight: Shard, bias: Weight | None) -> Tensor:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.optim.clip import clip_by_global_norm
+from fnrecipe.optim.descent import add_decayed_weights
 from fnrecipe.optim.moments import counter, running_square, zeros
-from fnrecipe.optim.partition import Mask, chosen, matrices
-from fnrecipe.optim.schedule import Schedule
+from fnrecipe.optim.partition import Mask, matrices
+from fnrecipe.optim.schedule import Decay, Schedule
 from fnrecipe.optim.transform import Report, Transform, chain
-from fnrecipe.parallel.mesh import is_shard
 from fnrecipe.tree import Tree
 
 
@@ -20,7 +20,7 @@ def schedule_free_adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    weight_decay: Decay = 0.0,
     mask: Mask = matrices,
     power: float = 0.0,
     rate_power: float = 2.0,
@@ -35,7 +35,7 @@ def schedule_free_adamw(
     State: `z` and `square`, like the parameters; float64 []: `rate`, the largest so far, and `weight`, the sum of all weights;
     `count`, int64 [], of the updates made. It is the last of the chain.
     """
-    b1, b2 = betas
+    (b1, b2), decay = betas, add_decayed_weights(weight_decay, mask)
 
     def init(params: Tree) -> Tree:
         count = counter(params)
@@ -50,19 +50,15 @@ def schedule_free_adamw(
         total = state["weight"] + weight
         share = torch.where(total > 0, weight / total, 0.0)
         square, root = running_square(state["square"], gradients, b2), 1 / (1 - torch.pow(b2, number)).sqrt()
-        decaying = chosen(params, mask)
-        decays = tree.like(params, [weight_decay if path in decaying else 0.0 for path in tree.paths(params, is_shard)])
-
-        def direction(g: Tensor, s: Tensor, p: Tensor, decay: float) -> Tensor:
-            return torch.add((g / (s.sqrt() * root + eps)).to(g.dtype), p, alpha=decay)
+        directions = tree.map(lambda g, s: (g / (s.sqrt() * root + eps)).to(g.dtype), gradients, square)
+        directions, _, report = decay.update(directions, (), params, step)
 
         def moved(p: Tensor, z: Tensor, u: Tensor) -> Tensor:
             return ((z - p) * share + u * (rate * (b1 * (1 - share) - 1))).to(p.dtype)
 
-        directions = tree.map(direction, gradients, square, params, decays)
         updates = tree.map(moved, params, state["z"], directions)
         z = tree.map(lambda z, u: (z - u * rate).to(z.dtype), state["z"], directions)
-        return updates, {"z": z, "square": square, "rate": largest, "weight": total, "count": count}, {"lr": rate}
+        return updates, {"z": z, "square": square, "rate": largest, "weight": total, "count": count}, {"lr": rate, **report}
 
     clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
     return chain(*clip, Transform(init, update))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, Positive, ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -24,10 +23,11 @@ class MARSConfig:
     gamma: NonNegative = 0.025
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
-def mars(config: MARSConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def mars(config: MARSConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     corrected = optim.scale_by_mars(*config.betas, config.eps, gamma=config.gamma)
@@ -35,7 +35,8 @@ def mars(config: MARSConfig, schedule: Callable[[float], Schedule], max_norm: fl
     return optim.descent(
         optim.split(lambda path, parameter: parameter.ndim > 1, corrected, adam),
         schedule=schedule(config.lr),
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, Positive, ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -22,18 +21,20 @@ class ScheduleFreeConfig:
     betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
     power: NonNegative = 0.0
     rate_power: NonNegative = 2.0
 
 
-def schedule_free(config: ScheduleFreeConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def schedule_free(config: ScheduleFreeConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     return optim.schedule_free_adamw(
         schedule(config.lr),
         betas=config.betas,
         eps=config.eps,
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         power=config.power,
         rate_power=config.rate_power,
         max_norm=max_norm,

@@ -14,6 +14,7 @@ from fnrecipe.config.sections.optim import CriterionSection as CriterionSection
 from fnrecipe.config.sections.optim import LRSchedulerSection as LRSchedulerSection
 from fnrecipe.config.sections.optim import OptimizerSection as OptimizerSection
 from fnrecipe.config.sections.run import ActivationCheckpointingSection as ActivationCheckpointingSection
+from fnrecipe.config.sections.run import AverageSection as AverageSection
 from fnrecipe.config.sections.run import CommonSection as CommonSection
 from fnrecipe.config.sections.run import GangSection as GangSection
 from fnrecipe.config.sections.run import MetricRecordersSection as MetricRecordersSection
