@@ -18,6 +18,7 @@ NAMES = (
     "gpu",
     "load",
     "memory",
+    "optimizers",
     "overhead",
     "padding",
     "startup",
