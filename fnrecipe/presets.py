@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from fnrecipe.components.groups import make_update
-from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, ShellConfig, TrainerSection
+from fnrecipe.config import (
+    LossSection,
+    LRSchedulerSection,
+    ModelSection,
+    OptimizerSection,
+    RegimeSection,
+    ShellConfig,
+    TrainerSection,
+)
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.config.sections.optim import LR_SCHEDULERS
+from fnrecipe.errors import UsageError
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
@@ -22,6 +31,8 @@ from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
+from fnrecipe.nn.noise import Noise
+from fnrecipe.nn.objective import Objective
 from fnrecipe.nn.policy import Policy
 from fnrecipe.optim import Schedule, Schedules, Transform
 from fnrecipe.parallel.mesh import Placement
@@ -36,8 +47,30 @@ def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
 
 
 def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, max_documents: int | None = None) -> Apply:
-    """(parameters, tokens, segments, positions) -> logits, for rows of at most `max_documents`."""
-    return partial(find_model(model.family).apply, model.config, policy=policy(trainer, max_documents), scope=scope)
+    """(parameters, tokens, segments, positions, key) -> logits, for rows of at most `max_documents`.
+
+    Raises:
+        UsageError: for noise that the family does not have.
+    """
+    family, wanted, how = find_model(model.family), noise(model, trainer), policy(trainer, max_documents)
+    if wanted != Noise():
+        if family.noisy is None:
+            key = "model.dropout_p" if wanted.dropout else "trainer.neftune_noise_alpha"
+            found = f"found the family {model.family}, whose Model has no noisy"
+            raise UsageError(f"{key}: expected a family that is applied with noise, {found}")
+        return partial(family.noisy, model.config, policy=how, scope=scope, noise=wanted)
+    plain = partial(family.apply, model.config, policy=how, scope=scope)
+    return lambda params, tokens, segments, positions, key=None: plain(params, tokens, segments, positions)
+
+
+def objective(loss: LossSection) -> Objective:
+    """What is added to the nats of targets."""
+    return Objective(loss.label_smoothing, loss.z_loss)
+
+
+def noise(model: ModelSection, trainer: TrainerSection) -> Noise:
+    """What is random in training."""
+    return Noise(model.dropout_p, trainer.neftune_noise_alpha or 0.0)
 
 
 def flops(model: ModelSection, length: int) -> TokenFlops | None:

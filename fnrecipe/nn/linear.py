@@ -11,6 +11,7 @@ from torch import Tensor
 from fnrecipe import ops
 from fnrecipe.nn import linear_cross_entropy
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size, softcapped
+from fnrecipe.nn.objective import Objective, Terms
 from fnrecipe.nn.policy import Chunk
 from fnrecipe.parallel import tensor_parallel
 from fnrecipe.parallel.mesh import Shard
@@ -29,6 +30,11 @@ def embedding(tokens: Tensor, weight: Weight) -> Tensor:
 def entered(x: Tensor, weight: Weight) -> Tensor:
     """All positions of x, for products with weights that are sharded like `weight`."""
     return tensor_parallel.all_positions(x, weight.axis) if isinstance(weight, Shard) else x
+
+
+def own_positions(x: Tensor, weight: Weight) -> Tensor:
+    """Of x [B, T, …] the positions that activations between layers have here, whose weights are sharded like `weight`."""
+    return tensor_parallel.own_positions(x, weight.axis) if isinstance(weight, Shard) else x
 
 
 def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
@@ -74,12 +80,29 @@ def all_logits(logits: Logits) -> Tensor:
     return tensor_parallel.all_logits(logits) if isinstance(logits, Shard) else logits
 
 
-def cross_entropy(logits: Logits, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the nats of targets [B, T] where mask [B, T] holds, float32 [], and all nats, float32 [B, T], detached."""
+def cross_entropy(
+    logits: Logits, targets: Tensor, weights: Tensor, objective: Objective = Objective()
+) -> tuple[Tensor, Tensor, Terms]:
+    """What is minimised, float32 []: the weighted sum of nats and terms of targets, int64 [B, T]; then these, detached.
+
+    weights [B, T]: a mask, or float32. Nats and terms are float32 [B, T].
+    """
     if isinstance(logits, DeferredLogits):
-        return linear_cross_entropy.cross_entropy(logits, targets, mask)
+        return linear_cross_entropy.cross_entropy(logits, targets, weights, objective)
+    nats, terms = _nats_and_terms(logits, targets, objective)
+    total = (sum(terms.values(), nats) * weights).sum()
+    return total, nats.detach(), {name: term.detach() for name, term in terms.items()}
+
+
+def _nats_and_terms(logits: Tensor | Shard, targets: Tensor, objective: Objective) -> tuple[Tensor, Terms]:
     if isinstance(logits, Shard):
-        nats = tensor_parallel.cross_entropy(logits, targets)
-    else:
-        nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
-    return (nats * mask).sum(), nats.detach()
+        if not objective.names:
+            return tensor_parallel.cross_entropy(logits, targets), {}
+        nats, log_total, mean = tensor_parallel.statistics(logits, targets)
+        return nats, objective.terms(nats, log_total, mean)
+    flat = logits.flatten(0, -2).float()
+    nats = F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
+    if not objective.names:
+        return nats, {}
+    log_total, mean = (values.view(targets.shape) for values in (flat.logsumexp(-1), flat.mean(-1)))
+    return nats, objective.terms(nats, log_total, mean)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
 
-from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, StepFraction
+from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, ProperFraction, StepFraction
 from fnrecipe.config.find import Kind
 from fnrecipe.config.patterns import wrong_tag
 from fnrecipe.config.tagged import Tagged, Tags, find_tagged
@@ -35,6 +35,18 @@ CRITERIA: Kind[Criterion[AttrsInstance]] = Kind(
     light=":criterion",
     attribute="criterion",
 )
+
+
+@frozen
+class LossSection:
+    """What is minimised: nats of targets, and what is added to them.
+
+    `length_normalization`: whether each document counts the same, and not each target.
+    """
+
+    label_smoothing: ProperFraction = 0.0
+    z_loss: NonNegative = 0.0
+    length_normalization: bool = False
 
 
 @frozen

@@ -69,6 +69,7 @@ class TrainerSection:
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
     logits_at_once: Literal["auto"] | PositiveInt | None = "auto"
     max_grad_norm: Positive | None = 1.0
+    neftune_noise_alpha: Positive | None = None
     max_skipped_steps: PositiveInt = 5
     average: AverageSection | None = None
 
