@@ -16,6 +16,7 @@ from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
+from fnrecipe.models import adapter
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
@@ -27,15 +28,32 @@ from fnrecipe.tree import Tree
 
 
 def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
-    """Parameters in the dtype of the section, each of them as `place(path, leaf)` leaves it."""
+    """Parameters in the dtype of the section, with its adapter beside them, each of them as `place(path, leaf)` leaves it."""
     dtype = getattr(torch, model.dtype)
-    params: Tree = find_model(model.family).init(model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
-    return params
+
+    def base() -> Tree:
+        return find_model(model.family).init(model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
+
+    return adapter.init(model, key, place, base)
+
+
+def trains(model: ModelSection, path: str) -> bool:
+    """Whether the parameter at `path` is trained: beside an adapter, nothing is that is not of it."""
+    return model.adapter.name is None or path.startswith(f"{adapter.ADAPTER}.")
+
+
+def merged(model: ModelSection, params: Tree) -> Tree:
+    """The parameters of the model, with those of its adapter added to them."""
+    return adapter.merged(model.adapter, params)
 
 
 def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, max_documents: int | None = None) -> Apply:
-    """(parameters, tokens, segments, positions) -> logits, for rows of at most `max_documents`."""
-    return partial(find_model(model.family).apply, model.config, policy=policy(trainer, max_documents), scope=scope)
+    """(parameters, tokens, segments, positions) -> logits, for rows of at most `max_documents`.
+
+    Parameters without an adapter are those of the model itself, whatever the section says.
+    """
+    plain = partial(find_model(model.family).apply, model.config, policy=policy(trainer, max_documents), scope=scope)
+    return plain if model.adapter.name is None else lambda params, *args: plain(adapter.adapted(model.adapter, params), *args)
 
 
 def flops(model: ModelSection, length: int) -> TokenFlops | None:
@@ -46,7 +64,8 @@ def flops(model: ModelSection, length: int) -> TokenFlops | None:
 
 def rules(model: ModelSection) -> Mapping[str, int]:
     """Patterns of parameter paths, and the dimension along which tensor parallelism cuts them."""
-    return find_model(model.family).rules(model.config)
+    found = find_model(model.family).rules(model.config)
+    return found if model.adapter.name is None else {**found, **adapter.rules(found)}
 
 
 def generator(
@@ -82,7 +101,7 @@ def sample(config: Speaking, params: Tree, begin: Sequence[int], key: Tensor, *,
         vocab_size=vocab_size,
         without_cache=config.gang.tensor_parallel_size > 1,  # a single position cannot be cut over ranks
     )
-    return go_on(made, params, begin, key, config.regime.num_sample_tokens, eos)
+    return go_on(made, adapter.adapted(config.model.adapter, params), begin, key, config.regime.num_sample_tokens, eos)
 
 
 def policy(trainer: TrainerSection, max_documents: int | None = None) -> Policy:
