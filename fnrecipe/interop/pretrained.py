@@ -16,6 +16,7 @@ from fnrecipe import checkpoint, tree
 from fnrecipe.config import ModelSection
 from fnrecipe.config.model_dir import is_directory, is_hugging_face
 from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.interop.hugging_face import adapter as peft
 from fnrecipe.interop.hugging_face import weights
 from fnrecipe.models import adapter
 from fnrecipe.models.answers import REFERENCE
@@ -42,7 +43,10 @@ def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | N
     model, dtype = find_model(section.family), getattr(torch, section.dtype)
     read = weights.read if is_hugging_face(section.path) else _of_run
     base = partial(read, Path(section.path), model, cast("AttrsInstance", section.config), dtype, key, place)
-    return adapter.init(section, key, place, base)
+    if section.adapter.path is None:
+        return adapter.init(section, key, place, base)
+    beside = peft.read(section, key, place)
+    return {**base(), adapter.ADAPTER: beside}
 
 
 def _of_run(

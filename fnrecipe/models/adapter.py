@@ -125,10 +125,8 @@ def _low_rank(key: Tensor, path: str, shape: torch.Size, rank: int) -> dict[str,
 def _row_norms(weight: Tree) -> Tensor:
     """The norms of the rows of a whole weight: of its shape alone, where it is on the device meta."""
     (local,) = tree.leaves(weight)
-    if local.is_meta:
-        return torch.empty(outline(weight).shape[0], device="meta")
-    full: Tensor = whole(weight)
-    return torch.linalg.vector_norm(full.float(), dim=1)
+    rows: Tensor = outline(weight)[:, 0].float() if local.is_meta else torch.linalg.vector_norm(whole(weight).float(), dim=1)
+    return rows
 
 
 def _with(base: Tree, adapter: Tree, make: Callable[[Tree, Mapping[str, Tree]], Tree]) -> Tree:
