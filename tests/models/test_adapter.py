@@ -157,7 +157,11 @@ def test_generation_with_a_cache_is_that_of_the_merged_weights() -> None:
 
 # Ranks.
 
-POLICIES = {"tensor": Policy(), "fsdp": Policy(), "fsdp, selective": Policy(remat="selective")}
+WAYS: dict[str, tuple[dict[str, Any], Policy]] = {
+    "tensor": ({"tensor_parallel_size": 2}, Policy()),
+    **{mode: ({"sharding": mode}, Policy()) for mode in ("zero1", "zero2", "fsdp")},
+    "fsdp, selective": ({"sharding": "fsdp"}, Policy(remat="selective", logits_at_once=7)),
+}
 
 
 def found(mesh: Mesh, model: ModelSection, params: Tree, policy: Policy) -> tuple[Tree, Any]:
@@ -174,9 +178,8 @@ def check(rank: int, size: int, families: list[str]) -> None:
         for given in (LORA, DORA):
             model = section(family, given, num_layers=2)
             params = params_of(model)
-            alone, sums = found(mesh_of(0, 1), model, params, Policy())
-            for name, policy in POLICIES.items():
-                options = {"tensor_parallel_size": 2} if name == "tensor" else {"sharding": "fsdp"}
+            for name, (options, policy) in WAYS.items():
+                alone, sums = found(mesh_of(0, 1), model, params, policy)
                 mesh = attrs.evolve(mesh_of(rank, size, **options), rules=presets.rules(model))
                 gradient, others = found(mesh, model, params, policy)
                 whole = assembled(size, gradient)
