@@ -59,7 +59,8 @@ def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, m
 def flops(model: ModelSection, length: int) -> TokenFlops | None:
     """FLOPs of training on one position of rows of `length`, if the family tells."""
     count = find_model(model.family).flops
-    return count(model.config, length) if count else None
+    found = count(model.config, length) if count else None
+    return found if found is None or model.adapter.name is None else adapter.flops(model, found)
 
 
 def rules(model: ModelSection) -> Mapping[str, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fnrecipe import random, tree
 from fnrecipe.config import AdapterSection, ModelSection
 from fnrecipe.errors import UsageError, did_you_mean
+from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
 from fnrecipe.models.parameters import pattern
 from fnrecipe.nn import Adapted
@@ -59,13 +60,25 @@ def targets(model: ModelSection) -> dict[str, torch.Size]:
     Raises:
         UsageError: if a pattern fits none of them.
     """
-    shapes = find_model(model.family).init(model.config, torch.empty(2, dtype=torch.int64, device="meta"), replicated)
-    layers = {path: leaf.shape for path, leaf in tree.paths(shapes).items() if path.startswith("layers.") and leaf.ndim == 2}
+    layers = {path: shape for path, shape in _shapes(model).items() if path.startswith("layers.") and len(shape) == 2}
     for target in model.adapter.targets:
         if not any(fnmatchcase(path, target) for path in layers):
             near = did_you_mean(target, {pattern(path) for path in layers})
             raise UsageError(f"model.adapter.targets: expected patterns of matrices of layers, found {target!r}; {near}")
     return {path: shape for path, shape in layers.items() if any(fnmatchcase(path, each) for each in model.adapter.targets)}
+
+
+def flops(model: ModelSection, whole: TokenFlops) -> TokenFlops:
+    """FLOPs of training the adapter, from those of training all of the model.
+
+    A product with a frozen weight has no gradient of the weight, a third of its FLOPs; those of the adapter are added.
+    """
+    shapes = _shapes(model)
+    frozen = [shape for path, shape in shapes.items() if path.startswith("layers.") and len(shape) == 2]
+    head = [shapes[path] for path in ("head", "embedding") if path in shapes][:1]
+    beside = model.adapter.rank * sum(map(sum, targets(model).values()))
+    change = 6 * beside - 2 * sum(math.prod(shape) for shape in [*frozen, *head])
+    return TokenFlops(whole.full + change, whole.causal + change)
 
 
 def adapted(section: AdapterSection, params: Tree) -> Tree:
@@ -114,6 +127,12 @@ def nested(values: Mapping[str, Tree]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = value
     return found
+
+
+def _shapes(model: ModelSection) -> dict[str, torch.Size]:
+    """The shapes of the parameters of the section's model, by their paths."""
+    base = find_model(model.family).init(model.config, torch.empty(2, dtype=torch.int64, device="meta"), replicated)
+    return {path: leaf.shape for path, leaf in tree.paths(base).items()}
 
 
 def _low_rank(key: Tensor, path: str, shape: torch.Size, rank: int) -> dict[str, Tensor]:

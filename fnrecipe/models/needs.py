@@ -19,13 +19,17 @@ def model_needs(
     trainer: TrainerSection,
     ranks: int,
 ) -> list[Need]:
-    """What one of `ranks` processes needs to train the model; nothing that is known if its family does not tell."""
+    """What one of `ranks` processes needs to train the model; nothing that is known if its family does not tell.
+
+    Where only some parameters are trained, or an adapter, gradients and moments are not counted.
+    """
     count = find_family(model.family).parameters
     if count is None:
         return []
-    moments = find_component(optimizer.name, OPTIMIZERS).moments
+    all_trained = model.adapter.name is None and trainer.trains is None
+    kept = 2 + find_component(optimizer.name, OPTIMIZERS).moments if all_trained else 1
     config = cast("DecoderConfig", model.config)
-    return decoder_needs(config, model.dtype, count(config), moments, dataset, gang, trainer, ranks)
+    return decoder_needs(config, model.dtype, count(config), kept, dataset, gang, trainer, ranks)
 
 
 def reference_needs(model: ModelSection, dtype: str, gang: GangSection, ranks: int) -> list[Need]:

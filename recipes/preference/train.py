@@ -88,11 +88,12 @@ def positions(config: PreferenceConfig) -> int:
 
 
 def flops(config: PreferenceConfig) -> TokenFlops | None:
-    """Those of training, and a third of it for the reference model, which has no backward pass."""
-    found = presets.flops(config.model, config.dataset.max_seq_len)
-    if found is None or not config.has_reference:
+    """Those of training, and a third of those of all of the model for the reference model, which has no backward pass."""
+    length, base = config.dataset.max_seq_len, attrs.evolve(config.model, adapter=AdapterSection())
+    found, whole = (presets.flops(model, length) for model in (config.model, base))
+    if found is None or whole is None or not config.has_reference:
         return found
-    return TokenFlops(found.full * 4 // 3, found.causal * 4 // 3)
+    return TokenFlops(found.full + whole.full // 3, found.causal + whole.causal // 3)
 
 
 def rules(config: PreferenceConfig) -> Mapping[str, int]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.func import grad
 
 from fnrecipe import presets, random, tree
+from fnrecipe.compiler import trace
+from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config import AdapterSection, ModelSection, TrainerSection
 from fnrecipe.errors import UsageError
 from fnrecipe.generation.generator import go_on, make_generator
@@ -153,6 +155,34 @@ def test_generation_with_a_cache_is_that_of_the_merged_weights() -> None:
     given = (adapted(DORA, params), merged(DORA, params))
     ours, theirs = (go_on(made, each, [5, 17, 20], random.key(0), 12) for each in given)
     assert ours == theirs
+
+
+def test_flops_are_those_of_the_products_that_are_computed() -> None:
+    """Six for each parameter that is trained; four for a frozen one, whose own gradient nobody needs."""
+    model = section("llama", LORA, num_layers=2)
+    frozen = {
+        path: leaf for path, leaf in tree.paths(random_params(find_model("llama"), model.config)).items() if leaf.ndim == 2
+    }
+    whole = presets.flops(attrs.evolve(model, adapter=AdapterSection()), 24)
+    found = presets.flops(model, 24)
+    assert whole is not None
+    assert found is not None
+    trained = tree.leaves(params_of(model)[ADAPTER])
+    products = sum(leaf.numel() for leaf in frozen.values())
+    assert "head" not in frozen, "the embedding is the head"
+    for ours, theirs in ((found.full, whole.full), (found.causal, whole.causal)):
+        assert ours == theirs - 2 * products + 6 * sum(leaf.numel() for leaf in trained)
+
+
+def test_a_frozen_base_is_not_widened() -> None:
+    """Of a base in bfloat16 no float32 copy is made before the layers: each weight is rounded where it is used."""
+    model = attrs.evolve(section("llama", LORA), dtype="bfloat16")
+    params = presets.init(model, random.key(0), replicated)
+    function = gradients(loss_of(model, Policy(torch.bfloat16)), 1, trains=is_adapter)
+    graph, _ = trace(function, (params, BATCH, random.key(0)))
+    wide = [node.meta["val"] for node in all_nodes(graph) if "_to_copy" in str(node.target)]
+    shapes = {leaf.shape for path, leaf in tree.paths(params).items() if leaf.ndim == 2 and not is_adapter(path, leaf)}
+    assert not [value for value in wide if value.dtype == torch.float32 and value.shape in shapes]
 
 
 # Ranks.
