@@ -45,9 +45,9 @@ def own(weight: Plain) -> Tensor:
 
 
 def product(x: Tensor, weight: Adapted) -> Tensor:
-    """x W' + scale · (x a') b', with transposed weights in the dtype of x: this rank's part of it, as that of W alone is."""
-    low = F.linear(x, own(weight.a).to(x.dtype))
-    return F.linear(x, own(weight.base).to(x.dtype)) + F.linear(low, own(weight.b).to(x.dtype)) * weight.scale
+    """x W' + (scale · x a') b', with transposed weights in the dtype of x: this rank's part of it, as that of W alone is."""
+    low = F.linear(x, own(weight.a).to(x.dtype)) * weight.scale
+    return F.linear(x, own(weight.base).to(x.dtype)) + F.linear(low, own(weight.b).to(x.dtype))
 
 
 def gain(weight: Adapted) -> Tensor | None:
