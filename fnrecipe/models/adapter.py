@@ -143,8 +143,10 @@ def _low_rank(key: Tensor, path: str, shape: torch.Size, rank: int) -> dict[str,
 
 def _row_norms(weight: Tree) -> Tensor:
     """The norms of the rows of a whole weight: of its shape alone, where it is on the device meta."""
-    (local,) = tree.leaves(weight)
-    rows: Tensor = outline(weight)[:, 0].float() if local.is_meta else torch.linalg.vector_norm(whole(weight).float(), dim=1)
+    local: Tensor = unwrapped(weight)[0]
+    if local.is_meta:  # so is a fake tensor, of a trace by shapes alone
+        return local.new_empty(outline(weight).shape[0], dtype=torch.float32)
+    rows: Tensor = torch.linalg.vector_norm(whole(weight).float(), dim=1)
     return rows
 
 
