@@ -60,7 +60,7 @@ def targets(model: ModelSection) -> dict[str, torch.Size]:
     Raises:
         UsageError: if a pattern fits none of them.
     """
-    layers = {path: shape for path, shape in _shapes(model).items() if path.startswith("layers.") and len(shape) == 2}
+    layers = _matrices(_shapes(model))
     for target in model.adapter.targets:
         if not any(fnmatchcase(path, target) for path in layers):
             near = did_you_mean(target, {pattern(path) for path in layers})
@@ -74,10 +74,9 @@ def flops(model: ModelSection, whole: TokenFlops) -> TokenFlops:
     A product with a frozen weight has no gradient of the weight, a third of its FLOPs; those of the adapter are added.
     """
     shapes = _shapes(model)
-    frozen = [shape for path, shape in shapes.items() if path.startswith("layers.") and len(shape) == 2]
     head = [shapes[path] for path in ("head", "embedding") if path in shapes][:1]
     beside = model.adapter.rank * sum(map(sum, targets(model).values()))
-    change = 6 * beside - 2 * sum(math.prod(shape) for shape in [*frozen, *head])
+    change = 6 * beside - 2 * sum(math.prod(shape) for shape in [*_matrices(shapes).values(), *head])
     return TokenFlops(whole.full + change, whole.causal + change)
 
 
@@ -135,6 +134,11 @@ def _shapes(model: ModelSection) -> dict[str, torch.Size]:
     return {path: leaf.shape for path, leaf in tree.paths(base).items()}
 
 
+def _matrices(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """Those of layers."""
+    return {path: shape for path, shape in shapes.items() if path.startswith("layers.") and len(shape) == 2}
+
+
 def _low_rank(key: Tensor, path: str, shape: torch.Size, rank: int) -> dict[str, Tensor]:
     out, width = shape
     drawn = random.uniform(random.fold_in(key, f"{ADAPTER}.{path}.a"), rank, width)
@@ -152,6 +156,6 @@ def _row_norms(weight: Tree) -> Tensor:
 
 def _with(base: Tree, adapter: Tree, make: Callable[[Tree, Mapping[str, Tree]], Tree]) -> Tree:
     """`base` with `make(weight, its adapter)` in the place of the weights that have one."""
-    if "a" in adapter and "b" in adapter:
+    if not isinstance(base, Mapping):
         return make(base, adapter)
     return {name: _with(child, adapter[name], make) if name in adapter else child for name, child in base.items()}
