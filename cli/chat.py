@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fnrecipe.cli.options import FilePath
-from fnrecipe.cli.sampling import CHOICE, open_generator, sampling_options
+from fnrecipe.cli.sampling import open_generator, sampling_options
 from fnrecipe.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ def chat(
     max_tokens: int | None,
     seed: int,
     stops: tuple[str, ...],
-    dtype: str | None,
-    device: str,
     **choice: Any,
 ) -> int:
     """Talk with the model in RUN, the output directory of a run or a directory of Hugging Face, in its chat template.
@@ -50,7 +48,7 @@ def chat(
     """
     from fnrecipe.shell.speaker import chat_template
 
-    speaker, generator = open_generator(path, dtype, device, {name: choice[name] for name in CHOICE})
+    speaker, generator = open_generator(path, choice)
     found = chat_template(speaker, template)
     begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     messages = begin

@@ -13,7 +13,7 @@ import orjson
 
 from fnrecipe.cli.errors import show_warnings
 from fnrecipe.cli.launch import check_only_launcher, launch
-from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, weights_option
 from fnrecipe.cli.tables import print_table
 from fnrecipe.config.paths import expanded
 from fnrecipe.errors import UsageError
@@ -23,6 +23,7 @@ from fnrecipe.runtime.launcher import launched, meeting
 if TYPE_CHECKING:
     from fnrecipe.data.choices import Mean
     from fnrecipe.shell.choices import Chosen
+    from fnrecipe.shell.load import Weights
     from fnrecipe.shell.score import Score, Scored
     from fnrecipe.shell.subject import Subject
 
@@ -49,6 +50,7 @@ class DataCommand(ConfigCommand):
 @click.option("--data", multiple=True, metavar="PATH ...", help="Text, as dataset.sources takes it; a {path: …, …} too.")
 @click.option("--choices", default=None, type=FilePath(), metavar="FILE", help="Questions, in JSON lines.")
 @click.option("--step", default=None, type=click.IntRange(min=0), help="Of a run's checkpoint; the newest by default.")
+@weights_option
 @click.option(
     "--dtype", default=None, type=click.Choice(("float32", "bfloat16", "float16")), help="Of activations: trainer.dtype."
 )
@@ -62,6 +64,7 @@ def evaluate(
     data: tuple[str, ...],
     choices: Path | None,
     step: int | None,
+    weights: Weights,
     dtype: str | None,
     stride: int | None,
     delimiter: str,
@@ -91,7 +94,7 @@ def evaluate(
     brought = [*([f"dataset.sources=[{sources}]"] if data else []), *([f"trainer.dtype={dtype}"] if dtype else [])]
     from fnrecipe.shell.subject import subject
 
-    found = subject(str(directory), step=step, files=files, pairs=[*brought, *pairs])
+    found = subject(str(directory), step=step, weights=weights, files=files, pairs=[*brought, *pairs])
     told = _text(found, stride, leads) if choices is None else _choices(found, choices, delimiter, leads)
     if leads and out is not None:
         _write(out, told)
@@ -168,7 +171,7 @@ def _origin(found: Subject, step: int | None) -> str:
 
 
 def _facts(found: Subject, step: int | None) -> dict[str, object]:
-    return {"model": str(found.directory), "step": step, "dtype": found.config.trainer.dtype}
+    return {"model": str(found.directory), "step": step, "weights": found.weights, "dtype": found.config.trainer.dtype}
 
 
 def _numbers(found: Score) -> dict[str, float]:

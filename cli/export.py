@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fnrecipe.cli.options import FilePath
+from fnrecipe.cli.options import FilePath, weights_option
 from fnrecipe.cli.units import si
 from fnrecipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from fnrecipe.shell.load import Weights
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -26,9 +30,10 @@ _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "Ki
     help="Hugging Face's, llama.cpp's, or peft's, of the adapter alone.",
 )
 @click.option("--step", default=None, type=click.IntRange(min=0), help="Of this checkpoint; the newest by default.")
+@weights_option
 @click.option("--dtype", default=None, type=click.Choice(("float32", "bfloat16", "float16")), help="By default the run's own.")
 @click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Of a file of weights, at most.")
-def export(run: Path, out: Path, kind: str, step: int | None, dtype: str | None, shard_size: str) -> int:
+def export(run: Path, out: Path, kind: str, step: int | None, weights: Weights, dtype: str | None, shard_size: str) -> int:
     """Write the model of RUN as a directory of Hugging Face: weights in safetensors, configs, tokenizer, chat template.
 
     Or as one GGUF file, or the adapter alone as peft keeps it. It is there complete or not at all. The code of the run's
@@ -44,14 +49,14 @@ def export(run: Path, out: Path, kind: str, step: int | None, dtype: str | None,
     from fnrecipe.shell.export import export_adapter, export_gguf
 
     if kind == "gguf":
-        made = export_gguf(run, out, step=step, dtype=dtype)
+        made = export_gguf(run, out, step=step, dtype=dtype, weights=weights)
         click.echo(f"{out}: {made.tensors} tensors, {made.dtype}, {si(made.size, 'B')}; {made.tokens:,} tokens")
         return 0
     if kind == "peft":
-        beside = export_adapter(run, out, step=step, dtype=dtype)
+        beside = export_adapter(run, out, step=step, dtype=dtype, weights=weights)
         click.echo(f"{out}: {beside.weights} adapted weights, {beside.parameters:,} parameters, {si(beside.size, 'B')}")
         return 0
-    found = write(run, out, step=step, dtype=dtype, shard_size=limit)
+    found = write(run, out, step=step, dtype=dtype, shard_size=limit, weights=weights)
     files = f"{found.files} file{'s' * (found.files > 1)} of weights"
     click.echo(
         f"{out}: {found.parameters:,} parameters, {found.dtype}, {files}, {si(found.size, 'B')}; {found.tokens:,} tokens"

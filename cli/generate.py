@@ -11,7 +11,7 @@ import attrs
 import click
 
 from fnrecipe.cli.options import FilePath
-from fnrecipe.cli.sampling import CHOICE, open_generator, sampling_options
+from fnrecipe.cli.sampling import open_generator, sampling_options
 from fnrecipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ def generate(
     max_tokens: int | None,
     seed: int,
     stops: tuple[str, ...],
-    dtype: str | None,
-    device: str,
     **choice: Any,
 ) -> int:
     """Go on from texts with the model in RUN: the output directory of a run, or a directory of Hugging Face.
@@ -65,7 +63,7 @@ def generate(
     texts = [Text(prompt, "--prompt") for prompt in prompts] if file is None else _read(file)
     if "" in stops:
         raise UsageError("--stop: expected a text, found an empty one")
-    speaker, generator = open_generator(path, dtype, device, {name: choice[name] for name in CHOICE})
+    speaker, generator = open_generator(path, choice)
     rows = [(number, sample) for number in range(len(texts)) for sample in range(count)]
     said = _answers(speaker, generator, texts, rows, batch_size, seed, max_tokens, stops)
     if len(rows) == 1 and out is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import si
 from fnrecipe.config import ShellConfig, resolve
+from fnrecipe.errors import few
 from fnrecipe.shell.find import find
 
 if TYPE_CHECKING:
     from fnrecipe.compiler.cost import Cost
+    from fnrecipe.inspect.parameters import Share
     from fnrecipe.recipe import Recipe
 
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
     """Trace the train step of RECIPE and count its operations, FLOPs and bytes. No parameter is made, no data is read.
 
+    Before that, tell which parameters are trained, by which optimizer, and which groups they are in.
+
     \b
     fnrecipe graph lm
     fnrecipe graph lm --out graphs/wide --config model.config.model_dim=512
@@ -35,10 +40,12 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
     check_fit(config, found.needs, parts=("graph", "batch"))
     from fnrecipe.compiler.cost import operation_costs
     from fnrecipe.inspect.graph import source, trace_step
+    from fnrecipe.inspect.parameters import shares
     from fnrecipe.runtime import host
     from fnrecipe.shell.run_dir import writing
 
     loaded, device = found.load(), host.pick_device(config.gang.device)
+    _show_parameters(shares(loaded, config))
     step = trace_step(loaded, config, device)
     _show(loaded, config, host.device_name(device), operation_costs(step))
     if out is not None:
@@ -47,6 +54,18 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
             path.write_text(source(loaded, step), encoding="utf-8")
         click.echo(f"{path}: {len(step.graph.nodes):,} lines of code")
     return 0
+
+
+def _show_parameters(found: Sequence[Share]) -> None:
+    from rich.table import Table
+
+    table = Table("group", "optimizer", "rate", "weight decay", "paths")
+    for name in ("tensors", "parameters"):
+        table.add_column(name, justify="right")
+    for share in found:
+        words = (share.name, share.optimizer, share.lr_scale, share.weight_decay, few(share.patterns, 6))
+        table.add_row(*words, f"{share.tensors:,}", f"{share.size:,}")
+    print_table(table)
 
 
 def _show(recipe: Recipe[ShellConfig], config: ShellConfig, device: str, costs: dict[str, Cost]) -> None:

@@ -102,4 +102,12 @@ with_changes_option = click.option(
     help="Go on in a directory that was trained under another config or on other data.",
 )
 
+weights_option = click.option(
+    "--weights",
+    default="latest",
+    show_default=True,
+    type=click.Choice(("latest", "average")),
+    help="Of a run: those of the step, or their average (trainer.average).",
+)
+
 nproc_option = click.option("--nproc", type=click.IntRange(min=1), help="Start so many processes on this machine.")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from fnrecipe.cli.options import weights_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +31,12 @@ _OPTIONS = (
     ),
     click.option("--seed", default=0, show_default=True, type=int, help="Decides, with the prompt's number, what is said."),
     click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
+    weights_option,
     click.option("--dtype", default=None, type=click.Choice(("float32", "bfloat16")), help="By default the model's own."),
     click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="auto: a GPU if there is one."),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the step first: for many tokens."),
 )
-CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def sampling_options(command: Command) -> Command:
@@ -41,18 +45,17 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
-def open_generator(
-    path: Path, dtype: str | None, device: str, choice: Mapping[str, object]
-) -> tuple[Speaker, Generator[ModelConfig]]:
-    """The model in a directory, and its functions for a choice of tokens."""
+def open_generator(path: Path, options: Mapping[str, Any]) -> tuple[Speaker, Generator[ModelConfig]]:
+    """The model in a directory, and its functions, by the values of the options above."""
     import torch
 
     from fnrecipe.errors import UsageError
     from fnrecipe.generation.sampling import Sampling
     from fnrecipe.shell.speaker import generator_of, open_speaker
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if options["device"] == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: expected cpu on this machine, found cuda")
-    place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    speaker = open_speaker(path, dtype=dtype, device=place)
-    return speaker, generator_of(speaker, Sampling(**choice))  # type: ignore[arg-type]
+    place = torch.device("cuda" if options["device"] != "cpu" and torch.cuda.is_available() else "cpu")
+    speaker = open_speaker(path, dtype=options["dtype"], device=place, weights=options["weights"])
+    sampling = Sampling(**{name: options[name] for name in _CHOICE})
+    return speaker, generator_of(speaker, sampling, compiled=options["compiled"])

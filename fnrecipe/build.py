@@ -21,6 +21,7 @@ from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, 
 from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
+from fnrecipe.optim.average import Averaging
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.partition import Mask, chosen
 from fnrecipe.parallel.mesh import Mesh, replicated
@@ -39,7 +40,7 @@ def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.dev
     read = recipe.pretrained(config, init_key, mesh.cut) if pretrained and recipe.pretrained else None
     params = recipe.init(config, init_key, mesh.cut) if read is None else read
     check_params(recipe.name, params)
-    return init_state(params, recipe.update(config), key, _scaling(config), trained(recipe, config))
+    return init_state(params, recipe.update(config), key, _scaling(config), trained(recipe, config), _averaging(config))
 
 
 def trained(recipe: Recipe[C], config: C) -> Mask:
@@ -71,7 +72,7 @@ def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -
     check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
     loss = checked_loss(recipe.name, recipe.loss(config))
     share = _local_microbatches(config, mesh)
-    return train_step(loss, update, share, mesh, _scaling(config), trained(recipe, config))
+    return train_step(loss, update, share, mesh, _scaling(config), trained(recipe, config), _averaging(config))
 
 
 def make_step(
@@ -162,6 +163,11 @@ def _captured(config: ShellConfig, mesh: Mesh, device: torch.device) -> bool:
 
 def _scaling(config: ShellConfig) -> LossScaling | None:
     return LossScaling(*config.trainer.fp16_loss_scale) if config.trainer.dtype == "float16" else None
+
+
+def _averaging(config: ShellConfig) -> Averaging | None:
+    section = config.trainer.average
+    return Averaging(section.decay, section.start, section.every) if section else None
 
 
 def _checked_mode(config: ShellConfig, mesh: Mesh, device: torch.device) -> JitMode:

@@ -5,7 +5,8 @@ count `targets`. `bytes` is there if the loss can be given in bits per byte of t
 another count than `targets`. `mean/NAME` is shown as the mean NAME, over the count `targets/NAME` or, without it, `targets`.
 
 All that is random in a loss comes from `key`, int64 [2] (`fnrecipe.random`): another one for each microbatch of each step, and
-the same one whatever the number of ranks. In an evaluation it is None, and nothing is random: nothing is dropped out.
+the same one whatever the number of ranks. In an evaluation it is None: nothing is random, nothing is dropped out, and `loss`
+is what is measured, whatever is minimised beside it in training.
 """
 
 from __future__ import annotations

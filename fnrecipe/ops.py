@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
@@ -31,6 +32,10 @@ torch.library.define(
     "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, Tensor cumulative, int longest,"
     " float scale, int? window, bool deterministic) -> (Tensor, Tensor, Tensor)",
 )
+torch.library.define(
+    "fnrecipe::slot_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor bias, Tensor reach, float scale) -> Tensor",
+)
 torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order, ScalarType dtype) -> Tensor")
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
@@ -54,10 +59,18 @@ kernels are those of `fnrecipe.nn.cudnn_attention`.
 """
 cudnn_attention_backward = torch.ops.fnrecipe.cudnn_attention_backward
 """The gradients of query, key and value. If deterministic, they have the same bits each time, and need a larger workspace."""
+slot_attention = torch.ops.fnrecipe.slot_attention
+"""Softmax attention [B, G, Q, E] of query [B, G, Q, E] to the first `reach` [] of the slots of key and value [B, G, S, E].
+
+It reads `reach` on the host, where the others lie too; bias [B, 1, 1, S] is added to the scores.
+"""
 norms = torch.ops.fnrecipe.norms
 """The norm of each tensor, [N], computed in `dtype`. Inductor would launch a kernel for each number that it stacks."""
 mm = torch.ops.fnrecipe.mm
 """The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
+
+LARGE_PRODUCT = 2**25
+"""Multiplications of the smallest float32 product on a CPU that oneDNN is asked for: it costs 25 microseconds more to call."""
 
 CAUSAL = 2
 """The memory-efficient kernel's number for a causal mask, of sequences whose last query is that of the last key."""
@@ -94,6 +107,18 @@ def optimization_barrier(value: Tensor, earlier: Tensor) -> Tensor:
 
 def _barrier_by_vmap(info: object, dims: Sequence[int | None], value: Tensor, earlier: Tensor) -> tuple[Tensor, int | None]:
     return optimization_barrier(value, earlier), dims[0]
+
+
+def is_large_product(left: Tensor, right: Tensor) -> bool:
+    """Whether left [..., D] times the transpose of right [F, D] is faster by oneDNN, which torch only has for inference."""
+    on_cpu = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
+    return on_cpu and left.numel() * len(right) >= LARGE_PRODUCT and bool(torch._C._has_mkldnn)
+
+
+def linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` by oneDNN, without a gradient."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 def _efficient_attention_backward(
@@ -135,6 +160,12 @@ def _flash_attention_backward(
     return found[:3]
 
 
+def _slot_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, reach: Tensor, scale: float) -> Tensor:
+    seen = int(reach)
+    key, value, bias = key[:, :, :seen], value[:, :, :seen], bias[..., :seen]
+    return F.scaled_dot_product_attention(query, key, value, bias, scale=scale).contiguous()
+
+
 def _norms(tensors: list[Tensor], order: float, dtype: torch.dtype) -> Tensor:
     # One launch takes many tensors of one dtype.
     found: dict[int, Tensor] = {}
@@ -146,8 +177,7 @@ def _norms(tensors: list[Tensor], order: float, dtype: torch.dtype) -> Tensor:
 
 
 def _mm_by_onednn(left: Tensor, right: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right.t(), None, "none", [], "")
-    return product
+    return linear_by_onednn(left, right.t())
 
 
 torch.library.impl("fnrecipe::optimization_barrier", "CompositeExplicitAutograd", lambda value, earlier: value.clone())
@@ -172,6 +202,9 @@ torch.library.register_fake(
     "fnrecipe::cudnn_attention",
     lambda query, *others: (torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)),
 )
+
+torch.library.impl("fnrecipe::slot_attention", "CPU", _slot_attention)
+torch.library.register_fake("fnrecipe::slot_attention", lambda query, *others: torch.empty_like(query))
 
 torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", _norms)
 torch.library.register_fake("fnrecipe::norms", lambda tensors, order, dtype: tensors[0].new_empty(len(tensors), dtype=dtype))

@@ -6,13 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import attrs
 import torch
 from torch import Tensor
 
-from fnrecipe.config import LRSchedulerSection, ModelSection, OptimizerSection, RegimeSection, ShellConfig, TrainerSection
+from fnrecipe.components.groups import make_update
+from fnrecipe.config import (
+    LossSection,
+    LRSchedulerSection,
+    ModelSection,
+    OptimizerSection,
+    RegimeSection,
+    ShellConfig,
+    TrainerSection,
+)
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.model import ModelConfig
-from fnrecipe.config.sections.optim import LR_SCHEDULERS, OPTIMIZERS
+from fnrecipe.config.sections.optim import LR_SCHEDULERS
+from fnrecipe.errors import UsageError
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
@@ -21,8 +32,10 @@ from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.attention import AttentionScope
+from fnrecipe.nn.noise import Noise
+from fnrecipe.nn.objective import Objective
 from fnrecipe.nn.policy import Policy
-from fnrecipe.optim import Schedule, Transform
+from fnrecipe.optim import Schedule, Schedules, Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
 
@@ -48,12 +61,35 @@ def merged(model: ModelSection, params: Tree) -> Tree:
 
 
 def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, max_documents: int | None = None) -> Apply:
-    """(parameters, tokens, segments, positions) -> logits, for rows of at most `max_documents`.
+    """(parameters, tokens, segments, positions, key) -> logits, for rows of at most `max_documents`.
 
     Parameters without an adapter are those of the model itself, whatever the section says.
+
+    Raises:
+        UsageError: for noise that the family does not have.
     """
-    plain = partial(find_model(model.family).apply, model.config, policy=policy(trainer, max_documents), scope=scope)
-    return plain if model.adapter.name is None else lambda params, *args: plain(adapter.adapted(model.adapter, params), *args)
+    family, wanted, how = find_model(model.family), noise(model, trainer), policy(trainer, max_documents)
+    if wanted != Noise():
+        if family.noisy is None:
+            key = "model.dropout_p" if wanted.dropout else "trainer.neftune_noise_alpha"
+            found = f"found the family {model.family}, whose Model has no noisy"
+            raise UsageError(f"{key}: expected a family that is applied with noise, {found}")
+        noisy = partial(family.noisy, model.config, policy=how, scope=scope, noise=wanted)
+        return lambda params, *args: noisy(adapter.adapted(model.adapter, params), *args)
+    plain = partial(family.apply, model.config, policy=how, scope=scope)
+    return lambda params, tokens, segments, positions, key=None: plain(
+        adapter.adapted(model.adapter, params), tokens, segments, positions
+    )
+
+
+def objective(loss: LossSection) -> Objective:
+    """What is added to the nats of targets."""
+    return Objective(loss.label_smoothing, loss.z_loss)
+
+
+def noise(model: ModelSection, trainer: TrainerSection) -> Noise:
+    """What is random in training."""
+    return Noise(model.dropout_p, trainer.neftune_noise_alpha or 0.0)
 
 
 def flops(model: ModelSection, length: int) -> TokenFlops | None:
@@ -119,6 +155,8 @@ def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callabl
 def update(
     optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
 ) -> Transform:
-    """The optimizer on that schedule, behind clipping by the trainer's global norm."""
-    make = find_component(optimizer.name, OPTIMIZERS).make
-    return make(optimizer.config, schedule(lr_scheduler, regime), trainer.max_grad_norm)
+    """The optimizer and those of its groups on their schedules, behind clipping by the trainer's global norm."""
+    schedules, decay = Schedules(schedule(lr_scheduler, regime)), optimizer.weight_decay_scheduler
+    if decay is not None:
+        schedules = attrs.evolve(schedules, decay=schedule(decay, regime))
+    return make_update(optimizer, schedules, trainer.max_grad_norm)

@@ -13,6 +13,7 @@ from fnrecipe import optim, random, tree
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Loss
 from fnrecipe.optim import loss_scale
+from fnrecipe.optim.average import Average, Averaging, init_average, update_average
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.partition import Mask, chosen, everything, merged, subset
 from fnrecipe.optim.transform import Transform
@@ -32,6 +33,7 @@ class State:
     skipped     int64 []   the last so many of them were skipped, and not for the sake of the loss scale
     key         int64 [2]  of the run; randomness of a step comes from folding the step into it
     loss_scale  a `LossScale`, or () where the loss is not scaled
+    average     an `Average` of the parameters that are trained, or () where none is kept
     """
 
     params: Tree
@@ -40,6 +42,7 @@ class State:
     skipped: Tensor
     key: Tensor
     loss_scale: Tree = ()
+    average: Tree = ()
 
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -47,7 +50,12 @@ Step: TypeAlias = Callable[[State, Tree], tuple[State, Metrics]]
 
 
 def init_state(
-    params: Tree, update: Transform, key: Tensor, scaling: LossScaling | None = None, trains: Mask = everything
+    params: Tree,
+    update: Transform,
+    key: Tensor,
+    scaling: LossScaling | None = None,
+    trains: Mask = everything,
+    averaging: Averaging | None = None,
 ) -> State:
     """The state before the first step, of whose parameters those are trained for which `trains` holds.
 
@@ -63,7 +71,14 @@ def init_state(
         raise UsageError("trains: expected a parameter for which it holds, found none")
     optimizer = optim.init_parts(update, subset(params, trained))
     optimizer = tree.map(torch.clone, optimizer)  # what starts as the parameters must not stay them
-    return State(params, optimizer, zero(), zero(), key, () if scaling is None else loss_scale.init_scale(scaling, key.device))
+    scale = () if scaling is None else loss_scale.init_scale(scaling, key.device)
+    average = () if averaging is None else init_average(subset(params, trained))
+    return State(params, optimizer, zero(), zero(), key, scale, average)
+
+
+def averaged(state: State) -> Tree:
+    """The parameters, with their average in place of those that are trained; as they are where no average is kept."""
+    return merged(state.params, state.average.mean) if isinstance(state.average, Average) else state.params
 
 
 def train_step(
@@ -73,6 +88,7 @@ def train_step(
     mesh: Mesh = Mesh(),
     scaling: LossScaling | None = None,
     trains: Mask = everything,
+    averaging: Averaging | None = None,
 ) -> Step:
     """The step that averages the gradient of `loss` over all targets of the batch's microbatches, and applies `update`.
 
@@ -89,6 +105,8 @@ def train_step(
 
     `scaling` must be the one that the state was made with. A step that merely overflowed the loss scale, and halves it, does
     not count as skipped; one whose gradient is finite and whose update is not does: the scale has nothing to do with it.
+
+    `averaging`, too: it averages the parameters behind the update, and skips with it.
     """
     gradients_and_sums = gradients(loss, num_microbatches, mesh, trains)
 
@@ -109,7 +127,10 @@ def train_step(
             scale, halved = loss_scale.update_scale(scaling, scale, finite)
             spared = made | halved
         skipped = torch.where(spared, 0, state.skipped + 1)
+        average = state.average
+        if averaging is not None:
+            average = update_average(averaging, average, trained, number, made)
         metrics = {"step": number, **sums, "grad_norm": mean.norm, "skipped": skipped, **report}
-        return State(merged(state.params, trained), optimizer, number, skipped, state.key, scale), metrics
+        return State(merged(state.params, trained), optimizer, number, skipped, state.key, scale, average), metrics
 
     return step

@@ -23,13 +23,13 @@ ARROWS = {
     "parallel": "ops tree",
     "contract": "config errors loss parallel tree",
     "compiler": "errors ops tree",
-    "nn": "ops parallel tree",
+    "nn": "ops parallel random tree",
     "optim": "errors loss parallel random tree",
     "transforms": "compiler loss ops optim parallel random tree",
     "models": "config data errors loss nn parallel random transforms tree",
     "generation": "compiler errors models nn random transforms tree",
     "components": "config data errors models optim",
-    "presets": "config generation models nn optim parallel tree",
+    "presets": "components config errors generation models nn optim parallel tree",
     "streams": "config data errors",
     "step": "errors loss optim parallel random transforms tree",
     "fold": "data step",
@@ -41,9 +41,9 @@ ARROWS = {
     "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime streams transforms "
     "tree",
     "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
-    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe parallel presets random "
-    "recipe recipes runtime step streams transforms tree",
-    "inspect": "build compiler data errors fold recipe runtime shell step tree",
+    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe optim parallel presets "
+    "random recipe recipes runtime step streams transforms tree",
+    "inspect": "build compiler components config data errors fold models parallel random recipe runtime shell step tree",
     "cli": "compiler config data errors generation inspect interop runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""

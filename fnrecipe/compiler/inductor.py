@@ -17,7 +17,7 @@ from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
 from fnrecipe.compiler.regions import name_calls, regions_of
 from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
-from fnrecipe.compiler.trace import Run
+from fnrecipe.compiler.trace import Run, interpreter
 
 
 def inductor(graph: GraphModule) -> Run:
@@ -36,12 +36,28 @@ def inductor(graph: GraphModule) -> Run:
     compiled: list[Run] = []
 
     def call(*args: Tensor) -> Sequence[Tensor]:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]  # for each number there is another graph
         with torch.no_grad():
             if not compiled:
-                compiled.append(_compiled(graph, args))
-            return compiled[0](*args)
+                _drop_numbers(graph)
+                compiled.append(_compiled(graph, tensors))
+            return compiled[0](*tensors)
 
     return call
+
+
+def in_one_piece(graph: GraphModule) -> Run:
+    """`inductor` of a graph whose regions write into copies of what it may write into: inlined, they write in place."""
+    interpreter(graph)
+    return inductor(graph)
+
+
+def _drop_numbers(graph: GraphModule) -> None:
+    """Drops inputs that are no tensors, and that no operation reads."""
+    for node in graph.graph.find_nodes(op="placeholder"):
+        if not isinstance(node.meta.get("val"), Tensor):
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def _decompose_regions(graph: GraphModule) -> None:

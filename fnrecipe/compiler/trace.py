@@ -30,6 +30,7 @@ Backend: TypeAlias = Callable[[GraphModule], Run]
 def interpreter(graph: GraphModule) -> Run:
     """The graph as it is: one operation after the other. Changes `graph`: regions that may be inlined are."""
     inline(graph)
+    write_in_place(graph)  # what regions write into copies of
     return graph
 
 

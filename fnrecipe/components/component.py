@@ -9,7 +9,7 @@ import attrs
 
 if TYPE_CHECKING:
     from fnrecipe.models import answers
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedule, Schedules, Transform
 
 C = TypeVar("C")
 
@@ -31,12 +31,13 @@ class Optimizer(Generic[C]):
     """A kind of optimizer.
 
     config   the class of its configs: frozen, by attrs, with a default for each field
-    make     (config, schedule for each peak, largest global norm of gradients or None) -> transform
+    make     (config, schedules, largest global norm of gradients or None) -> transform; `schedules(peak)` is a rate at each
+             step, `schedules.decay(number)` a weight decay
     moments  tensors like the parameters that it keeps at least: what does not fit is refused beforehand
     """
 
     config: type[C]
-    make: Callable[[C, Callable[[float], Schedule], float | None], Transform]
+    make: Callable[[C, Schedules, float | None], Transform]
     moments: int = 0
 
 

@@ -9,6 +9,7 @@ from fnrecipe.config.sections import CriterionSection as CriterionSection
 from fnrecipe.config.sections import DatasetSection as DatasetSection
 from fnrecipe.config.sections import DataSource as DataSource
 from fnrecipe.config.sections import GangSection as GangSection
+from fnrecipe.config.sections import LossSection as LossSection
 from fnrecipe.config.sections import LRSchedulerSection as LRSchedulerSection
 from fnrecipe.config.sections import MetricRecordersSection as MetricRecordersSection
 from fnrecipe.config.sections import ModelSection as ModelSection

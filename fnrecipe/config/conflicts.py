@@ -13,6 +13,7 @@ from fnrecipe.config.sections import (
     GangSection,
     LRSchedulerSection,
     ModelSection,
+    OptimizerSection,
     RegimeSection,
     TrainerSection,
 )
@@ -33,6 +34,8 @@ class DecoderConfig(Protocol):
     @property
     def trainer(self) -> TrainerSection: ...
     @property
+    def optimizer(self) -> OptimizerSection: ...
+    @property
     def lr_scheduler(self) -> LRSchedulerSection: ...
     @property
     def regime(self) -> RegimeSection: ...
@@ -51,10 +54,16 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
         yield Problem("dataset.num_lanes", expected, str(dataset.num_lanes))
     if config.model.dtype == "bfloat16" and config.trainer.dtype == "float16":
         yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
+    average, steps = config.trainer.average, config.regime.num_steps
+    if average is not None and steps is not None and average.start >= steps:
+        yield Problem("trainer.average.start", f"less than regime.num_steps = {steps}", str(average.start))
     yield from _tensor_parallel_conflicts(config)
     yield from _format_conflicts(config)
-    for problem in config.lr_scheduler.conflicts_over(config.regime.num_steps):
-        yield evolve(problem, path=f"lr_scheduler.{problem.path}")
+    of_decay = config.optimizer.weight_decay_scheduler
+    schedulers = {"lr_scheduler": config.lr_scheduler, "optimizer.weight_decay_scheduler": of_decay}
+    for path, scheduler in schedulers.items():
+        for problem in scheduler.conflicts_over(config.regime.num_steps) if scheduler else ():
+            yield evolve(problem, path=f"{path}.{problem.path}")
 
 
 def _tensor_parallel_conflicts(config: DecoderConfig) -> Iterator[Problem]:

@@ -166,7 +166,8 @@ def _located(problems: Sequence[Problem], merged: Layer, valid: Layer) -> list[P
     def located(problem: Problem) -> Problem:
         path = problem.path.split("[")[0]
         elsewhere = homes.get(path.rpartition(".")[2], [])
-        misplaced = path not in valid and "did you mean" not in problem.hint and len(elsewhere) == 1
+        unknown = problem.expected == "a known key" and "did you mean" not in problem.hint
+        misplaced = unknown and path not in valid and len(elsewhere) == 1
         hint = f"did you mean {elsewhere[0]}?" if misplaced else problem.hint
         return attrs.evolve(problem, source=sources.get(path, ""), hint=hint)
 

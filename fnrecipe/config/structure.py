@@ -52,7 +52,7 @@ def structure(data: object, defaults: C, fallback: dict[str, object] | None = No
     except (ClassValidationError, _MismatchError) as error:
         faults = list(_faults(error, cls, ""))
         problems = [_problem(*fault, hinted=number < SHOWN) for number, fault in enumerate(faults)]
-        wrong = {path.rpartition(".")[0] if isinstance(fault, TagError) else path.split("[")[0] for path, fault in faults}
+        wrong = {(path.rpartition(".")[0] if isinstance(fault, TagError) else path).split("[")[0] for path, fault in faults}
         config = _CONVERTER.structure(_mended(data, fallback or unstructure(defaults), wrong), cls)
     problems += [found for found in conflicts(config) if wrong.isdisjoint(upwards(found.path))]
     if problems:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fnrecipe import random, tree
-from fnrecipe.compiler import Backend
+from fnrecipe.compiler import Backend, interpreter
 from fnrecipe.errors import UsageError
 from fnrecipe.generation.sampling import Said, Sampling, choose, uniforms
 from fnrecipe.models.model import Cached
@@ -80,12 +80,14 @@ def make_generator(
     context: int,
     vocab_size: int,
     dtype: torch.dtype,
+    backend: Backend = interpreter,
     captured: Backend | None = None,
 ) -> Generator[C]:
     """The functions of a model; `dtype` is that of activations and of the cache.
 
-    `captured` runs the graph of a step if it captures it, and so wants state and parameters at addresses that do not change.
-    Then texts are generated one batch after the other: the next of as many rows and slots lies where the last one lay.
+    `backend` runs the graph of a step: one that keeps something of the parameters, as `packed_weights` does, wants them to stay
+    as they are. `captured` runs it in its place if it captures it, and so wants state and parameters at addresses that do not
+    change. Then texts are generated one batch after the other: the next of as many rows and slots lies where the last one lay.
     Only the first `vocab_size` logits count: an embedding may have more rows than the tokenizer has tokens.
     """
     extend = partial(cached.extend, config, policy=Policy(dtype=dtype))
@@ -110,7 +112,7 @@ def make_generator(
         return cached.init(config, rows, slots, dtype, device)
 
     if captured is None:
-        return Generator(context, vocab_size, sampling, empty, begin, jit(advance, donate=1))
+        return Generator(context, vocab_size, sampling, empty, begin, jit(advance, donate=1, fixed=2, backend=backend))
     step = jit(advance, donate=1, fixed=2, backend=captured)
     return Generator(context, vocab_size, sampling, empty, _at_kept_addresses(begin), step)
 
@@ -142,7 +144,7 @@ def generate(
     del empty
     yield state.tokens.tolist()
     for number, draw in enumerate(draws[1:], 1):
-        limit = min(_power_of_two(longest + number, _LEAST_SLOTS), slots)
+        limit = slots if key.device.type == "cpu" else min(_power_of_two(longest + number, _LEAST_SLOTS), slots)
         state = generator.advance(state, params, draw, limit)
         yield [token if number < size else None for token, size in zip(state.tokens.tolist(), free, strict=True)]
 

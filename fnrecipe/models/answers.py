@@ -96,7 +96,7 @@ def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "
     """What `judge` makes of the answers of a `JudgedBatch`: a sum over pairs, or over answers.
 
     The reference is a model whose parameters are among the others, at `REFERENCE` or else all but those of the adapter, and
-    have no gradient; or the scores of the batch are its log-probabilities; or there is none.
+    have no gradient; or the scores of the batch are its log-probabilities; or there is none. It has no noise.
 
     Sums: `loss` float32, `targets` int64 (pairs or answers), `tokens` int64 (those of answers); `mean/rewards/chosen` and
     `…/rejected`. For `pairs` also `mean/rewards/margins`, and `mean/rewards/accuracies`, the pairs whose chosen answer has
@@ -105,7 +105,7 @@ def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "
 
     def loss(params: Tree, batch: JudgedBatch, key: Tensor | None = None) -> tuple[Tensor, Sums]:
         model = {name: value for name, value in params.items() if name != REFERENCE}
-        sums = answer_sums(apply, model, batch)
+        sums = answer_sums(apply, model, batch, key)
         theirs = batch.scores if reference == "data" else None
         if reference == "model":
             base = {name: value for name, value in model.items() if name != ADAPTER}
@@ -139,9 +139,9 @@ def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def answer_sums(apply: Apply, params: Tree, batch: JudgedBatch) -> Tensor:
+def answer_sums(apply: Apply, params: Tree, batch: JudgedBatch, key: Tensor | None = None) -> Tensor:
     """The sum of the log-probabilities of each answer's tokens, float32 [rows, slots]."""
-    logits = apply(params, batch.tokens, batch.segments, batch.positions)
+    logits = apply(params, batch.tokens, batch.segments, batch.positions, key)
     return -_by_slot(batch, token_nats(logits, batch.targets) * batch.mask)
 
 

@@ -7,7 +7,7 @@ A layer is written in pieces, each of which begins behind matrix products or att
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from fnrecipe.models.model import Cached, Family, Model
 from fnrecipe.models.parameters import Table, cuts, pattern, shapes
 from fnrecipe.models.rope import Llama3Scaling, Rope, YarnScaling
 from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention_mask
+from fnrecipe.nn.noise import Noise
 from fnrecipe.nn.policy import Chunk, Policy
 from fnrecipe.parallel.mesh import Placement, replicated, spans_ranks
 from fnrecipe.transforms import unshard, unsharded_layer
@@ -56,10 +57,48 @@ class DecoderConfig(Protocol):
 C = TypeVar("C", bound=DecoderConfig)
 
 
-class Piece(Protocol):
-    """A piece of a layer: `function(config, weights, *activations)` of the layer's weights called `names`, of those it has."""
+Drops = tuple[Tensor, Tensor] | tuple[()]
+"""What dropout comes from: keys, int64 [2, 2], of what attention and feed-forward layer add, and `nn.position_numbers`."""
 
-    def __call__(self, function: Callable[..., Tree], *names: str) -> Callable[..., Tree]: ...
+
+@attrs.frozen
+class Piece:
+    """Makes pieces of a layer: `function(config, weights, *activations)` of those weights called `names` that the layer has.
+
+    wrap     what becomes of each function of weights
+    dropout  the probability by which what is added to the residual stream is dropped
+    drops    nothing where none is
+    """
+
+    wrap: Callable[[Callable[..., Tree]], Callable[..., Tree]]
+    config: DecoderConfig
+    weights: Tree
+    dropout: float = 0.0
+    drops: Drops = ()
+
+    def __call__(self, function: Callable[..., Tree], *names: str) -> Callable[..., Tree]:
+        return partial(self.wrap(partial(function, self.config)), self._named(names))
+
+    def attended(self, function: Callable[..., Tensor], *names: str) -> Callable[..., Tensor]:
+        """(x, *activations) -> x plus what the function makes of the attention."""
+        return self._added(0, function, names)
+
+    def fed(self, function: Callable[..., Tensor], *names: str) -> Callable[..., Tensor]:
+        """(x, *activations) -> x plus what the function makes of the feed-forward layer."""
+        return self._added(1, function, names)
+
+    def _added(self, number: int, function: Callable[..., Tensor], names: tuple[str, ...]) -> Callable[..., Tensor]:
+        def add(weights: Tree, drops: Drops, x: Tensor, *activations: Tensor) -> Tensor:
+            written = function(self.config, weights, *activations)
+            if drops:
+                keys, numbers = drops
+                written = nn.dropout(written, self.dropout, keys[number], numbers)
+            return x + written
+
+        return partial(self.wrap(add), self._named(names), self.drops)
+
+    def _named(self, names: tuple[str, ...]) -> Tree:
+        return {name: self.weights[name] for name in names if name in self.weights}
 
 
 @attrs.frozen
@@ -84,7 +123,7 @@ class Decoder(Generic[C]):
     kind    (config, number of a layer) -> what kind of layer it is
     heads   (config, piece, x, angles) -> query, key and value heads of a layer
     rest    (config, piece, x, attention) -> x behind that layer, from the attention of the heads, [B, H, T, E]
-    embed   (config, parameters outside of layers, tokens, positions, dtype) -> x in that dtype
+    embed   (config, parameters outside of layers, embeddings of the tokens, positions) -> x
     logits  (config, parameters outside of layers, x, positions whose logits may be allocated at once) -> logits
     """
 
@@ -92,8 +131,8 @@ class Decoder(Generic[C]):
     kind: Callable[[C, int], Kind]
     heads: Callable[[C, Piece, Tensor, Angles], Heads]
     rest: Callable[[C, Piece, Tensor, Tensor], Tensor]
-    embed: Callable[[C, Tree, Tensor, Tensor, torch.dtype | None], Tensor]
     logits: Callable[[C, Tree, Tensor, Chunk], nn.Logits]
+    embed: Callable[[C, Tree, Tensor, Tensor], Tensor] = lambda config, outer, x, positions: x
 
 
 def make_model(family: Family[C], decoder: Decoder[C]) -> Model[C]:
@@ -102,6 +141,7 @@ def make_model(family: Family[C], decoder: Decoder[C]) -> Model[C]:
         **attrs.asdict(family, recurse=False),
         init=partial(init, decoder.table),
         apply=partial(apply, decoder),
+        noisy=partial(apply, decoder),
         flops=partial(flops, decoder),
         rules=lambda config: cuts(decoder.table(config)),
         cached=Cached(partial(init_cache, decoder), partial(extend, decoder)),
@@ -149,27 +189,31 @@ def apply(
     tokens: Tensor,
     segments: Tensor,
     positions: Tensor,
+    key: Tensor | None = None,
     policy: Policy = Policy(),
     scope: AttentionScope = "document",
+    noise: Noise = Noise(),
 ) -> nn.Logits:
     """Logits, [B, T, V]; tokens, segments and positions are int64 [B, T], as in `fnrecipe.data.Batch`.
 
     Where the scope is the row, that is one text whose positions go on from document to document: `positions` is not looked at.
-    Masks and rotary positions are computed once for all layers of a kind.
+    Masks and rotary positions are computed once for all layers of a kind. The numbers of the noise come from `key`, int64 [2];
+    without one there is none.
     """
     if scope == "row":
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     kinds = [_within(decoder.kind(config, number), tokens.shape[1]) for number in range(config.num_layers)]
     outer = unshard({name: params[name] for name in params if name != "layers"})
-    x = decoder.embed(config, outer, tokens, positions, policy.dtype)
+    x, drops = _embedded(decoder, config, outer, (tokens, segments, positions), key, policy, noise)
     ropes = dict.fromkeys(kind.rope for kind in kinds)
     angles = {rope: _angles(rope, positions, config.head_width, x.dtype) for rope in ropes}
     windows = dict.fromkeys(kind.window for kind in kinds)
     masks = {window: attention_mask(segments, scope, x.dtype, window, policy.max_documents) for window in windows}
     recomputed = [policy.remat == "layerwise" and number % policy.every_nth_layer == 0 for number in range(config.num_layers)]
-    layers = {how: _layer(decoder, config, policy, *how) for how in dict.fromkeys(zip(kinds, recomputed, strict=True))}
-    for weights, kind, again in zip(params["layers"].values(), kinds, recomputed, strict=True):
-        x = layers[kind, again](weights, x, angles[kind.rope], masks[kind.window])
+    hows = dict.fromkeys(zip(kinds, recomputed, strict=True))
+    layers = {how: _layer(decoder, config, policy, noise.dropout, *how) for how in hows}
+    for weights, kind, again, drop in zip(params["layers"].values(), kinds, recomputed, drops, strict=True):
+        x = layers[kind, again](weights, x, angles[kind.rope], masks[kind.window], drop)
     return decoder.logits(config, outer, x, policy.logits_at_once)
 
 
@@ -198,19 +242,45 @@ def extend(
     """Logits [B, V] behind the tokens numbered `last`, and the longer cache (`fnrecipe.models.model.Extend`)."""
     kinds = [_within(decoder.kind(config, number), limit) for number in range(config.num_layers)]
     outer = unshard({name: params[name] for name in params if name != "layers"})
-    x = decoder.embed(config, outer, tokens, positions, policy.dtype)
+    x = decoder.embed(config, outer, _looked_up(outer, tokens, policy), positions)
     ropes = dict.fromkeys(kind.rope for kind in kinds)
     angles = {rope: _angles(rope, positions, config.head_width, x.dtype) for rope in ropes}
     masks = {window: nn.slot_mask(positions, limit, x.dtype, window) for window in dict.fromkeys(kind.window for kind in kinds)}
-    kept = {}
+    layers, kept = {kind: _cached_layer(decoder, config, kind, limit) for kind in dict.fromkeys(kinds)}, {}
     for (name, weights), kind in zip(params["layers"].items(), kinds, strict=True):
-        piece = pieces_of(lambda function: function, config, unshard(weights))
-        query, key, value = decoder.heads(config, piece, x, angles[kind.rope])
-        kept[name] = nn.stored(cache[name], key, value, positions)
-        key, value = (slots[:, :, :limit].to(x.dtype) for slots in (kept[name].keys, kept[name].values))
-        x = decoder.rest(config, piece, x, attend(kind, query, key, value, masks[kind.window]))
+        x, kept[name] = layers[kind](unshard(weights), cache[name], x, positions, angles[kind.rope], masks[kind.window])
     chosen = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[-1]))
     return nn.all_logits(decoder.logits(config, outer, chosen, None))[:, 0], kept
+
+
+def _looked_up(outer: Tree, tokens: Tensor, policy: Policy) -> Tensor:
+    x = nn.embedding(tokens, outer["embedding"])
+    return x.to(policy.dtype or x.dtype)
+
+
+def _embedded(
+    decoder: Decoder[C],
+    config: C,
+    outer: Tree,
+    rows: tuple[Tensor, Tensor, Tensor],
+    key: Tensor | None,
+    policy: Policy,
+    noise: Noise,
+) -> tuple[Tensor, Sequence[Drops]]:
+    """What the layers begin with, of tokens, segments and positions, and what dropout in each of them comes from."""
+    tokens, segments, positions = rows
+    x, drops = _looked_up(outer, tokens, policy), [()] * config.num_layers
+    if key is None or noise == Noise():
+        return decoder.embed(config, outer, x, positions), drops
+    keys = random.fold_in(key, torch.arange(2 + 2 * config.num_layers, device=key.device))
+    numbers = nn.own_positions(nn.position_numbers(tokens), outer["embedding"])
+    if noise.neftune:
+        lengths = nn.own_positions(nn.document_sums(torch.ones_like(segments), segments), outer["embedding"])
+        x = nn.embedding_noise(x, noise.neftune, keys[0], numbers, lengths)
+    x = decoder.embed(config, outer, x, positions)
+    if not noise.dropout:
+        return x, drops
+    return nn.dropout(x, noise.dropout, keys[1], numbers), [(keys[i : i + 2], numbers) for i in range(2, len(keys), 2)]
 
 
 def _within(kind: Kind, length: int) -> Kind:
@@ -245,22 +315,30 @@ def attend(kind: Kind, query: Tensor, key: Tensor, value: Tensor, mask: Attentio
     return nn.softcapped_attention(query, key, value, mask, kind.softcap, kind.scale)
 
 
-def pieces_of(wrap: Callable[..., Callable[..., Tree]], config: DecoderConfig, weights: Tree) -> Piece:
-    """The pieces of a layer with these weights, each wrapped by `wrap`."""
+def _cached_layer(decoder: Decoder[C], config: C, kind: Kind, limit: int) -> Callable[..., tuple[Tensor, Tree]]:
+    """A layer of a kind that stores keys and values, and attends to the first `limit` slots: a region, traced once."""
 
-    def piece(function: Callable[..., Tree], *names: str) -> Callable[..., Tree]:
-        return partial(wrap(partial(function, config)), {name: weights[name] for name in names if name in weights})
+    def layer(
+        weights: Tree, cache: nn.KeyValueCache, x: Tensor, positions: Tensor, angles: Angles, mask: AttentionMask
+    ) -> tuple[Tensor, Tree]:
+        piece = Piece(lambda function: function, config, weights)
+        query, key, value = decoder.heads(config, piece, x, angles)
+        kept = nn.stored(cache, key, value, positions)
+        key, value = (slots[:, :, :limit].to(x.dtype) for slots in (kept.keys, kept.values))
+        return decoder.rest(config, piece, x, attend(kind, query, key, value, mask)), kept
 
-    return piece
+    return region(layer, "layer", inline=True)
 
 
-def _layer(decoder: Decoder[C], config: C, policy: Policy, kind: Kind, recompute: bool) -> Callable[..., Tensor]:
+def _layer(
+    decoder: Decoder[C], config: C, policy: Policy, dropout: float, kind: Kind, recompute: bool
+) -> Callable[..., Tensor]:
     """A layer of a kind that keeps what `policy` says for its gradient: a region, unless it gathers or has sums over ranks."""
 
     def layer(
-        wrap: Callable[..., Callable[..., Tree]], weights: Tree, x: Tensor, angles: Angles, mask: AttentionMask
+        wrap: Callable[..., Callable[..., Tree]], weights: Tree, x: Tensor, angles: Angles, mask: AttentionMask, drops: Drops
     ) -> Tensor:
-        piece = pieces_of(wrap, config, weights)
+        piece = Piece(wrap, config, weights, dropout, drops)
         query, key, value = decoder.heads(config, piece, x, angles)
         mixed = attend(kind, query, key, value, mask)
         return decoder.rest(config, piece, x, mixed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fnrecipe.models.flops import TokenFlops
     from fnrecipe.models.hugging_face import HuggingFace
-    from fnrecipe.nn import Logits
+    from fnrecipe.nn import Logits, Noise
     from fnrecipe.nn.attention import AttentionScope
     from fnrecipe.nn.policy import Policy
     from fnrecipe.parallel.mesh import Placement
@@ -41,6 +41,25 @@ class Apply(Protocol[C_contra]):
         *,
         policy: Policy,
         scope: AttentionScope,
+    ) -> Logits: ...
+
+
+class NoisyApply(Protocol[C_contra]):
+    """`Apply` with noise, whose numbers come from `key`, int64 [2]; None: there is no noise, as in an evaluation."""
+
+    def __call__(
+        self,
+        config: C_contra,
+        params: Tree,
+        tokens: Tensor,
+        segments: Tensor,
+        positions: Tensor,
+        key: Tensor | None,
+        /,
+        *,
+        policy: Policy,
+        scope: AttentionScope,
+        noise: Noise,
     ) -> Logits: ...
 
 
@@ -107,6 +126,7 @@ class Model(Family[C]):
     flops  (config, length of a row) -> FLOPs a position, or None
     rules  config -> patterns of parameter paths, and the dimension along which tensor parallelism cuts them; those of its
            fields that are divided by it have the metadata `fnrecipe.config.affects.CUT`
+    noisy  `apply` with what is random in training; None: the family has none, and a config that asks for it is refused
     cached `apply` to a few tokens after others, for generation; None: to each token it is applied with all before it
     """
 
@@ -114,6 +134,7 @@ class Model(Family[C]):
     apply: Apply[C]
     flops: Callable[[C, int], TokenFlops] | None = None
     rules: Callable[[C], Mapping[str, int]] = lambda config: {}
+    noisy: NoisyApply[C] | None = None
     cached: Cached[C] | None = None
 
 

@@ -26,8 +26,11 @@ def model_needs(
     count = find_family(model.family).parameters
     if count is None:
         return []
+    names = [optimizer.of(group)[0] for group in optimizer.groups]
+    moments = min(find_component(name, OPTIMIZERS).moments for name in [optimizer.name, *names])
+    moments += trainer.average is not None
     all_trained = model.adapter.name is None and trainer.trains is None
-    kept = 2 + find_component(optimizer.name, OPTIMIZERS).moments if all_trained else 1
+    kept = 2 + moments if all_trained else 1
     config = cast("DecoderConfig", model.config)
     return decoder_needs(config, model.dtype, count(config), kept, dataset, gang, trainer, ranks)
 

@@ -5,18 +5,12 @@ A weight with a bias has it beside it under its name and `_bias`. B rows, T posi
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fnrecipe import nn
 from fnrecipe.models.decoder import Angles, DecoderConfig, Piece
 from fnrecipe.nn.policy import Chunk
 from fnrecipe.tree import Tree
-
-
-def embed(config: DecoderConfig, outer: Tree, tokens: Tensor, positions: Tensor, dtype: torch.dtype | None) -> Tensor:
-    x = nn.embedding(tokens, outer["embedding"])
-    return x.to(dtype or x.dtype)
 
 
 def logits(config: DecoderConfig, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logits:
@@ -54,10 +48,6 @@ def mixed_down(config: DecoderConfig, weights: Tree, mixed: Tensor) -> Tensor:
     return nn.linear(joined(mixed), weights["output"])
 
 
-def output(config: DecoderConfig, weights: Tree, x: Tensor, mixed: Tensor) -> Tensor:
-    return x + mixed_down(config, weights, mixed)
-
-
 def normed_heads(config: DecoderConfig, weights: Tree, query: Tensor, key: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
     """Query and key heads, each normalised by itself, then rotated."""
     query = nn.rms_norm(query, weights["query_norm"], config.norm_eps)
@@ -79,12 +69,6 @@ def gated_down(config: DecoderConfig, weights: Tree, gates: Tensor, values: Tens
     return nn.linear(nn.swiglu(gates, values), weights["down"])
 
 
-def down(config: DecoderConfig, weights: Tree, x: Tensor, gates: Tensor, values: Tensor) -> Tensor:
-    return x + gated_down(config, weights, gates, values)
-
-
 def feed_forward(piece: Piece, x: Tensor) -> Tensor:
     """SwiGLU behind a norm."""
-    gates, values = piece(gated, "ffn_norm", "gate", "up")(x)
-    written: Tensor = piece(down, "down")(x, gates, values)
-    return written
+    return piece.fed(gated_down, "down")(x, *piece(gated, "ffn_norm", "gate", "up")(x))

@@ -16,6 +16,8 @@ from fnrecipe.nn.attention import softcapped_attention as softcapped_attention
 from fnrecipe.nn.cache import KeyValueCache as KeyValueCache
 from fnrecipe.nn.cache import slot_mask as slot_mask
 from fnrecipe.nn.cache import stored as stored
+from fnrecipe.nn.documents import document_bounds as document_bounds
+from fnrecipe.nn.documents import document_sums as document_sums
 from fnrecipe.nn.gated import geglu as geglu
 from fnrecipe.nn.gated import swiglu as swiglu
 from fnrecipe.nn.linear import Logits as Logits
@@ -26,9 +28,16 @@ from fnrecipe.nn.linear import embedding as embedding
 from fnrecipe.nn.linear import entered as entered
 from fnrecipe.nn.linear import linear as linear
 from fnrecipe.nn.linear import logits as logits
+from fnrecipe.nn.linear import own_positions as own_positions
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits as DeferredLogits
+from fnrecipe.nn.noise import Noise as Noise
+from fnrecipe.nn.noise import dropout as dropout
+from fnrecipe.nn.noise import embedding_noise as embedding_noise
+from fnrecipe.nn.noise import position_numbers as position_numbers
 from fnrecipe.nn.norm import layer_norm as layer_norm
 from fnrecipe.nn.norm import rms_norm as rms_norm
+from fnrecipe.nn.objective import Objective as Objective
+from fnrecipe.nn.objective import Terms as Terms
 from fnrecipe.nn.policy import Policy as Policy
 from fnrecipe.nn.rotary import llama3_scaled as llama3_scaled
 from fnrecipe.nn.rotary import rotary as rotary

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnrecipe import tree
+from fnrecipe import ops, tree
 
 
 @tree.node
@@ -28,9 +28,10 @@ class KeyValueCache:
 @tree.node
 @attrs.frozen(eq=False)
 class SlotMask:
-    """The slots for which `bias` [B, 1, T, S], added to the scores, is 0 and not -inf."""
+    """The slots for which `bias` [B, 1, T, S], added to the scores, is 0 and not -inf: of the first `reach` [] at most."""
 
     bias: Tensor
+    reach: Tensor
 
 
 def stored(cache: KeyValueCache, key: Tensor, value: Tensor, positions: Tensor) -> KeyValueCache:
@@ -49,7 +50,7 @@ def slot_mask(positions: Tensor, slots: int, dtype: torch.dtype, window: int | N
     seen = distance >= 0
     if window is not None and window < slots:
         seen = seen & (distance < window)
-    return SlotMask(torch.where(seen, 0.0, -torch.inf).to(dtype))
+    return SlotMask(torch.where(seen, 0.0, -torch.inf).to(dtype), positions.max() + 1)
 
 
 def slot_attention(query: Tensor, key: Tensor, value: Tensor, mask: SlotMask, scale: float | None = None) -> Tensor:
@@ -60,7 +61,10 @@ def slot_attention(query: Tensor, key: Tensor, value: Tensor, mask: SlotMask, sc
     if length == 1:
         # The queries of a group are rows of one product: its keys are read once, and not repeated.
         grouped = query.view(rows, groups, heads // groups, width)
-        mixed = F.scaled_dot_product_attention(grouped, key, value, mask.bias, scale=scale)
+        if query.device.type == "cpu":
+            mixed: Tensor = ops.slot_attention(grouped, key, value, mask.bias, mask.reach, scale)
+        else:
+            mixed = F.scaled_dot_product_attention(grouped, key, value, mask.bias, scale=scale)
         return mixed.reshape(rows, 1, heads, width).transpose(1, 2)  # rows are contiguous for the product that follows
     if groups != heads:
         key, value = (x.repeat_interleave(heads // groups, 1) for x in (key, value))

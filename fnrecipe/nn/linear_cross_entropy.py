@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnrecipe.nn.objective import Objective, Terms
 from fnrecipe.ops import Context, may_be_differentiated, optimization_barrier
 
 _LIFT = 2.0**10
@@ -54,16 +56,17 @@ def chunk_size(x: Tensor, weight: Tensor) -> int:
     return math.ceil(positions / max(1, number))  # no short chunk behind the others
 
 
-def cross_entropy(logits: DeferredLogits, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the nats of `targets` where `mask` holds, float32 [], and all nats, float32 [B, T], detached.
-
-    targets int64 [B, T], mask bool [B, T]. The sum may be differentiated once.
-    """
+def cross_entropy(
+    logits: DeferredLogits, targets: Tensor, weights: Tensor, objective: Objective = Objective()
+) -> tuple[Tensor, Tensor, Terms]:
+    """`fnrecipe.nn.cross_entropy` of logits that are deferred. The sum may be differentiated once."""
     wanted = may_be_differentiated(logits.weight)  # not of a frozen head, and not in an evaluation
-    total, nats, *_ = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits.x.flatten(0, -2), logits.weight, targets.flatten(), mask.flatten(), logits.chunk, logits.softcap, wanted
+    flat = logits.x.flatten(0, -2), logits.weight, targets.flatten(), weights.flatten()
+    total, _, _, *values = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        *flat, logits.chunk, logits.softcap, wanted, objective
     )
-    return total, nats.detach().view(targets.shape)
+    nats, *terms = (value.detach().view(targets.shape) for value in values)
+    return total, nats, dict(zip(objective.names, terms, strict=True))
 
 
 class _Context(Context, Protocol):
@@ -82,34 +85,43 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, chunk: int, softcap: float | None, wanted: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        chunk: int,
+        softcap: float | None,
+        wanted: bool,
+        objective: Objective,
+    ) -> tuple[Tensor, ...]:
         rounded = weight.to(x.dtype)
-        nats: list[Tensor] = []
+        found: list[Sequence[Tensor]] = []
         of_x: list[Tensor] = []
         of_weight: Tensor | None = None
         latest: Tensor | None = None
-        chunks = (torch.split(tensor, chunk) for tensor in (x, targets, mask))
+        chunks = (torch.split(tensor, chunk) for tensor in (x, targets, weights))
         for part, chosen, counted in zip(*chunks, strict=True):
             # Inductor would schedule the products of all chunks first, with all logits allocated at once.
             ordered = part if latest is None else optimization_barrier(part, latest)
-            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted, x.device.type == "cpu", softcap)
-            nats.append(values)
+            in_place = x.device.type == "cpu"
+            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted, in_place, softcap, objective)
+            found.append(values)
             of_x.append(of_part)
             if slope is not None:
                 of_weight = slope if of_weight is None else of_weight + slope
             latest = of_part if of_weight is None else of_weight
-        values = torch.cat(nats)
+        nats, *terms = (torch.cat(values) for values in zip(*found, strict=True))
         nothing = weight.new_empty(0)
-        return (values * mask).sum(), values, torch.cat(of_x), nothing if of_weight is None else of_weight.to(weight.dtype)
+        total, slope_of_x = (sum(terms, nats) * weights).sum(), torch.cat(of_x)
+        return total, slope_of_x, nothing if of_weight is None else of_weight.to(weight.dtype), nats, *terms
 
     @staticmethod
     def setup_context(
         ctx: _Context,
-        inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, float | None, bool],
-        output: tuple[Tensor, Tensor, Tensor, Tensor],
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, float | None, bool, Objective],
+        output: tuple[Tensor, ...],
     ) -> None:
-        _, _, of_x, of_weight = output
+        _, of_x, of_weight, *_ = output
         ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[6]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(of_x, of_weight)
@@ -119,35 +131,57 @@ class _CrossEntropy(torch.autograd.Function):
         if any(other is not None for other in others):
             raise NotImplementedError("the cross entropy of deferred logits has no second derivative; take it of whole logits")
         of_x, of_weight = ctx.saved_tensors
-        return (of_x * gradient).to(ctx.dtype), of_weight * gradient if ctx.wanted else None, None, None, None, None, None
+        return (of_x * gradient).to(ctx.dtype), of_weight * gradient if ctx.wanted else None, *[None] * 6
 
 
 def _of_chunk(
-    x: Tensor, targets: Tensor, mask: Tensor, weight: Tensor, wanted: bool, in_place: bool, softcap: float | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Nats [N], and the gradients of their masked sum for x [N, D] and, if it is wanted, weight [V, D] (float32).
+    x: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    weight: Tensor,
+    wanted: bool,
+    in_place: bool,
+    softcap: float | None = None,
+    objective: Objective = Objective(),
+) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
+    """Nats and terms, [N], and the gradients of their weighted sum for x [N, D] and, if it is wanted, weight [V, D] (float32).
 
     The gradient for a float16 x is float32: it may need a loss scale before it is rounded.
     """
-    # The gradient of the logits is (powers / total - onehot) * mask, with powers [N, V] and total [N, 1]. It is taken as
-    # (powers - total * onehot) * (mask / total), whose second factor goes to the smaller x and its gradient, [N, D]: one pass
-    # over the logits' memory less. On a CPU that memory is reused for all of this. On a GPU nothing is written into: then a
-    # compiler makes two kernels of it, the sums of each row and the slopes, which both read the rounded logits.
+    # The gradient of the logits is (powers / total - onehot) * weights, with powers [N, V] and total [N, 1]. It is taken as
+    # (powers - total * onehot) * (weights / total), whose second factor goes to the smaller x and its gradient, [N, D]: one
+    # pass over the logits' memory less. On a CPU that memory is reused for all of this. On a GPU nothing is written into: then
+    # a compiler makes two kernels of it, the sums of each row and the slopes, which both read the rounded logits.
     logits = softcapped(F.linear(x, weight).float(), softcap)
     falls = None if softcap is None else 1 - (logits / softcap).square()  # the derivative of the softcap
     chosen, highest = logits.gather(-1, targets[:, None]), logits.amax(-1, keepdim=True)
+    mean = logits.mean(-1) if objective.label_smoothing else None
     powers = logits.sub_(highest).exp_() if in_place else (logits - highest).exp()
     total = powers.sum(-1, keepdim=True)
-    nats = (highest + total.log() - chosen)[:, 0]
+    log_total = highest + total.log()
+    nats = (log_total - chosen)[:, 0]
+    terms = objective.terms(nats, log_total[:, 0], mean) if objective.names else {}
     if x.dtype == torch.float16:
         powers, total = powers * (_LIFT / total), torch.full_like(total, _LIFT)
-    if in_place:
-        slopes = powers.scatter_add_(-1, targets[:, None], -total)
-    else:
-        onehot = targets[:, None] == torch.arange(len(weight), device=x.device)
-        slopes = powers - torch.where(onehot, total, 0)
+    slopes = _slopes(powers, total, log_total, targets, in_place, objective)
     slopes = (slopes if falls is None else slopes * falls).to(x.dtype)
-    scale = mask[:, None] / total
+    scale = weights[:, None] / total
     of_x = (slopes @ weight) * scale
     of_weight = (slopes.t() @ (x * scale).to(x.dtype)).float() if wanted else None
-    return nats, of_x if x.dtype == torch.float16 else of_x.to(x.dtype), of_weight
+    return [nats, *terms.values()], of_x if x.dtype == torch.float16 else of_x.to(x.dtype), of_weight
+
+
+def _slopes(powers: Tensor, total: Tensor, log_total: Tensor, targets: Tensor, in_place: bool, objective: Objective) -> Tensor:
+    """The gradient for the logits times `total`: powers (1 + 2c log_total) - total ((1 - ε) onehot + ε / V), [N, V]."""
+    smoothing, size = objective.label_smoothing, powers.shape[-1]
+    if objective.z_loss:
+        factor = 1 + 2 * objective.z_loss * log_total
+        powers = powers.mul_(factor) if in_place else powers * factor
+    if smoothing:
+        shared = total * (smoothing / size)
+        powers = powers.sub_(shared) if in_place else powers - shared
+    of_target = total * (1 - smoothing) if smoothing else total
+    if in_place:
+        return powers.scatter_add_(-1, targets[:, None], -of_target)
+    onehot = targets[:, None] == torch.arange(size, device=powers.device)
+    return powers - torch.where(onehot, of_target, 0)

@@ -15,7 +15,7 @@ from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
 from fnrecipe.optim.descent import descent
 from fnrecipe.optim.moments import counter, running_mean, running_square, zeros
 from fnrecipe.optim.partition import Mask, chosen, matrices
-from fnrecipe.optim.schedule import Schedule
+from fnrecipe.optim.schedule import Decay, Schedule
 from fnrecipe.optim.transform import MeanGradient, Report, Transform
 from fnrecipe.parallel.finite import largest
 from fnrecipe.parallel.mesh import Shard, is_shard
@@ -47,7 +47,7 @@ def adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
-    weight_decay: float = 0.1,
+    weight_decay: Decay = 0.1,
     mask: Mask = matrices,
     max_norm: float | None = None,
     cautious_weight_decay: bool = False,
@@ -56,7 +56,8 @@ def adamw(
 
     As the whole update it runs torch's fused kernel, which takes one pass over memory for what takes the chain fifteen.
     Unless `eps` or `1 - betas` are next to nothing, it knows beforehand that what it makes is finite: a step at whose sizes
-    an element could overflow is not made, even if none would. With cautious decay it is always the chain.
+    an element could overflow is not made, even if none would. With cautious decay, or one that changes over steps, it is always
+    the chain.
     """
     clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
     whole = descent(
@@ -67,7 +68,7 @@ def adamw(
         max_norm=max_norm,
         cautious_weight_decay=cautious_weight_decay,
     )
-    if cautious_weight_decay:
+    if cautious_weight_decay or callable(weight_decay):
         return whole
 
     def fused_update(

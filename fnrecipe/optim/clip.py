@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.optim.transform import Report, Transform, stateless
+from fnrecipe.optim.transform import MeanGradient, Report, Transform, chain, stateless
 from fnrecipe.parallel.global_norm import global_norm
 from fnrecipe.tree import Tree
 
@@ -19,6 +20,34 @@ def clip_by_global_norm(max_norm: float) -> Transform:
         return tree.map(lambda g: g * factor, gradients), {}
 
     return stateless(clip)
+
+
+def clipped(transform: Transform, max_norm: float | None) -> Transform:
+    """`transform` behind clipping by global norm, fused if it is; without clipping if `max_norm` is None.
+
+    The state is that of a chain of both.
+    """
+    if max_norm is None:
+        return transform
+    both = chain(clip_by_global_norm(max_norm), transform)
+    fused, known = transform.fused_update, transform.bounded
+    if fused is None or known is None:
+        return both
+
+    def clip(gradients: MeanGradient) -> MeanGradient:
+        factor = clip_factor(gradients.norm, max_norm)
+        return attrs.evolve(gradients, count=gradients.count / factor, norm=gradients.norm * factor)
+
+    def fused_update(
+        gradients: MeanGradient, state: Tree, params: Tree, step: Tensor, accept: Tensor, key: Tensor
+    ) -> tuple[Tree, Tree, Report]:
+        params, inner, report = fused(clip(gradients), state[1], params, step, accept, key)
+        return params, (state[0], inner), report
+
+    def bounded(gradients: MeanGradient, state: Tree, params: Tree, step: Tensor) -> Tensor:
+        return known(clip(gradients), state[1], params, step)
+
+    return attrs.evolve(both, fused_update=fused_update, bounded=bounded)
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.optim.clip import clip_by_global_norm
 from fnrecipe.optim.partition import Mask, chosen, everything, matrices, merged, subset
-from fnrecipe.optim.schedule import Schedule
+from fnrecipe.optim.schedule import Decay, Schedule
 from fnrecipe.optim.transform import Report, Transform, chain, stateless
 from fnrecipe.tree import Tree
 
@@ -18,12 +19,12 @@ from fnrecipe.tree import Tree
 def descent(
     *directions: Transform,
     schedule: Schedule,
-    weight_decay: float = 0.0,
+    weight_decay: Decay = 0.0,
     mask: Mask = matrices,
     max_norm: float | None = None,
     cautious_weight_decay: bool = False,
 ) -> Transform:
-    """`parameter -= schedule(step) * (direction + weight_decay * parameter)`, decay where the mask holds.
+    """`parameter -= schedule(step) * (direction + weight_decay * parameter)`, decay (at that step) where the mask holds.
 
     The directions are a chain, behind clipping by global norm if `max_norm` is given.
     """
@@ -33,29 +34,34 @@ def descent(
     return chain(*clip, *directions, *decay, scale_by_learning_rate(schedule))
 
 
-def add_decayed_weights(rate: float, mask: Mask = everything) -> Transform:
-    """Adds `rate` times each parameter for which `mask` holds (decoupled decay, Loshchilov & Hutter, arXiv:1711.05101)."""
+def add_decayed_weights(rate: Decay, mask: Mask = everything) -> Transform:
+    """Adds `rate` times each parameter for which `mask` holds (decoupled decay, Loshchilov & Hutter, arXiv:1711.05101).
 
-    def decay(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
-        of_those = partial(subset, paths=chosen(params, mask))
-        decayed = tree.map(lambda u, p: torch.add(u, p, alpha=rate), of_those(updates), of_those(params))
-        return merged(updates, decayed), {}
-
-    return stateless(decay)
+    A rate that changes over steps is reported as `weight_decay`.
+    """
+    return _add(rate, mask, lambda update, parameter: parameter)
 
 
-def add_cautious_decayed_weights(rate: float, mask: Mask = everything) -> Transform:
+def add_cautious_decayed_weights(rate: Decay, mask: Mask = everything) -> Transform:
     """As `add_decayed_weights`, of those elements that the updates, which are to be subtracted, bring nearer to 0 too.
 
     (Chen et al. 2025, arXiv:2510.12402.)
     """
 
-    def decayed(update: Tensor, parameter: Tensor) -> Tensor:
-        return torch.add(update, torch.where(update * parameter >= 0, parameter, 0.0), alpha=rate)
+    return _add(rate, mask, lambda update, parameter: torch.where(update * parameter >= 0, parameter, 0.0))
+
+
+def _add(rate: Decay, mask: Mask, part: Callable[[Tensor, Tensor], Tensor]) -> Transform:
+    """Adds `rate` times `part(update, parameter)` where the mask holds."""
 
     def decay(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
         of_those = partial(subset, paths=chosen(params, mask))
-        return merged(updates, tree.map(decayed, of_those(updates), of_those(params))), {}
+        if not callable(rate):
+            added = tree.map(lambda u, p: torch.add(u, part(u, p), alpha=rate), of_those(updates), of_those(params))
+            return merged(updates, added), {}
+        now = rate(step)
+        added = tree.map(lambda u, p: u + part(u, p) * now.to(u.dtype), of_those(updates), of_those(params))
+        return merged(updates, added), {"weight_decay": now}
 
     return stateless(decay)
 

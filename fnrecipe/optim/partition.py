@@ -11,17 +11,23 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
+import attrs
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.errors import UsageError, few
-from fnrecipe.optim.transform import Report, Transform, init_parts, update_parts
+from fnrecipe.optim.transform import MeanGradient, Report, Transform, init_parts, update_parts
 from fnrecipe.parallel.mesh import is_shard, outline
 from fnrecipe.tree import Tree
 
 Mask: TypeAlias = Callable[[str, Tensor], bool]
 """(path, parameter) -> whether it is meant. The tensor has shape and dtype of the whole parameter, and no numbers."""
+
+
+Parts: TypeAlias = Callable[[Tree], Sequence[frozenset[str]]]
+"""parameters -> the paths of each part of them; each parameter is in one part."""
 
 
 def everything(path: str, parameter: Tensor) -> bool:
@@ -32,6 +38,11 @@ def everything(path: str, parameter: Tensor) -> bool:
 def matrices(path: str, parameter: Tensor) -> bool:
     """The mask that holds for what has more than one dimension."""
     return parameter.ndim > 1
+
+
+def decaying(vectors: bool) -> Mask:
+    """The mask of what decays: matrices, and `vectors` too or not."""
+    return everything if vectors else matrices
 
 
 def chosen(params: Tree, mask: Mask) -> frozenset[str]:
@@ -83,25 +94,11 @@ def split(mask: Mask, those: Transform, others: Transform) -> Transform:
 
     The state is the pair of theirs, () where there are no parameters. What both report is, of the others, `NAME/others`.
     """
-    both = (those, others)
 
-    def parts(params: Tree) -> tuple[frozenset[str], frozenset[str]]:
-        return chosen(params, mask), chosen(params, lambda path, parameter: not mask(path, parameter))
+    def parts(params: Tree) -> list[frozenset[str]]:
+        return [chosen(params, mask), chosen(params, lambda path, parameter: not mask(path, parameter))]
 
-    def init(params: Tree) -> Tree:
-        pairs = zip(both, parts(params), strict=True)
-        return tuple(init_parts(transform, subset(params, paths)) if paths else () for transform, paths in pairs)
-
-    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
-        found = [
-            update_parts(transform, subset(updates, paths), before, subset(params, paths), step) if paths else ({}, (), {})
-            for transform, before, paths in zip(both, state, parts(params), strict=True)
-        ]
-        (first, second), states, (report, other) = zip(*found, strict=True)
-        renamed = {f"{name}/others" if name in report else name: value for name, value in other.items()}
-        return merged(updates, first, second), states, {**report, **renamed}
-
-    return Transform(init, update)
+    return partition_by(parts, {"": those, "others": others})
 
 
 def partition(transforms: Mapping[str, Transform]) -> Transform:
@@ -113,20 +110,66 @@ def partition(transforms: Mapping[str, Transform]) -> Transform:
     Raises:
         UsageError: from `init` and `update`, if no pattern fits a parameter, or a pattern is the first that fits for none.
     """
+    return partition_by(lambda params: _assigned(params, list(transforms)), transforms)
+
+
+def partition_by(parts: Parts, transforms: Mapping[str, Transform]) -> Transform:
+    """Each of the transforms, by name, for one of the `parts` of the parameters.
+
+    The state is the tuple of theirs, () where there are no parameters. A number that several of them report is reported as
+    `NAME/TRANSFORM`, or as NAME for the transform called "". It is fused where all of them are.
+    """
 
     def init(params: Tree) -> Tree:
-        parts = zip(transforms.values(), _assigned(params, list(transforms)), strict=True)
-        return tuple(init_parts(transform, subset(params, paths)) for transform, paths in parts)
+        pairs = zip(transforms.values(), parts(params), strict=True)
+        return tuple(init_parts(each, subset(params, paths)) if paths else () for each, paths in pairs)
 
     def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         found = [
-            update_parts(transform, subset(updates, paths), before, subset(params, paths), step)
-            for transform, before, paths in zip(transforms.values(), state, _assigned(params, list(transforms)), strict=True)
+            update_parts(each, subset(updates, paths), before, subset(params, paths), step) if paths else NOTHING
+            for each, before, paths in zip(transforms.values(), state, parts(params), strict=True)
         ]
-        new, states, reports = zip(*found, strict=True)
-        return merged(updates, *new), states, _named(dict(zip(transforms, reports, strict=True)))
+        return _joined(updates, list(transforms), found)
 
-    return Transform(init, update)
+    return _fused_by(parts, transforms, Transform(init, update))
+
+
+def _fused_by(parts: Parts, transforms: Mapping[str, Transform], whole: Transform) -> Transform:
+    """`whole`, the partition of transforms, with their fused updates if all of them have one that is bounded."""
+    updates = [each.fused_update for each in transforms.values() if each.fused_update]
+    bounds = [each.bounded for each in transforms.values() if each.bounded]
+    if not len(updates) == len(bounds) == len(transforms):
+        return whole
+
+    def fused_update(
+        gradients: MeanGradient, state: Tree, params: Tree, step: Tensor, accept: Tensor, key: Tensor
+    ) -> tuple[Tree, Tree, Report]:
+        found = [
+            each(_part(gradients, paths), before, subset(params, paths), step, accept, key) if paths else NOTHING
+            for each, before, paths in zip(updates, state, parts(params), strict=True)
+        ]
+        return _joined(params, list(transforms), found)
+
+    def bounded(gradients: MeanGradient, state: Tree, params: Tree, step: Tensor) -> Tensor:
+        zipped = zip(bounds, state, parts(params), strict=True)
+        known = [each(gradients, before, subset(params, paths), step) for each, before, paths in zipped if paths]
+        return torch.stack(known).all()
+
+    return attrs.evolve(whole, fused_update=fused_update, bounded=bounded)
+
+
+NOTHING: tuple[Tree, Tree, Report] = ({}, (), {})
+"""What is made of no parameters."""
+
+
+def _part(gradients: MeanGradient, paths: frozenset[str]) -> MeanGradient:
+    """Some of the gradients; `norm` stays that of all, and so a bound of theirs."""
+    return attrs.evolve(gradients, total=subset(gradients.total, paths))
+
+
+def _joined(values: Tree, names: Sequence[str], found: Sequence[tuple[Tree, Tree, Report]]) -> tuple[Tree, Tree, Report]:
+    new, states, reports = zip(*found, strict=True)
+    return merged(values, *new), states, _named(dict(zip(names, reports, strict=True)))
 
 
 def _assigned(params: Tree, patterns: Sequence[str]) -> list[frozenset[str]]:
@@ -147,10 +190,10 @@ def _assigned(params: Tree, patterns: Sequence[str]) -> list[frozenset[str]]:
 
 
 def _named(reports: Mapping[str, Report]) -> Report:
-    """All numbers of the reports by pattern, under names of their own."""
+    """All numbers of the reports by pattern, under names of their own; those of "" keep theirs."""
     names = Counter(name for report in reports.values() for name in report)
     return {
-        name if names[name] == 1 else f"{name}/{pattern}": value
+        name if names[name] == 1 or not pattern else f"{name}/{pattern}": value
         for pattern, report in reports.items()
         for name, value in report.items()
     }

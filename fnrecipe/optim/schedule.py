@@ -10,11 +10,40 @@ import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+import attrs
 import torch
 from torch import Tensor
 
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
 """int64 [] -> float64 []"""
+
+Decay: TypeAlias = float | Schedule
+"""A weight decay: one number, or one for each step."""
+
+
+@attrs.frozen
+class Schedules:
+    """What an optimizer changes over steps.
+
+    rate   the greatest learning rate -> its schedule; the schedules themselves, called with it, give the same
+    decay  the greatest weight decay -> it at each step
+    """
+
+    rate: Callable[[float], Schedule]
+    decay: Callable[[float], Decay] = lambda number: number
+
+    def __call__(self, peak: float) -> Schedule:
+        return self.rate(peak)
+
+    def scaled(self, factor: float) -> Schedules:
+        """These, with all learning rates times the factor."""
+
+        def rate(peak: float) -> Schedule:
+            schedule = self.rate(peak)
+            return lambda step: schedule(step) * factor
+
+        return self if factor == 1 else attrs.evolve(self, rate=rate)
+
 
 Tail: TypeAlias = Literal["linear", "1-sqrt", "cosine"]
 _TAILS: dict[Tail, Callable[[Tensor], Tensor]] = {

@@ -24,6 +24,11 @@ def all_positions(x: Tensor, axis: Axis) -> Tensor:
     return with_transpose(lambda xs: all_gather(xs, [1], axis), lambda xs: reduce_scatter(xs, [1], axis))([x])[0]
 
 
+def own_positions(x: Tensor, axis: Axis) -> Tensor:
+    """This rank's positions [B, T / axis.size, …] of what all ranks have of all positions."""
+    return x.chunk(axis.size, 1)[axis.index]
+
+
 def sum_of_positions(x: Tensor, axis: Axis) -> Tensor:
     """Reduce-scatter of x [B, T, D] along positions: [B, T / axis.size, D]; its transpose is an all-gather."""
     return with_transpose(lambda xs: reduce_scatter(xs, [1], axis), lambda xs: all_gather(xs, [1], axis))([x])[0]
@@ -48,7 +53,14 @@ def embedding(tokens: Tensor, weight: Shard) -> Tensor:
 
 def cross_entropy(logits: Shard, targets: Tensor) -> Tensor:
     """Nats, float32 [B, T], of targets [B, T] under logits [B, T, V], whose vocabulary is sharded."""
-    return _cross_entropy(logits.axis).apply(logits.local.float(), targets)[0]  # type: ignore[no-any-return, no-untyped-call]
+    return _cross_entropy(logits.axis, False).apply(logits.local.float(), targets)[0]  # type: ignore[no-any-return, no-untyped-call]
+
+
+def statistics(logits: Shard, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, the logarithm of the softmax's denominator, and the mean of all logits, float32 [B, T] each."""
+    nats, _, *others = _cross_entropy(logits.axis, True).apply(logits.local.float(), targets)  # type: ignore[no-untyped-call]
+    log_total, mean = others
+    return nats, log_total, mean
 
 
 def all_logits(logits: Shard) -> Tensor:
@@ -56,28 +68,36 @@ def all_logits(logits: Shard) -> Tensor:
     return all_gather([logits.local], [logits.local.ndim - 1], logits.axis)[0]
 
 
-def _cross_entropy(axis: Axis) -> type[torch.autograd.Function]:
+def _cross_entropy(axis: Axis, with_others: bool) -> type[torch.autograd.Function]:
     class CrossEntropy(torch.autograd.Function):
         @staticmethod
-        def forward(logits: Tensor, targets: Tensor) -> Pair:
+        def forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
             largest = c10d.wait_tensor(c10d.all_reduce(logits.amax(-1), "max", axis.group))
             powers = torch.exp(logits - largest[..., None])
             rows, is_local = _local(targets, logits.shape[-1], axis)
             chosen = logits.gather(-1, rows[..., None])[..., 0] * is_local
-            total, chosen = all_reduce([powers.sum(-1), chosen], axis)
-            return torch.log(total) + largest - chosen, powers / total[..., None]
+            sums = [logits.sum(-1)] if with_others else []
+            total, chosen, *sums = all_reduce([powers.sum(-1), chosen, *sums], axis)
+            log_total = torch.log(total) + largest
+            others = [log_total, *(each / (axis.size * logits.shape[-1]) for each in sums)] if with_others else []
+            return log_total - chosen, powers / total[..., None], *others
 
         @staticmethod
-        def setup_context(ctx: Context, inputs: Pair, output: Pair) -> None:
+        def setup_context(ctx: Context, inputs: Pair, output: tuple[Tensor, ...]) -> None:
             ctx.mark_non_differentiable(output[1])
             ctx.save_for_backward(inputs[1], output[1])
 
         @staticmethod
-        def backward(ctx: Context, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        def backward(ctx: Context, gradient: Tensor, _: Tensor, *others: Tensor) -> tuple[Tensor, None]:
             targets, probabilities = ctx.saved_tensors
             rows, is_local = _local(targets, probabilities.shape[-1], axis)
             chosen = torch.zeros_like(probabilities).scatter(-1, rows[..., None], is_local[..., None].to(probabilities.dtype))
-            return gradient[..., None] * (probabilities - chosen), None
+            slope = gradient[..., None] * (probabilities - chosen)
+            if others:
+                of_log_total, of_mean = others
+                size = axis.size * probabilities.shape[-1]
+                slope = slope + of_log_total[..., None] * probabilities + of_mean[..., None] / size
+            return slope, None
 
     return CrossEntropy
 

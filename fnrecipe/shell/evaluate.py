@@ -9,6 +9,7 @@ from typing import Generic
 
 import attrs
 
+from fnrecipe.config import ShellConfig
 from fnrecipe.data import Source
 from fnrecipe.loss import Sums
 from fnrecipe.observe import Tick
@@ -19,6 +20,7 @@ from fnrecipe.shell.metrics import means
 from fnrecipe.shell.recorders.jsonl import last_step, path_of
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.streams import evaluation_source
+from fnrecipe.step import State, averaged
 from fnrecipe.tree import Tree
 
 
@@ -36,13 +38,19 @@ class Evaluator(Generic[C]):
         return evaluation_source(self.session, self.name)
 
 
+def shown_params(config: ShellConfig, state: State) -> Tree:
+    """The parameters that a run shows numbers and text of: their average, or those of the last step."""
+    average = config.trainer.average
+    return averaged(state) if average is not None and average.evaluate else state.params
+
+
 def evaluate(evaluator: Evaluator[C], tick: Tick, write: Write) -> None:
     """Records the sums on the first batches of the stream, unless they are recorded or a signal comes."""
     session, name = evaluator.session, evaluator.name
     recorded = session.gang.leads and last_step(path_of(session.out, name)) >= tick.number
     if all_gather_objects(session.gang, recorded)[0]:
         return
-    params = tick.state.params
+    params = shown_params(session.config, tick.state)
     batches = islice(evaluator.batches(None), session.config.regime.num_validation_batches)
     sums = [evaluator.sums(params, batch) for batch, _ in batches]
     if session.gang.alone and session.signals.received is not None:

@@ -22,7 +22,7 @@ from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.identity import identity
-from fnrecipe.shell.load import load
+from fnrecipe.shell.load import Weights, load
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import write_facts
 
@@ -39,10 +39,11 @@ def export(
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
     replace: bool = False,
+    weights: Weights = "latest",
 ) -> Exported:
     """Writes the model of a run as the directory `out`, which transformers, vLLM and others load.
 
-    run, recipe, step   as `load` takes them
+    run, recipe, step, weights   as `load` takes them
     dtype               float32, bfloat16 or float16; None: that of the run
     shard_size          bytes of a file of weights at most
     replace             whether a directory that is there gives way
@@ -50,7 +51,7 @@ def export(
     Raises:
         UsageError, CheckpointError: as `load`; if `out` is there already; if the recipe's model has no form of Hugging Face.
     """
-    found = load(run, recipe, step=step)
+    found = load(run, recipe, step=step, weights=weights)
     model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
     return hugging_face.export(
@@ -72,9 +73,10 @@ def export_gguf(
     recipe: Recipe[Any] | str | None = None,
     step: int | None = None,
     dtype: str | None = None,
+    weights: Weights = "latest",
 ) -> ExportedGGUF:
     """Writes the model of a run as the GGUF file `out`, which llama.cpp and others load; the rest as for `export`."""
-    found = load(run, recipe, step=step)
+    found = load(run, recipe, step=step, weights=weights)
     model, tokenizer = exportable(found.recipe, found.config)
     kind = None if dtype is None else getattr(torch, dtype)
     name, template = Path(run).resolve().name, _chat_template(found.config)
@@ -89,9 +91,10 @@ def export_adapter(
     recipe: Recipe[Any] | str | None = None,
     step: int | None = None,
     dtype: str | None = None,
+    weights: Weights = "latest",
 ) -> ExportedAdapter:
     """Writes the adapter of a run alone, as the directory `out`, which peft loads beside the base; the rest as for `export`."""
-    found = load(run, recipe, step=step)
+    found = load(run, recipe, step=step, weights=weights)
     model, _ = exportable(found.recipe, found.config)
     return adapter.export(Path(out), model, found.params, dtype=None if dtype is None else getattr(torch, dtype))
 
@@ -119,7 +122,9 @@ def export_at_end(session: Session[C]) -> None:
     """Writes the model of the last checkpoint to the run's directory, by one rank, if the config says so."""
     if session.config.regime.export_hugging_face and session.gang.leads:
         place = session.out / run_dir.HUGGING_FACE
-        export(session.out, place, recipe=session.recipe, replace=True)
+        average = session.config.trainer.average
+        weights: Weights = "average" if average is not None and average.evaluate else "latest"
+        export(session.out, place, recipe=session.recipe, replace=True, weights=weights)
         session.display.line(f"exported: {place}")
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import attrs
 import torch
 
 from fnrecipe import checkpoint, random, tree
 from fnrecipe.checkpoint import Checkpoint
+from fnrecipe.checkpoint.tensors import Saved
 from fnrecipe.config import resolve
 from fnrecipe.errors import CheckpointError, UsageError, one_line
+from fnrecipe.optim.partition import merged, subset
+from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.files import read
@@ -22,7 +25,11 @@ from fnrecipe.shell.find import find
 from fnrecipe.tree import Tree
 
 _MAX_BYTES = 1 << 20
-_PARAMS = "params"
+_PARAMS, _MEAN = "params", "average.mean"
+
+Weights: TypeAlias = Literal["latest", "average"]
+"""Which parameters of a checkpoint are meant: those of its step, or their average."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -34,10 +41,13 @@ class LoadedRun(NamedTuple):
     params: Tree
 
 
-def load(run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int | None = None) -> LoadedRun:
+def load(
+    run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int | None = None, weights: Weights = "latest"
+) -> LoadedRun:
     """The run in the output directory `run`, whatever number of processes trained it and however they cut its state.
 
-    The parameters are those of its newest whole checkpoint, or of the one of `step`.
+    The parameters are those of its newest whole checkpoint, or of the one of `step`; with weights="average", their average
+    (`trainer.average`), in their dtype.
 
     The recipe is found by its name in `run.json`, and its code runs, as it does to train it. Where it is somewhere else by now,
     or for a run of somebody whom you do not trust, give the `recipe`, or a name by which `fnrecipe train` finds one.
@@ -51,7 +61,7 @@ def load(run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int 
     if not (out / run_dir.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
     config, _ = resolve(found.config, [out / run_dir.CONFIG])
-    params = read_params(found, config, _checkpoint(out, step), torch.device("cpu"), replicated)
+    params = read_params(found, config, _checkpoint(out, step), torch.device("cpu"), replicated, weights)
     return LoadedRun(found, config, params)
 
 
@@ -94,15 +104,37 @@ def _instead(out: Path, name: str) -> str:
     return f"no {name} in it" if out.is_dir() else "no directory"
 
 
-def read_params(recipe: Recipe[Any], config: Any, found: Checkpoint, device: torch.device, place: Placement) -> Tree:
-    """The parameters in a checkpoint, as `place(path, leaf)` leaves them, on a device.
+def read_params(
+    recipe: Recipe[Any],
+    config: Any,
+    found: Checkpoint,
+    device: torch.device,
+    place: Placement,
+    weights: Weights = "latest",
+) -> Tree:
+    """The parameters in a checkpoint, as `place(path, leaf)` leaves them, on a device; with "average", that of those trained.
 
     Raises:
-        CheckpointError: if they are not those of the config, or cannot be read.
+        CheckpointError: if they are not those of the config, or cannot be read; if there is no average.
     """
     # No number is drawn: on the device meta, `init` says no more than what the parameters are like.
     outline = recipe.init(config, random.key(config.common.seed, torch.device("meta")), place)
     like = {_PARAMS: tree.map(lambda leaf: torch.empty_like(leaf, device=device), outline)}
-    tensors = {path: saved for path, saved in found.tensors.items() if path.partition(".")[0] == _PARAMS}
-    restored: Tree = checkpoint.restore(attrs.evolve(found, tensors=tensors), like)[_PARAMS]
-    return restored
+    params: Tree = _restored(found, _PARAMS, like)[_PARAMS]
+    if weights == "latest":
+        return params
+    names = {path.removeprefix(f"{_MEAN}.") for path in _below(found, _MEAN)}
+    if not names:
+        raise CheckpointError(f"{found.directory}: expected an average of the parameters (trainer.average), found none")
+    latest = subset(params, names)
+    mean = tree.map(lambda leaf: torch.empty_like(wide(leaf)), latest)
+    average = _restored(found, _MEAN, {"average": {"mean": mean}})["average"]["mean"]
+    return merged(params, tree.map(lambda leaf, like: leaf.to(like.dtype), average, latest))
+
+
+def _restored(found: Checkpoint, prefix: str, like: Tree) -> Tree:
+    return checkpoint.restore(attrs.evolve(found, tensors=_below(found, prefix)), like)
+
+
+def _below(found: Checkpoint, prefix: str) -> dict[str, Saved]:
+    return {path: saved for path, saved in found.tensors.items() if path.startswith(f"{prefix}.")}

@@ -31,8 +31,8 @@ def save(session: Session[C], start: Cursor, tick: Tick) -> None:
 
 
 def check_finite(session: Session[C], state: State, name: str) -> None:
-    """Raises NonFiniteError, on all ranks, if the parameters or the optimizer's state hold numbers that are not finite."""
-    leaves = tree.paths({"params": state.params, "optimizer": state.optimizer})
+    """Raises NonFiniteError, on all ranks, if parameters, average or optimizer hold numbers that are not finite."""
+    leaves = tree.paths({"params": state.params, "optimizer": state.optimizer, "average": state.average})
     good = torch.stack([leaf.isfinite().all() for leaf in leaves.values()]).tolist()
     mine = [path for path, fine in zip(leaves, good, strict=True) if not fine]
     bad = list(dict.fromkeys(path for paths in all_gather_objects(session.gang, mine) for path in paths))

@@ -12,6 +12,8 @@ import torch
 
 from fnrecipe import random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
+from fnrecipe.compiler.inductor import in_one_piece
+from fnrecipe.compiler.packed import packed_weights
 from fnrecipe.config import ModelSection, ShellConfig, TokenizerSection
 from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.config.sections.model import ModelConfig
@@ -29,8 +31,9 @@ from fnrecipe.interop import pretrained
 from fnrecipe.interop.survey import describe_model
 from fnrecipe.models.model import find_model
 from fnrecipe.parallel.mesh import replicated
+from fnrecipe.runtime import capacity
 from fnrecipe.runtime.files import read
-from fnrecipe.shell.load import load
+from fnrecipe.shell.load import Weights, load
 from fnrecipe.streams import tokenizer_of
 from fnrecipe.tree import Tree
 
@@ -66,13 +69,19 @@ class Speaker:
         return [self.tokenizer.bos] * self.add_bos + ids
 
 
-def open_speaker(path: Path, *, dtype: str | None = None, device: torch.device | None = None) -> Speaker:
+def open_speaker(
+    path: Path, *, dtype: str | None = None, device: torch.device | None = None, weights: Weights = "latest"
+) -> Speaker:
     """The model in a directory of Hugging Face or of a run; `dtype`: that of its parameters, its own by default.
+
+    `weights`: which parameters of a run, as `load` takes it.
 
     Raises:
         UsageError, CheckpointError: if there is no model with a tokenizer, or it cannot be read.
     """
-    speaker = _of_hugging_face(path, dtype) if is_hugging_face(str(path)) else _of_run(path)
+    if is_hugging_face(str(path)) and weights != "latest":
+        raise UsageError(f"--weights: expected the directory of a run, found one of Hugging Face: {path}")
+    speaker = _of_hugging_face(path, dtype) if is_hugging_face(str(path)) else _of_run(path, weights)
     wanted = None if dtype is None else getattr(torch, dtype)
     params = tree.map(lambda leaf: leaf.to(dtype=wanted, device=device), speaker.params)
     return attrs.evolve(speaker, params=params)
@@ -90,8 +99,8 @@ def _of_hugging_face(path: Path, dtype: str | None) -> Speaker:
     return Speaker(path, model, params, tokenizer, _adds_bos(path, tokenizer), _eos(path, tokenizer), path)
 
 
-def _of_run(path: Path) -> Speaker:
-    recipe, config, params = load(path)
+def _of_run(path: Path, weights: Weights) -> Speaker:
+    recipe, config, params = load(path, weights=weights)
     model, section = getattr(config, "model", None), getattr(config, "tokenizer", None)
     if not isinstance(model, ModelSection):
         raise UsageError(f"{path}: expected a recipe with a section model, found {recipe.name}, which has none")
@@ -146,9 +155,11 @@ def chat_template(speaker: Speaker, given: Path | None) -> ChatTemplate:
     return read_chat_template(str(found))
 
 
-def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]:
-    """The functions that generate, in the dtype of the parameters."""
+def generator_of(speaker: Speaker, sampling: Sampling, *, compiled: bool = False) -> Generator[ModelConfig]:
+    """The functions that generate, in the dtype of the parameters; the step is `compiled`, or run operation by operation."""
     device = tree.leaves(speaker.params)[0].device
+    packed = device.type == "cpu" and _is_small(speaker.params)
+    backend = in_one_piece if compiled else packed_weights() if packed else interpreter
     return make_generator(
         cached_by(find_model(speaker.model.family)),
         speaker.model.config,
@@ -156,8 +167,15 @@ def generator_of(speaker: Speaker, sampling: Sampling) -> Generator[ModelConfig]
         context=speaker.context,
         vocab_size=min(speaker.tokenizer.vocab_size, speaker.model.config.vocab_size),
         dtype=tree.leaves(speaker.params)[0].dtype,
-        captured=cuda_graph(interpreter) if device.type == "cuda" else None,
+        backend=backend,
+        captured=cuda_graph(backend) if device.type == "cuda" else None,
     )
+
+
+def _is_small(params: Tree) -> bool:
+    """Whether a second copy of the parameters is nothing to the memory of the machine."""
+    size: int = sum(leaf.nbytes for leaf in tree.leaves(params))
+    return 4 * size <= (capacity.memory() or 0)
 
 
 def answers(

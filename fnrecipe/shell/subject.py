@@ -22,7 +22,7 @@ from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.find import find
-from fnrecipe.shell.load import read_params, recorded_recipe
+from fnrecipe.shell.load import Weights, read_params, recorded_recipe
 from fnrecipe.tree import Tree
 
 LONGEST = 2048
@@ -45,12 +45,14 @@ class Subject:
 
     directory  where it is
     step       of the checkpoint whose parameters are evaluated; None: the newest whole one, or a directory of Hugging Face
+    weights    which of its parameters
     """
 
     directory: Path
     recipe: Recipe[Any]
     config: Any
     step: int | None
+    weights: Weights = "latest"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -67,6 +69,7 @@ def subject(
     path: str,
     *,
     step: int | None = None,
+    weights: Weights = "latest",
     recipe: Recipe[Any] | str | None = None,
     files: Sequence[Path] = (),
     pairs: Sequence[str] = (),
@@ -80,6 +83,8 @@ def subject(
         UsageError: if that is no such directory, has no tokenizer, or its recipe is not one of text as `lm` is.
     """
     if is_hugging_face(path):
+        if weights != "latest":
+            raise UsageError(f"--weights: expected the directory of a run, found one of Hugging Face: {path}")
         return _hugging_face(path, step, recipe, files, pairs)
     out = Path(path)
     if not (out / run_dir.CONFIG).is_file():
@@ -87,7 +92,7 @@ def subject(
         raise UsageError(f"{out}: expected the directory of a run, or one of Hugging Face, found {instead}")
     found = recorded_recipe(out) if recipe is None else _named(recipe)
     config, _ = resolve(found.config, [out / run_dir.CONFIG, *files], [*_pairs(_WHOLE), *pairs])
-    return _checked(Subject(out, found, config, step))
+    return _checked(Subject(out, found, config, step, weights))
 
 
 def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> tuple[Tree, int | None]:
@@ -104,7 +109,7 @@ def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> t
     there = checkpoint.newest(root, _log.warning, gang) if found.step is None else checkpoint.of_step(root, found.step)
     if there is None:
         raise CheckpointError(f"{found.directory}: expected a checkpoint, found none")
-    return recipe.model(config, read_params(recipe, config, there, device, mesh.cut)), there.step
+    return recipe.model(config, read_params(recipe, config, there, device, mesh.cut, found.weights)), there.step
 
 
 def _hugging_face(

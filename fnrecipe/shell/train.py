@@ -30,7 +30,7 @@ from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_m
 from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.display import Display, duration
-from fnrecipe.shell.evaluate import Evaluator, evaluate
+from fnrecipe.shell.evaluate import Evaluator, evaluate, shown_params
 from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled
@@ -184,7 +184,7 @@ def _end(session: Session[C], last: Tick, steps: int) -> int:
     if last.number == 0:
         raise UsageError(NO_ROW)
     if last.stop is None:
-        stop = sample(session, last.state.params)
+        stop = sample(session, shown_params(session.config, last.state))
         export_at_end(session)
     if stop is not None:
         display.line(f"{Signal(stop).name}: saved step {last.number:,}; the same command goes on from there")

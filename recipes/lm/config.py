@@ -13,6 +13,7 @@ from fnrecipe.config import (
     CommonSection,
     DatasetSection,
     GangSection,
+    LossSection,
     LRSchedulerSection,
     ModelSection,
     OptimizerSection,
@@ -39,6 +40,7 @@ class LMConfig:
     tokenizer: TokenizerSection = field(factory=TokenizerSection)
     gang: GangSection = field(factory=GangSection)
     trainer: TrainerSection = field(factory=TrainerSection)
+    loss: LossSection = field(factory=LossSection)
     optimizer: OptimizerSection = field(factory=OptimizerSection)
     lr_scheduler: LRSchedulerSection = field(factory=LRSchedulerSection)
     regime: RegimeSection = field(factory=RegimeSection)

@@ -42,9 +42,10 @@ def model(config: LMConfig, params: Tree) -> Tree:
 
 
 def loss(config: LMConfig) -> Loss:
-    dataset = config.dataset
+    dataset, section = config.dataset, config.loss
     apply = presets.apply(config.model, config.trainer, dataset.attention, dataset.documents_per_row)
-    return next_token_loss(apply, source_list(config))
+    objective = presets.objective(section)
+    return next_token_loss(apply, source_list(config), objective, length_normalization=section.length_normalization)
 
 
 def update(config: LMConfig) -> Transform:

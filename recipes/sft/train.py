@@ -43,9 +43,10 @@ def model(config: SFTConfig, params: Tree) -> Tree:
 
 
 def loss(config: SFTConfig) -> Loss:
-    dataset = config.dataset
+    dataset, section = config.dataset, config.loss
     apply = presets.apply(config.model, config.trainer, dataset.attention, dataset.documents_per_row)
-    return next_token_loss(apply, source_list(config))
+    objective = presets.objective(section)
+    return next_token_loss(apply, source_list(config), objective, length_normalization=section.length_normalization)
 
 
 def update(config: SFTConfig) -> Transform:

@@ -19,7 +19,7 @@ from fnrecipe.config import resolve
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.shell.train import train
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
-from tests.helpers import pairs, write_texts
+from tests.helpers import compiles, pairs, write_texts
 from tests.interop.conftest import model_of, write_tokenizer
 
 Run = Callable[..., Ended]
@@ -66,6 +66,13 @@ def test_one_answer_is_shown_and_many_are_lines_of_the_same_texts(run: Run, trai
     assert {row["finish"] for row in found} <= {"length", "stop"}
     again = run("generate", trained, "--file", file, "--n", "2", "--batch-size", "4", *options)
     assert lines(again.out) == found
+
+
+@compiles
+@pytest.mark.slow
+def test_a_compiled_step_says_the_same(run: Run, trained: Path) -> None:
+    options = ("--prompt", "the fold", "--max-tokens", "8", "--temperature", "0")
+    assert run("generate", trained, "--compile", *options).out == run("generate", trained, *options).out != ""
 
 
 def test_a_directory_of_hugging_face_says_what_transformers_says(run: Run, from_elsewhere: Path) -> None:

@@ -79,3 +79,16 @@ def test_a_file_in_the_way_is_told_and_kept(graph: Graph, tmp_path: Path) -> Non
 @pytest.mark.parametrize("args", [["lmm"], ["lm", "--config", "a=1"]])
 def test_wrong_usage_is_told(tmp_path: Path, args: list[str]) -> None:
     assert_usage_error(fnrecipe("graph", *args, cwd=tmp_path))
+
+
+def test_groups_of_parameters_are_told_with_what_is_done_to_them(graph: Graph) -> None:
+    groups = "optimizer.groups=[{params: ['@norms'], weight_decay: 0.5}, {params: [layers.0.*], lr_scale: 0.25}]"
+    ended = graph("--config", groups, "optimizer.config.weight_decay=0.2")
+    layer = (PARAMETERS - 264 * 32) // 2
+    assert cells(ended, "@norms") == [
+        *("@norms", "adamw", "x 1", "0.5", "layers.*.attention_norm, layers.*.ffn_norm, norm"),
+        *("5", f"{5 * 32}"),
+    ]
+    assert cells(ended, "layers.0.*")[1:4] == ["adamw", "x 0.25", "0.2, of matrices"]
+    assert cells(ended, "layers.0.*")[-2:] == ["7", f"{layer:,}"]
+    assert cells(ended, "others")[-2:] == ["8", f"{layer + 264 * 32:,}"]

@@ -107,8 +107,8 @@ def test_a_value_and_a_section_of_one_name_take_each_others_place() -> None:
         ("model.config.seed=1", "did you mean common.seed?"),
         (
             "trainer.zzz=1",
-            "valid names: activation_checkpointing, cuda_graph, dtype, fp16_loss_scale, jit, logits_at_once, max_grad_norm, "
-            "max_skipped_steps",
+            "valid names: activation_checkpointing, average, cuda_graph, dtype, fp16_loss_scale, jit, logits_at_once, "
+            "max_grad_norm, max_skipped_steps",
         ),
         ("regime.zzz={}", "valid names: "),
     ],

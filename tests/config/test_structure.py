@@ -14,6 +14,8 @@ from fnrecipe.config import resolve, structure, unstructure
 from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import LMConfig, config
 
+ADAMW = ("lr", "betas", "eps", "weight_decay", "decay_vectors", "cautious_weight_decay")
+
 
 def refusal(*pairs: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
@@ -88,9 +90,9 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer.config.betas=0.9", "a list", "0.9"),
         ("optimizer.config.betas=[]", "a list of 2 values", "[]"),
         ("optimizer.config.betas=[0.9, 0.95, 0.99]", "a list of 2 values", "[0.9, 0.95, 0.99]"),
-        ("optimizer.config=null", "a section with the keys lr, betas, eps, weight_decay, cautious_weight_decay", "null"),
-        ("optimizer=adamw", "a section with the keys name, config", "'adamw'"),
-        ("optimizer=[1]", "a section with the keys name, config", "[1]"),
+        ("optimizer.config=null", f"a section with the keys {', '.join(ADAMW)}", "null"),
+        ("optimizer=adamw", "a section with the keys name, config, weight_decay_scheduler, groups", "'adamw'"),
+        ("optimizer=[1]", "a section with the keys name, config, weight_decay_scheduler, groups", "[1]"),
         ("trainer.jit=false", "auto or off or trace or inductor", "false"),
         ("trainer.jit=null", "auto or off or trace or inductor", "null"),
         ("dataset.packing=[1]", "best_fit or concat", "[1]"),
@@ -263,8 +265,11 @@ def test_data_is_plain_and_in_the_order_of_the_fields() -> None:
             "betas": [0.9, 0.95],
             "eps": 1e-8,
             "weight_decay": 0.1,
+            "decay_vectors": False,
             "cautious_weight_decay": False,
         },
+        "weight_decay_scheduler": None,
+        "groups": [],
     }
     assert structure(data, config) == config
 

@@ -184,6 +184,7 @@ def test_a_family_of_a_user_has_its_own_config_and_archs(name: str, here: Path) 
         "family": name,
         "arch": "wide",
         "dtype": "float32",
+        "dropout_p": 0.0,
         "config": {"vocab_size": 300, "max_seq_len": 256, "width": 70},
     }
     assert sources_of(sources, "model.config") == {"vocab_size": "default", "max_seq_len": "command line", "width": "arch wide"}
@@ -191,7 +192,13 @@ def test_a_family_of_a_user_has_its_own_config_and_archs(name: str, here: Path) 
 
 def test_an_optimizer_of_a_user_has_its_own_config() -> None:
     found, _ = resolved(["optimizer={name: my_optimizer:sgd, config: {momentum: 0.9}}"])
-    assert unstructure(found.optimizer) == {"name": "my_optimizer:sgd", "config": {"lr": 0.1, "momentum": 0.9}}
+    expected = {
+        "name": "my_optimizer:sgd",
+        "config": {"lr": 0.1, "momentum": 0.9},
+        "weight_decay_scheduler": None,
+        "groups": [],
+    }
+    assert unstructure(found.optimizer) == expected
     assert refusal(["optimizer={name: my_optimizer:sgd, config: {betas: [0.9, 0.9]}}"]) == [
         "optimizer.config.betas: expected a known key, found 'betas' (command line); valid names: lr, momentum"
     ]

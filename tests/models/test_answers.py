@@ -140,6 +140,22 @@ def test_packed_losses_and_gradients_are_those_of_answers_in_rows_of_their_own(n
     assert_close(grad(packed)(MODEL), grad(plain)(MODEL), 2e-4)
 
 
+def test_the_reference_has_no_noise() -> None:
+    found, apply, key = [], apply_by("document"), random.key(5)
+
+    def record(params: Tree, *rows: Tensor | None) -> nn.Logits:
+        found.append((params, rows[-1]))
+        return apply(params, *rows)  # type: ignore[arg-type]
+
+    dpo = find_component("dpo", CRITERIA)
+    preference_loss(record, dpo.make(dpo.config()), reference="model", pairs=True)(PARAMS, batch_of(PAIRS), key)
+    (model, given), (reference, none) = found
+    assert given is key
+    assert none is None
+    assert model.keys() == MODEL.keys()
+    assert reference is OTHER
+
+
 @pytest.mark.parametrize("name", ["dpo", "orpo", "kto"])
 def test_rewards_are_counted(name: str) -> None:
     criterion = find_component(name, CRITERIA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fnrecipe import nn, random, tree
 from fnrecipe.compiler import trace
 from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config.find import known
+from fnrecipe.config.patterns import tag
 from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.models import decoder
 from fnrecipe.models.gemma2 import model as gemma2
@@ -70,6 +72,24 @@ def assert_is_transformers(family: str, config: Any) -> None:
 
 def test_every_family_is_tested() -> None:
     assert sorted(TINY) == known(FAMILIES)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_tags_are_the_kinds_of_modules_in_transformers(family: str) -> None:
+    config, model = tiny(family), find_model(family)
+    params = random_params(model, config)
+    theirs = reference(model, config, params)
+    for path, (_, name) in places(model, config, params).items():
+        module, _, kind = name.rpartition(".")
+        of_module = type(theirs.get_submodule(module)).__name__
+        if kind == "bias":
+            expected = "@biases"
+        elif module == "lm_head":
+            expected = "@head"
+        else:
+            kinds = {"Norm": "@norms", "Embedding": "@embedding", "Linear": "@matrices", "Conv1D": "@matrices"}
+            expected = kinds[re.sub(".*(?=(Norm|Embedding)$)", "", of_module)]
+        assert tag(path, tree.paths(params)[path].ndim) == expected, path
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -259,7 +279,7 @@ def test_embeddings_of_gemma_are_scaled_in_the_dtype_of_activations(width: int) 
     theirs = Gemma3TextScaledWordEmbedding(8, width, None, embed_scale=width**0.5).to(torch.bfloat16)
     config = attrs.evolve(find_model("gemma3").config(), model_dim=width, vocab_size=8)
     tokens = torch.arange(8)[None]
-    found = gemma2.embed(config, {"embedding": theirs.weight.detach()}, tokens, tokens, None)
+    found = gemma2.embed(config, {}, theirs.weight.detach()[tokens], tokens)
     assert torch.equal(found, theirs(tokens))
     assert not torch.equal(found, (theirs.weight.float() * width**0.5).to(torch.bfloat16)[None]), "the root is rounded"
 

@@ -12,6 +12,8 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.noise import Noise
+from fnrecipe.nn.objective import Objective
 from fnrecipe.nn.policy import Policy
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.transforms import gradients
@@ -23,12 +25,23 @@ from .families import TINY, random_params, tiny
 
 BATCH = packed([documents(9, 14), documents(24)], 24)
 POLICIES = {"tensor": Policy(), "fsdp": Policy(), "fsdp, selective": Policy(remat="selective")}
+PLAIN: dict[str, Any] = {"noise": Noise()}
+WITH_ALL: dict[str, Any] = {
+    "noise": Noise(dropout=0.2, neftune=5.0),
+    "objective": Objective(label_smoothing=0.1, z_loss=0.01),
+    "length_normalization": True,
+}
+"""All that a loss may have."""
 
 
-def found(mesh: Mesh, family: str, config: Any, params: Tree, policy: Policy) -> tuple[Tree, Any]:
+def found(
+    mesh: Mesh, family: str, config: Any, params: Tree, policy: Policy, *, noise: Noise, **options: Any
+) -> tuple[Tree, Any]:
     """Gradients, cut over the ranks, and sums of the loss."""
     share = 2 // mesh.shard.size
-    loss = next_token_loss(partial(find_model(family).apply, config, policy=policy, scope="document"))
+    apply = find_model(family).noisy
+    assert apply is not None
+    loss = next_token_loss(partial(apply, config, policy=policy, scope="document", noise=noise), **options)
     cut = {}
     for path, leaf in tree.paths(params).items():
         node = cut
@@ -45,21 +58,29 @@ def check(rank: int, size: int) -> None:
     for family in TINY:
         model, config = find_model(family), tiny(family, num_layers=2)
         params = random_params(model, config)
-        alone, sums = found(mesh_of(0, 1), family, config, params, Policy())
-        truth = tree.paths(alone)
-        for name, policy in POLICIES.items():
-            options = {"tensor_parallel_size": 2} if name == "tensor" else {"sharding": "fsdp"}
-            mesh = attrs.evolve(mesh_of(rank, size, **options), rules=model.rules(config))
-            gradient, others = found(mesh, family, config, params, policy)
-            whole = assembled(size, gradient)
-            if name == "fsdp":
-                assert_same_bits(whole, truth)
-                assert_same_bits(others, sums)
-            else:
-                largest = max(leaf.abs().max() for leaf in truth.values())
-                kept = {path for path, leaf in truth.items() if leaf.abs().max() > 1e-6 * largest}
-                assert_close({path: whole[path] for path in kept}, {path: truth[path] for path in kept}, 1e-4)
-                torch.testing.assert_close(others["loss"], sums["loss"], rtol=1e-5, atol=0)
+        for given in (PLAIN, WITH_ALL) if family in ("llama", "gemma2") else (PLAIN,):
+            check_family(rank, size, family, params, given)
+
+
+def check_family(rank: int, size: int, family: str, params: Tree, given: dict[str, Any]) -> None:
+    model, config = find_model(family), tiny(family, num_layers=2)
+    alone, sums = found(mesh_of(0, 1), family, config, params, Policy(), **given)
+    truth = tree.paths(alone)
+    for name, policy in POLICIES.items():
+        options = {"tensor_parallel_size": 2} if name == "tensor" else {"sharding": "fsdp"}
+        mesh = attrs.evolve(mesh_of(rank, size, **options), rules=model.rules(config))
+        gradient, others = found(mesh, family, config, params, policy, **given)
+        whole = assembled(size, gradient)
+        if name == "fsdp":
+            assert_same_bits(whole, truth)
+            assert_same_bits(others, sums)
+        else:
+            largest = max(leaf.abs().max() for leaf in truth.values())
+            kept = {path for path, leaf in truth.items() if leaf.abs().max() > 1e-6 * largest}
+            assert_close({path: whole[path] for path in kept}, {path: truth[path] for path in kept}, 1e-4)
+            assert others.keys() == sums.keys()
+            for key, value in sums.items():
+                torch.testing.assert_close(others[key], value, rtol=1e-5, atol=0)
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnrecipe import random
 from fnrecipe.data import Batch, Tokens
 from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.objective import Objective
 from fnrecipe.shell.metrics import means
 from fnrecipe.shell.recorders import jsonl as record
 from fnrecipe.tree import Tree
@@ -23,7 +25,7 @@ from tests.helpers import rows as read_rows
 VOCAB = 11
 
 
-def table(params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+def table(params: Tree, tokens: Tensor, segments: Tensor, positions: Tensor, key: Tensor | None = None) -> Tensor:
     """A bigram model: the logits after each token."""
     return params[tokens]
 
@@ -161,3 +163,57 @@ def test_a_source_without_targets_has_no_mean_and_is_written_as_null(tmp_path: P
     record.append(tmp_path / "train.jsonl", [shown])
     (row,) = read_rows(tmp_path / "train.jsonl")
     assert (row["a/loss/a"], row["a/loss/b"], row["a/targets/b"]) == (1.5, None, 0)
+
+
+KEY = random.key(0)
+BY_DOCUMENT = next_token_loss(table, NAMES, length_normalization=True)
+
+
+def example(row: int, segment: int, rows: Batch) -> tuple[float, int]:
+    """The mean nats of a document's targets, and its source."""
+    places = [j for j in range(rows.mask.shape[1]) if rows.segments[row, j] == segment and rows.mask[row, j]]
+    nats = [-LOGITS[rows.tokens[row, j]].double().log_softmax(-1)[rows.targets[row, j]].item() for j in places]
+    return sum(nats) / len(nats), int(rows.sources[row, places[0]])
+
+
+def test_with_length_normalization_each_document_counts_the_same() -> None:
+    rows = mixed()
+    mask = rows.mask.clone()
+    mask[0, 0] = mask[1, :2] = False  # the first of them lies behind its document's first position, the others are a whole one
+    rows = attrs.evolve(rows, mask=mask)
+    found = [example(row, segment, rows) for row, segment in ((0, 0), (0, 1), (1, 1), (2, 0))]
+    total, sums = BY_DOCUMENT(LOGITS, rows, KEY)
+    assert total.item() == sums["loss"].item() == pytest.approx(sum(nats for nats, _ in found), rel=1e-6)
+    assert sums["targets"] == 4
+    assert sums["tokens"] == mask.sum()
+    assert "bytes" not in sums
+    for number, name in enumerate(NAMES):
+        nats = [nats for nats, source in found if source == number]
+        assert sums[f"loss/{name}"].item() == pytest.approx(sum(nats), rel=1e-6)
+        assert sums[f"targets/{name}"] == len(nats)
+
+
+def test_length_normalized_sums_of_parts_add_up_to_the_sums_of_the_whole() -> None:
+    rows, fields = mixed(), attrs.fields(Batch)
+    parts = [Batch(*(getattr(rows, field.name)[i : i + 1] for field in fields)) for i in range(4)]
+    for name, value in BY_DOCUMENT(LOGITS, rows, KEY)[1].items():
+        torch.testing.assert_close(sum(BY_DOCUMENT(LOGITS, part, KEY)[1][name] for part in parts), value)
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+def test_terms_are_sums_beside_the_nats(by_document: bool) -> None:
+    given = Objective(label_smoothing=0.1, z_loss=0.01)
+    plain, loss = (next_token_loss(table, NAMES, o, length_normalization=by_document) for o in (Objective(), given))
+    (nats, before), (total, sums) = plain(LOGITS, mixed(), KEY), loss(LOGITS, mixed(), KEY)
+    terms = {key: value for key, value in sums.items() if key.startswith("mean/")}
+    assert sums.keys() - terms.keys() == before.keys()
+    assert terms.keys() == {"mean/label_smoothing", "mean/z_loss"}
+    torch.testing.assert_close({key: sums[key] for key in before}, before)
+    torch.testing.assert_close(total, nats + sum(terms.values()))
+
+
+def test_an_evaluation_measures_nats_of_targets() -> None:
+    loss = next_token_loss(table, NAMES, Objective(label_smoothing=0.1, z_loss=0.01), length_normalization=True)
+    found, expected = loss(LOGITS, mixed(), None), BY_SOURCE(LOGITS, mixed(), None)
+    assert torch.equal(found[0], expected[0])
+    assert found[1] == expected[1]

@@ -23,7 +23,7 @@ RATE, KEY, YES = constant(0.01), random.key(1), torch.tensor(True)
 
 def named(name: str, **values: object) -> Transform:
     component = find_component(name, OPTIMIZERS)
-    return component.make(component.config(**values), lambda peak: constant(peak), None)
+    return component.make(component.config(**values), optim.Schedules(constant), None)
 
 
 BY_NAME = {name: named(name) for name in known(OPTIMIZERS)}
@@ -162,7 +162,7 @@ def half_square(difference: Tree) -> float:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_clipping_comes_first(name: str) -> None:
     component, begin = find_component(name, OPTIMIZERS), params(torch.float64)
-    clipped = component.make(component.config(), lambda peak: constant(peak), 0.5)
+    clipped = component.make(component.config(), optim.Schedules(constant), 0.5)
     gradient = tree.map(lambda leaf: 10 * leaf, draw(begin, seed=1))
     less, _, _ = optim.clip_by_global_norm(0.5).update(gradient, (), begin, torch.tensor(1))
     expected, _ = steps(BY_NAME[name], begin, [less])

@@ -176,7 +176,7 @@ from fnrecipe import random
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.recipes.lm.train import recipe as lm
 
-def apply(params, tokens, segments, positions):
+def apply(params, tokens, segments, positions, key=None):
     return F.embedding(tokens, params["table"])
 
 recipe = attrs.evolve(

@@ -18,6 +18,7 @@ from fnrecipe.loss import Sums
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
+from fnrecipe.optim.average import Averaging
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.partition import everything
 from fnrecipe.optim.schedule import cosine_annealing
@@ -92,15 +93,17 @@ def train(
     trains: optim.Mask = everything,
     loss: Any = loss,
     leaves: int = LEAVES,
+    averaging: Averaging | None = None,
 ) -> tuple[State, list[Any]]:
     """The state after five steps, and the metrics of all steps and of an evaluation; `dtype` is that of the parameters."""
     share = leaves // (mesh.replica.size * mesh.shard.size)
     function = partial(loss, policy=policy)
-    step, evaluate = train_step(function, update, share, mesh, scaling, trains), evaluation(function, share, mesh)
+    step = train_step(function, update, share, mesh, scaling, trains, averaging)
+    evaluate = evaluation(function, share, mesh)
     if traced:
         step, evaluate = jit(step, donate=1), jit(evaluate)
     params = llama.init(CONFIG, KEY, lambda path, leaf: mesh.cut(path, leaf.to(dtype)))
-    state, rows, found = init_state(params, update, KEY, scaling, trains), lane_assignment(mesh, leaves).lanes(8), []
+    state, rows, found = init_state(params, update, KEY, scaling, trains, averaging), lane_assignment(mesh, leaves).lanes(8), []
     for number in range(5):
         state, metrics = step(state, tree.map(lambda leaf: leaf[rows], batch(number)))
         found.append(metrics)

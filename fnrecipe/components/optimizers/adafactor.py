@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import AtLeastOne, NonNegative, NonPositive, Positive
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -23,9 +22,10 @@ class AdafactorConfig:
     eps: tuple[Positive | None, Positive] = (None, 1e-3)
     d: AtLeastOne = 1.0
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
 
 
-def adafactor(config: AdafactorConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def adafactor(config: AdafactorConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     return optim.adafactor(
@@ -33,7 +33,8 @@ def adafactor(config: AdafactorConfig, schedule: Callable[[float], Schedule], ma
         beta2_decay=config.beta2_decay,
         eps=config.eps,
         d=config.d,
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
     )
 

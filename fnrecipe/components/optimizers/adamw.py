@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, Positive, ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -20,17 +19,19 @@ class AdamWConfig:
     betas: tuple[ProperFraction, ProperFraction] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.1
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
-def adamw(config: AdamWConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def adamw(config: AdamWConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     return optim.adamw(
         schedule(config.lr),
         betas=config.betas,
         eps=config.eps,
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -25,10 +24,11 @@ class AdEMAMixConfig:
     num_alpha_steps: NonNegativeInt = 0
     num_beta3_steps: NonNegativeInt = 0
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
-def ademamix(config: AdEMAMixConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def ademamix(config: AdEMAMixConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     direction = optim.scale_by_ademamix(
@@ -41,7 +41,8 @@ def ademamix(config: AdEMAMixConfig, schedule: Callable[[float], Schedule], max_
     return optim.descent(
         direction,
         schedule=schedule(config.lr),
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

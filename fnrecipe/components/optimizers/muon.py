@@ -5,8 +5,6 @@ But weight decay, without which matrices grow in long trainings: that is torch.o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -15,16 +13,17 @@ from attrs import field, frozen
 from fnrecipe.components.component import Optimizer
 from fnrecipe.components.optimizers.adamw import AdamWConfig, adamw
 from fnrecipe.config.bounds import NonNegative, ProperFraction
+from fnrecipe.config.patterns import fits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fnrecipe.optim import PolarMethod, Schedule, Transform
+    from fnrecipe.optim import PolarMethod, Schedules, Transform
 
 
 @frozen
 class MuonConfig:
-    """`adamw_params`: patterns of the paths of the matrices that AdamW takes; those in layers have to be left to Muon."""
+    """`adamw_params`: patterns of the paths, or tags, of the matrices that AdamW takes; those in layers are Muon's."""
 
     lr: NonNegative = 0.02
     momentum: ProperFraction = 0.95
@@ -37,26 +36,24 @@ class MuonConfig:
     adamw: AdamWConfig = field(factory=partial(AdamWConfig, eps=1e-10))
 
 
-def muon(config: MuonConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def muon(config: MuonConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     direction = optim.scale_by_muon(config.momentum, nesterov=config.nesterov, method=polar_method(config), scale=config.scale)
     return beside_adamw(config, direction, schedule, max_norm)
 
 
-def beside_adamw(
-    config: MuonConfig, direction: Transform, schedule: Callable[[float], Schedule], max_norm: float | None
-) -> Transform:
+def beside_adamw(config: MuonConfig, direction: Transform, schedule: Schedules, max_norm: float | None) -> Transform:
     """The direction for matrices, AdamW for those that the config names and for vectors; clipping sees all gradients."""
     from fnrecipe import optim
 
     def hidden(path: str, parameter: Tensor) -> bool:
-        return parameter.ndim == 2 and not any(fnmatchcase(path, pattern) for pattern in config.adamw_params)
+        return parameter.ndim == 2 and not fits(path, 2, config.adamw_params)
 
     matrices = optim.descent(
         direction,
         schedule=schedule(config.lr),
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
         cautious_weight_decay=config.cautious_weight_decay,
     )
     both = optim.split(hidden, matrices, adamw(config.adamw, schedule, None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, Positive, ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -21,16 +20,18 @@ class NAdamWConfig:
     eps: Positive = 1e-8
     momentum_decay: NonNegative = 4e-3
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
 
 
-def nadamw(config: NAdamWConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def nadamw(config: NAdamWConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     return optim.descent(
         optim.scale_by_nadam(*config.betas, config.eps, config.momentum_decay),
         schedule=schedule(config.lr),
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

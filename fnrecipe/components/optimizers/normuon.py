@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -12,7 +11,7 @@ from fnrecipe.components.optimizers.muon import MuonConfig, beside_adamw, polar_
 from fnrecipe.config.bounds import ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -20,7 +19,7 @@ class NorMuonConfig(MuonConfig):
     beta2: ProperFraction = 0.95
 
 
-def normuon(config: NorMuonConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def normuon(config: NorMuonConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     direction = optim.scale_by_normuon(

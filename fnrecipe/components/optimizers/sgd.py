@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -22,16 +21,18 @@ class SGDConfig:
     momentum: ProperFraction = 0.0
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
+    decay_vectors: bool = False
 
 
-def sgd(config: SGDConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def sgd(config: SGDConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     return optim.sgd(
         schedule(config.lr),
         decay=config.momentum,
         nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
     )
 

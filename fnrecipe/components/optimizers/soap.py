@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -11,7 +10,7 @@ from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt, ProperFraction
 
 if TYPE_CHECKING:
-    from fnrecipe.optim import Schedule, Transform
+    from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
@@ -23,12 +22,13 @@ class SOAPConfig:
     shampoo_beta: ProperFraction = 0.95
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.01
+    decay_vectors: bool = False
     cautious_weight_decay: bool = False
     precondition_frequency: PositiveInt = 10
     max_precondition_dim: NonNegativeInt = 10_000
 
 
-def soap(config: SOAPConfig, schedule: Callable[[float], Schedule], max_norm: float | None) -> Transform:
+def soap(config: SOAPConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
     turned = optim.scale_by_soap(
@@ -42,7 +42,8 @@ def soap(config: SOAPConfig, schedule: Callable[[float], Schedule], max_norm: fl
     return optim.descent(
         optim.split(lambda path, parameter: parameter.ndim == 2, turned, adam),
         schedule=schedule(config.lr),
-        weight_decay=config.weight_decay,
+        weight_decay=schedule.decay(config.weight_decay),
+        mask=optim.decaying(config.decay_vectors),
         max_norm=max_norm,
         cautious_weight_decay=config.cautious_weight_decay,
     )

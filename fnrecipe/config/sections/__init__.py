@@ -12,9 +12,11 @@ from fnrecipe.config.sections.data import TokenizerSection as TokenizerSection
 from fnrecipe.config.sections.data import source_names as source_names
 from fnrecipe.config.sections.model import ModelSection as ModelSection
 from fnrecipe.config.sections.optim import CriterionSection as CriterionSection
+from fnrecipe.config.sections.optim import LossSection as LossSection
 from fnrecipe.config.sections.optim import LRSchedulerSection as LRSchedulerSection
 from fnrecipe.config.sections.optim import OptimizerSection as OptimizerSection
 from fnrecipe.config.sections.run import ActivationCheckpointingSection as ActivationCheckpointingSection
+from fnrecipe.config.sections.run import AverageSection as AverageSection
 from fnrecipe.config.sections.run import CommonSection as CommonSection
 from fnrecipe.config.sections.run import GangSection as GangSection
 from fnrecipe.config.sections.run import MetricRecordersSection as MetricRecordersSection

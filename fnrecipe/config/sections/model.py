@@ -9,6 +9,7 @@ import attrs
 from attrs import AttrsInstance, Factory, field, frozen
 from attrs.converters import optional
 
+from fnrecipe.config.bounds import ProperFraction
 from fnrecipe.config.find import Kind, NotFoundError, find_component, known
 from fnrecipe.config.model_dir import Described, describe, is_directory
 from fnrecipe.config.paths import expanded
@@ -55,6 +56,7 @@ class ModelSection(Tagged):
 
     `path`: a directory that gives family and shape, and the weights to begin with.
     `dtype`: of the parameters and of what the optimizer keeps for them. `adapter`: what is trained in their place; in float32.
+    `dropout_p`: of the embeddings and of what sublayers add to the residual stream, in training.
     """
 
     TAGS: ClassVar[tuple[str, ...]] = ("name", "path", "family", "arch")
@@ -66,6 +68,7 @@ class ModelSection(Tagged):
     arch: str | None = field(default=Factory(lambda section: section.name, takes_self=True))
     dtype: Literal["float32", "bfloat16"] = "float32"
     adapter: AdapterSection = field(factory=AdapterSection)
+    dropout_p: ProperFraction = 0.0
     config: ModelConfig = field(default=Factory(_config, takes_self=True))
 
     def conflicts(self) -> Iterator[Problem]:

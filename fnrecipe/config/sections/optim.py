@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
 
-from fnrecipe.config.bounds import NonNegativeInt, StepFraction
+from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, ProperFraction, StepFraction
 from fnrecipe.config.find import Kind
+from fnrecipe.config.patterns import wrong_tag
 from fnrecipe.config.tagged import Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem
 
@@ -37,6 +38,18 @@ CRITERIA: Kind[Criterion[AttrsInstance]] = Kind(
 
 
 @frozen
+class LossSection:
+    """What is minimised: nats of targets, and what is added to them.
+
+    `length_normalization`: whether each document counts the same, and not each target.
+    """
+
+    label_smoothing: ProperFraction = 0.0
+    z_loss: NonNegative = 0.0
+    length_normalization: bool = False
+
+
+@frozen
 class CriterionSection(Tagged):
     name: str = "dpo"
     config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
@@ -44,16 +57,6 @@ class CriterionSection(Tagged):
     @classmethod
     def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
         return [("default", find_tagged("name", tags["name"], CRITERIA).config())]
-
-
-@frozen
-class OptimizerSection(Tagged):
-    name: str = "adamw"
-    config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
-
-    @classmethod
-    def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
-        return [("default", find_tagged("name", tags["name"], OPTIMIZERS).config())]
 
 
 @frozen
@@ -110,3 +113,90 @@ class LRSchedulerSection(Tagged):
                 yield Problem("name", "a schedule without an end where regime.num_steps is null", repr(self.name))
             for problem in self.config.conflicts_over(num_steps):
                 yield attrs.evolve(problem, path=f"config.{problem.path}")
+
+
+@frozen
+class NoConfig:
+    """The config of a group that has no optimizer of its own."""
+
+
+@frozen
+class OptimizerGroup(Tagged):
+    """Parameters with an optimizer of their own, on the same schedule; or with another rate and decay of the section's.
+
+    params        patterns of paths, and tags (`fnrecipe.config.patterns`)
+    name          null: that of the section
+    lr_scale      the factor of its learning rate, at each step
+    weight_decay  null: that of the section's config; else that of all these parameters, vectors too
+    """
+
+    params: tuple[str, ...] = ()
+    name: str | None = None
+    config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
+    lr_scale: Positive = 1.0
+    weight_decay: NonNegative | None = None
+
+    @classmethod
+    def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
+        own = tags["name"] is not None
+        return [("default", find_tagged("name", tags["name"], OPTIMIZERS).config() if own else NoConfig())]
+
+    @property
+    def label(self) -> str:
+        return ",".join(self.params)
+
+    def conflicts(self) -> Iterator[Problem]:
+        if not self.params:
+            yield Problem("params", "a pattern of parameters' paths, or a tag", "none")
+        if wrong := wrong_tag(self.params):
+            yield Problem("params", "a known tag", repr(wrong[0]), hint=wrong[1])
+        if self.name is not None:
+            beside = f"beside the name {self.name}, whose config says it"
+            if self.lr_scale != 1:
+                yield Problem("lr_scale", f"1 {beside}", f"{self.lr_scale:g}")
+            if self.weight_decay is not None:
+                yield Problem("weight_decay", f"null {beside}", f"{self.weight_decay:g}")
+
+
+@frozen
+class OptimizerSection(Tagged):
+    """
+    weight_decay_scheduler   what becomes of weight decays over steps, as of the rate by `lr_scheduler`; null: they stay
+    groups   parameters that differ; the first that fits a parameter has it, and the optimizer itself has the rest
+    """
+
+    name: str = "adamw"
+    config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
+    weight_decay_scheduler: LRSchedulerSection | None = None
+    groups: tuple[OptimizerGroup, ...] = ()
+
+    @classmethod
+    def bases(cls, tags: Tags) -> list[tuple[str, AttrsInstance]]:
+        return [("default", find_tagged("name", tags["name"], OPTIMIZERS).config())]
+
+    def of(self, group: OptimizerGroup) -> tuple[str, AttrsInstance]:
+        """The name and the config of a group's optimizer."""
+        if group.name is not None:
+            return group.name, group.config
+        return self.name, self.config if group.weight_decay is None else _decaying(self.config, group.weight_decay)
+
+    def conflicts(self) -> Iterator[Problem]:
+        decays = {f"groups[{n}].weight_decay": group.weight_decay for n, group in enumerate(self.groups)}
+        given = {path: f"{decay:g}" for path, decay in decays.items() if decay is not None}
+        if self.weight_decay_scheduler is not None:
+            given["weight_decay_scheduler"] = self.weight_decay_scheduler.name
+        for path, value in given.items() if not _has_decay(self.config) else ():
+            yield Problem(path, f"null for optimizer.name={self.name}, whose config has no weight_decay", value)
+
+
+def _has_decay(config: AttrsInstance) -> bool:
+    return any(field.name == "weight_decay" for field in attrs.fields(type(config)))
+
+
+def _decaying(config: AttrsInstance, weight_decay: float) -> AttrsInstance:
+    """The config of an optimizer, and those in it, by which all parameters decay so."""
+    new = {"weight_decay": weight_decay, "decay_vectors": True}
+    values = {each.name: getattr(config, each.name) for each in attrs.fields(type(config))}
+    inner = {name: _decaying(value, weight_decay) for name, value in values.items() if attrs.has(type(value))}
+    changed = {name: value for name, value in new.items() if name in values}
+    return attrs.evolve(config, **changed, **inner)  # type: ignore[misc]

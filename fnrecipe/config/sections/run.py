@@ -8,7 +8,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from fnrecipe.config.affects import RUNTIME
-from fnrecipe.config.bounds import NonNegativeInt, Positive, PositiveInt, PowerOfTwo
+from fnrecipe.config.bounds import NonNegativeInt, Positive, PositiveInt, PowerOfTwo, ProperFraction
 from fnrecipe.errors import Problem
 
 
@@ -40,6 +40,22 @@ class ActivationCheckpointingSection:
 
 
 @frozen
+class AverageSection:
+    """An average of the parameters over steps, which is kept beside them.
+
+    decay     of an exponential average; null: all steps count alike
+    start     the step behind which it begins; up to there it is the parameters
+    every     which of the steps behind that are averaged
+    evaluate  whether validations, the sample and the export at the end of a run are of the average
+    """
+
+    decay: ProperFraction | None = 0.999
+    start: NonNegativeInt = 0
+    every: PositiveInt = 1
+    evaluate: bool = True
+
+
+@frozen
 class TrainerSection:
     """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops.
 
@@ -55,7 +71,9 @@ class TrainerSection:
     logits_at_once: Literal["auto"] | PositiveInt | None = "auto"
     max_grad_norm: Positive | None = 1.0
     trains: tuple[str, ...] | None = None
+    neftune_noise_alpha: Positive | None = None
     max_skipped_steps: PositiveInt = 5
+    average: AverageSection | None = None
 
     def conflicts(self) -> Iterator[Problem]:
         if self.cuda_graph is True and self.jit == "off":

@@ -26,9 +26,8 @@ def kind(config: Gemma2Config, number: int) -> Kind:
     return Kind(window, Rope(config.rope_theta, config.rope_scaling), scale, config.attn_logit_softcapping)
 
 
-def embed(config: LlamaConfig, outer: Tree, tokens: Tensor, positions: Tensor, dtype: torch.dtype | None) -> Tensor:
+def embed(config: LlamaConfig, outer: Tree, x: Tensor, positions: Tensor) -> Tensor:
     """The root is rounded to the dtype of activations, as it was when Gemma was trained."""
-    x = pieces.embed(config, outer, tokens, positions, dtype)
     return x * torch.full((), math.sqrt(config.model_dim), dtype=x.dtype, device=x.device)
 
 
@@ -38,7 +37,7 @@ def heads(config: Gemma2Config, piece: Piece, x: Tensor, angles: Angles) -> Head
 
 
 def rest(config: LlamaConfig, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
-    x = piece(attended, "attention_post_norm")(x, piece(pieces.mixed_down, "output")(mixed))
+    x = piece.attended(attention_normed, "attention_post_norm")(x, piece(pieces.mixed_down, "output")(mixed))
     return feed_forward(piece, x)
 
 
@@ -53,14 +52,13 @@ def normed_heads(config: DecoderConfig, weights: Tree, x: Tensor, angles: Angles
     return pieces.rotated(query, angles), pieces.rotated(key, angles), value
 
 
-def attended(config: DecoderConfig, weights: Tree, x: Tensor, written: Tensor) -> Tensor:
-    return x + normed(config, weights["attention_post_norm"], written)
+def attention_normed(config: DecoderConfig, weights: Tree, written: Tensor) -> Tensor:
+    return normed(config, weights["attention_post_norm"], written)
 
 
 def feed_forward(piece: Piece, x: Tensor) -> Tensor:
     written = piece(down, "down")(*piece(gated, "ffn_norm", "gate", "up")(x))
-    out: Tensor = piece(fed, "ffn_post_norm")(x, written)
-    return out
+    return piece.fed(ffn_normed, "ffn_post_norm")(x, written)
 
 
 def gated(config: DecoderConfig, weights: Tree, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +69,8 @@ def down(config: DecoderConfig, weights: Tree, gates: Tensor, values: Tensor) ->
     return nn.linear(nn.geglu(gates, values), weights["down"])
 
 
-def fed(config: DecoderConfig, weights: Tree, x: Tensor, written: Tensor) -> Tensor:
-    return x + normed(config, weights["ffn_post_norm"], written)
+def ffn_normed(config: DecoderConfig, weights: Tree, written: Tensor) -> Tensor:
+    return normed(config, weights["ffn_post_norm"], written)
 
 
 def logits(config: Gemma2Config, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logits:

@@ -6,7 +6,6 @@ positions [T, D]    norm, norm_bias [D]    head [V, D], unless embeddings are ti
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,8 +21,7 @@ def kind(config: GPT2Config, number: int) -> Kind:
     return Kind()
 
 
-def embed(config: GPT2Config, outer: Tree, tokens: Tensor, positions: Tensor, dtype: torch.dtype | None) -> Tensor:
-    x = pieces.embed(config, outer, tokens, positions, dtype)
+def embed(config: GPT2Config, outer: Tree, x: Tensor, positions: Tensor) -> Tensor:
     return x + nn.embedding(positions, outer["positions"]).to(x.dtype)
 
 
@@ -33,9 +31,8 @@ def heads(config: GPT2Config, piece: Piece, x: Tensor, angles: Angles) -> Heads:
 
 
 def rest(config: GPT2Config, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
-    x = piece(output, *both("output"))(x, mixed)
-    written: Tensor = piece(down, *both("down"))(x, piece(up, *both("ffn_norm", "up"))(x))
-    return written
+    x = piece.attended(output, *both("output"))(x, mixed)
+    return piece.fed(down, *both("down"))(x, piece(up, *both("ffn_norm", "up"))(x))
 
 
 def both(*names: str) -> list[str]:
@@ -52,8 +49,8 @@ def projected(config: GPT2Config, weights: Tree, x: Tensor) -> tuple[Tensor, ...
     return tuple(pieces.split(config, product) for product in pieces.project(weights, x))
 
 
-def output(config: GPT2Config, weights: Tree, x: Tensor, mixed: Tensor) -> Tensor:
-    return x + nn.linear(pieces.joined(mixed), weights["output"], weights["output_bias"])
+def output(config: GPT2Config, weights: Tree, mixed: Tensor) -> Tensor:
+    return nn.linear(pieces.joined(mixed), weights["output"], weights["output_bias"])
 
 
 def up(config: GPT2Config, weights: Tree, x: Tensor) -> Tensor:
@@ -61,8 +58,8 @@ def up(config: GPT2Config, weights: Tree, x: Tensor) -> Tensor:
     return nn.linear(x, weights["up"], weights["up_bias"])
 
 
-def down(config: GPT2Config, weights: Tree, x: Tensor, inner: Tensor) -> Tensor:
-    return x + nn.linear(F.gelu(inner, approximate="tanh"), weights["down"], weights["down_bias"])
+def down(config: GPT2Config, weights: Tree, inner: Tensor) -> Tensor:
+    return nn.linear(F.gelu(inner, approximate="tanh"), weights["down"], weights["down_bias"])
 
 
 def logits(config: GPT2Config, outer: Tree, x: Tensor, chunk: Chunk) -> nn.Logits:

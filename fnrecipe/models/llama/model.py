@@ -26,9 +26,9 @@ def heads(config: LlamaConfig, piece: Piece, x: Tensor, angles: Angles) -> Heads
 
 
 def rest(config: LlamaConfig, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
-    return pieces.feed_forward(piece, piece(pieces.output, "output")(x, mixed))
+    return pieces.feed_forward(piece, piece.attended(pieces.mixed_down, "output")(x, mixed))
 
 
-decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, logits=pieces.logits)
 model = make_model(family, decoder)
 init, apply, flops, rules = model.init, model.apply, model.flops, model.rules

@@ -15,5 +15,5 @@ def kind(config: MistralConfig, number: int) -> Kind:
     return attrs.evolve(llama.kind(config, number), window=config.sliding_window)
 
 
-decoder = Decoder(table=parameters, kind=kind, heads=llama.heads, rest=llama.rest, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=llama.heads, rest=llama.rest, logits=pieces.logits)
 model = make_model(family, decoder)

@@ -19,10 +19,9 @@ def heads(config: Olmo2Config, piece: Piece, x: Tensor, angles: Angles) -> Heads
 
 
 def rest(config: Olmo2Config, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
-    x = piece(attended, "attention_norm")(x, piece(pieces.mixed_down, "output")(mixed))
+    x = piece.attended(attention_normed, "attention_norm")(x, piece(pieces.mixed_down, "output")(mixed))
     written = piece(pieces.gated_down, "down")(*piece(pieces.gate_and_up, "gate", "up")(x))
-    out: Tensor = piece(fed, "ffn_norm")(x, written)
-    return out
+    return piece.fed(ffn_normed, "ffn_norm")(x, written)
 
 
 def projected(config: Olmo2Config, weights: Tree, x: Tensor) -> tuple[Tensor, ...]:
@@ -37,13 +36,13 @@ def normed_heads(config: Olmo2Config, weights: Tree, query: Tensor, key: Tensor,
     return pieces.rotated(query, angles), pieces.rotated(key, angles), value
 
 
-def attended(config: Olmo2Config, weights: Tree, x: Tensor, written: Tensor) -> Tensor:
-    return x + nn.rms_norm(written, weights["attention_norm"], config.norm_eps)
+def attention_normed(config: Olmo2Config, weights: Tree, written: Tensor) -> Tensor:
+    return nn.rms_norm(written, weights["attention_norm"], config.norm_eps)
 
 
-def fed(config: Olmo2Config, weights: Tree, x: Tensor, written: Tensor) -> Tensor:
-    return x + nn.rms_norm(written, weights["ffn_norm"], config.norm_eps)
+def ffn_normed(config: Olmo2Config, weights: Tree, written: Tensor) -> Tensor:
+    return nn.rms_norm(written, weights["ffn_norm"], config.norm_eps)
 
 
-decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, logits=pieces.logits)
 model = make_model(family, decoder)

@@ -16,5 +16,5 @@ def kind(config: Olmo3Config, number: int) -> Kind:
     return Kind(rope=Rope(config.rope_theta, config.rope_scaling))
 
 
-decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, logits=pieces.logits)
 model = make_model(family, decoder)

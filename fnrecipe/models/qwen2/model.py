@@ -17,5 +17,5 @@ def heads(config: Qwen2Config, piece: Piece, x: Tensor, angles: Angles) -> Heads
     return found
 
 
-decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, logits=pieces.logits)
 model = make_model(family, decoder)

@@ -16,5 +16,5 @@ def heads(config: Qwen3Config, piece: Piece, x: Tensor, angles: Angles) -> Heads
     return query, key, value
 
 
-decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=heads, rest=rest, logits=pieces.logits)
 model = make_model(family, decoder)

@@ -13,5 +13,5 @@ def kind(config: SmolLM3Config, number: int) -> Kind:
     return llama.kind(config, number) if (number + 1) % config.no_rope_layer_interval else Kind()
 
 
-decoder = Decoder(table=parameters, kind=kind, heads=llama.heads, rest=llama.rest, embed=pieces.embed, logits=pieces.logits)
+decoder = Decoder(table=parameters, kind=kind, heads=llama.heads, rest=llama.rest, logits=pieces.logits)
 model = make_model(family, decoder)
