@@ -11,6 +11,7 @@ import click
 from benchmarks import report
 
 NAMES = (
+    "adapters",
     "attention",
     "faults",
     "gang",

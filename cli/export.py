@@ -26,8 +26,8 @@ _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "Ki
     "kind",
     default="hf",
     show_default=True,
-    type=click.Choice(("hf", "gguf")),
-    help="Hugging Face's, or llama.cpp's.",
+    type=click.Choice(("hf", "gguf", "peft")),
+    help="Hugging Face's, llama.cpp's, or peft's, of the adapter alone.",
 )
 @click.option("--step", default=None, type=click.IntRange(min=0), help="Of this checkpoint; the newest by default.")
 @weights_option
@@ -36,19 +36,25 @@ _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "Ki
 def export(run: Path, out: Path, kind: str, step: int | None, weights: Weights, dtype: str | None, shard_size: str) -> int:
     """Write the model of RUN as a directory of Hugging Face: weights in safetensors, configs, tokenizer, chat template.
 
-    Or as one GGUF file. It is there complete or not at all. The code of the run's recipe runs, as it does to train it.
+    Or as one GGUF file, or the adapter alone as peft keeps it. It is there complete or not at all. The code of the run's
+    recipe runs, as it does to train it.
 
     \b
     fnrecipe export runs/first --out first-hf --dtype bfloat16
     fnrecipe export runs/first --format gguf --out first.gguf
+    fnrecipe export runs/lora --format peft --out lora-peft
     """
     limit = _size(shard_size)
     from fnrecipe.shell.export import export as write
-    from fnrecipe.shell.export import export_gguf
+    from fnrecipe.shell.export import export_adapter, export_gguf
 
     if kind == "gguf":
         made = export_gguf(run, out, step=step, dtype=dtype, weights=weights)
         click.echo(f"{out}: {made.tensors} tensors, {made.dtype}, {si(made.size, 'B')}; {made.tokens:,} tokens")
+        return 0
+    if kind == "peft":
+        beside = export_adapter(run, out, step=step, dtype=dtype, weights=weights)
+        click.echo(f"{out}: {beside.weights} adapted weights, {beside.parameters:,} parameters, {si(beside.size, 'B')}")
         return 0
     found = write(run, out, step=step, dtype=dtype, shard_size=limit, weights=weights)
     files = f"{found.files} file{'s' * (found.files > 1)} of weights"

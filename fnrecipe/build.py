@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import partial
 
 import attrs
@@ -16,12 +18,13 @@ from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import ShellConfig
 from fnrecipe.contract import check_batch_size, check_params, checked_loss
 from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, map_items, pipe, prefetch
-from fnrecipe.errors import UsageError
+from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
 from fnrecipe.optim.average import Averaging
 from fnrecipe.optim.loss_scale import LossScaling
-from fnrecipe.parallel.mesh import Mesh
+from fnrecipe.optim.partition import Mask, chosen
+from fnrecipe.parallel.mesh import Mesh, replicated
 from fnrecipe.recipe import C, Evaluation, Recipe
 from fnrecipe.step import State, Step, init_state, train_step
 from fnrecipe.transforms import evaluation as evaluate
@@ -31,12 +34,36 @@ from fnrecipe.tree import Tree
 
 def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, *, pretrained: bool = False) -> State:
     """The state before the first step; with `pretrained`, the parameters are read where the config names files of them."""
+    _check_trains(recipe, config)
     key = random.key(config.common.seed, device)
     init_key = random.fold_in(key, "init")
     read = recipe.pretrained(config, init_key, mesh.cut) if pretrained and recipe.pretrained else None
     params = recipe.init(config, init_key, mesh.cut) if read is None else read
     check_params(recipe.name, params)
-    return init_state(params, recipe.update(config), key, _scaling(config), partial(recipe.trains, config), _averaging(config))
+    return init_state(params, recipe.update(config), key, _scaling(config), trained(recipe, config), _averaging(config))
+
+
+def trained(recipe: Recipe[C], config: C) -> Mask:
+    """What the recipe trains, and the patterns of the config leave."""
+    patterns = config.trainer.trains
+    of_recipe = partial(recipe.trains, config)
+    if patterns is None:
+        return of_recipe
+    return lambda path, parameter: any(fnmatchcase(path, each) for each in patterns) and of_recipe(path, parameter)
+
+
+def _check_trains(recipe: Recipe[C], config: C) -> None:
+    """Before anything is read or drawn: whether each pattern of the config fits a parameter that the recipe trains."""
+    patterns = config.trainer.trains
+    if patterns is None:
+        return
+    outline = recipe.init(config, random.key(config.common.seed, torch.device("meta")), replicated)
+    paths = chosen(outline, partial(recipe.trains, config))
+    for each in patterns:
+        if not any(fnmatchcase(path, each) for path in paths):
+            near = did_you_mean(each, {re.sub(r"(?<=\.)\d+(?=\.)", "*", path) for path in paths})
+            expected = f"patterns of parameters that the recipe {recipe.name} trains"
+            raise UsageError(f"trainer.trains: expected {expected}, found {each!r}; {near}")
 
 
 def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> Step:
@@ -44,8 +71,8 @@ def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -
     update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
     check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
     loss = checked_loss(recipe.name, recipe.loss(config))
-    share, trains = _local_microbatches(config, mesh), partial(recipe.trains, config)
-    return train_step(loss, update, share, mesh, _scaling(config), trains, _averaging(config))
+    share = _local_microbatches(config, mesh)
+    return train_step(loss, update, share, mesh, _scaling(config), trained(recipe, config), _averaging(config))
 
 
 def make_step(

@@ -27,6 +27,7 @@ from fnrecipe.errors import UsageError
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
+from fnrecipe.models import adapter
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
@@ -40,14 +41,29 @@ from fnrecipe.tree import Tree
 
 
 def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
-    """Parameters in the dtype of the section, each of them as `place(path, leaf)` leaves it."""
+    """Parameters in the dtype of the section, with its adapter beside them, each of them as `place(path, leaf)` leaves it."""
     dtype = getattr(torch, model.dtype)
-    params: Tree = find_model(model.family).init(model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
-    return params
+
+    def base() -> Tree:
+        return find_model(model.family).init(model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
+
+    return adapter.init(model, key, place, base)
+
+
+def trains(model: ModelSection, path: str) -> bool:
+    """Whether the parameter at `path` is trained: beside an adapter, nothing is that is not of it."""
+    return model.adapter.name is None or path.startswith(f"{adapter.ADAPTER}.")
+
+
+def merged(model: ModelSection, params: Tree) -> Tree:
+    """The parameters of the model, with those of its adapter added to them."""
+    return adapter.merged(model.adapter, params)
 
 
 def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, max_documents: int | None = None) -> Apply:
     """(parameters, tokens, segments, positions, key) -> logits, for rows of at most `max_documents`.
+
+    Parameters without an adapter are those of the model itself, whatever the section says.
 
     Raises:
         UsageError: for noise that the family does not have.
@@ -58,9 +74,12 @@ def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, m
             key = "model.dropout_p" if wanted.dropout else "trainer.neftune_noise_alpha"
             found = f"found the family {model.family}, whose Model has no noisy"
             raise UsageError(f"{key}: expected a family that is applied with noise, {found}")
-        return partial(family.noisy, model.config, policy=how, scope=scope, noise=wanted)
+        noisy = partial(family.noisy, model.config, policy=how, scope=scope, noise=wanted)
+        return lambda params, *args: noisy(adapter.adapted(model.adapter, params), *args)
     plain = partial(family.apply, model.config, policy=how, scope=scope)
-    return lambda params, tokens, segments, positions, key=None: plain(params, tokens, segments, positions)
+    return lambda params, tokens, segments, positions, key=None: plain(
+        adapter.adapted(model.adapter, params), tokens, segments, positions
+    )
 
 
 def objective(loss: LossSection) -> Objective:
@@ -76,12 +95,14 @@ def noise(model: ModelSection, trainer: TrainerSection) -> Noise:
 def flops(model: ModelSection, length: int) -> TokenFlops | None:
     """FLOPs of training on one position of rows of `length`, if the family tells."""
     count = find_model(model.family).flops
-    return count(model.config, length) if count else None
+    found = count(model.config, length) if count else None
+    return found if found is None or model.adapter.name is None else adapter.flops(model, found)
 
 
 def rules(model: ModelSection) -> Mapping[str, int]:
     """Patterns of parameter paths, and the dimension along which tensor parallelism cuts them."""
-    return find_model(model.family).rules(model.config)
+    found = find_model(model.family).rules(model.config)
+    return found if model.adapter.name is None else {**found, **adapter.rules(found)}
 
 
 def generator(
@@ -117,7 +138,7 @@ def sample(config: Speaking, params: Tree, begin: Sequence[int], key: Tensor, *,
         vocab_size=vocab_size,
         without_cache=config.gang.tensor_parallel_size > 1,  # a single position cannot be cut over ranks
     )
-    return go_on(made, params, begin, key, config.regime.num_sample_tokens, eos)
+    return go_on(made, adapter.adapted(config.model.adapter, params), begin, key, config.regime.num_sample_tokens, eos)
 
 
 def policy(trainer: TrainerSection, max_documents: int | None = None) -> Policy:

@@ -2,6 +2,7 @@
 
 from fnrecipe.config.layers import resolve as resolve
 from fnrecipe.config.sections import ActivationCheckpointingSection as ActivationCheckpointingSection
+from fnrecipe.config.sections import AdapterSection as AdapterSection
 from fnrecipe.config.sections import AnswersSection as AnswersSection
 from fnrecipe.config.sections import CommonSection as CommonSection
 from fnrecipe.config.sections import CriterionSection as CriterionSection

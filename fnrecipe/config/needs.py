@@ -58,7 +58,7 @@ def decoder_needs(
     config: DecoderConfig,
     dtype: str,
     parameters: tuple[int, int],
-    moments: int,
+    kept: int,
     dataset: DatasetSection,
     gang: GangSection,
     trainer: TrainerSection,
@@ -68,21 +68,21 @@ def decoder_needs(
 
     dtype       of the parameters and moments
     parameters  of the vocabulary, embedding and head; and of the layers
-    moments     tensors like the parameters that the optimizer keeps
+    kept        tensors like the parameters: themselves, and where all are trained their gradients and moments
     """
     shard, tensor = _cuts(gang, ranks)
-    kept = 2 + moments  # parameters, gradients and moments
-    whole = {"replicate": kept, "zero1": 2, "zero2": 1, "fsdp": 0}[gang.sharding]
+    whole = min(kept, {"replicate": kept, "zero1": 2, "zero2": 1, "fsdp": 0}[gang.sharding])
+    what = "parameters, gradients and moments" if kept > 1 else "parameters"
     state = _BYTES[dtype] * (whole * shard + kept - whole)
     vocabulary, layers = (number * state // (shard * tensor) for number in parameters)
     positions = dataset.batch_size * dataset.max_seq_len // (gang.num_microbatches * tensor)
     activations = config.num_layers * positions * config.model_dim * _BYTES[trainer.dtype]
     batch_keys = ("dataset.batch_size", "dataset.max_seq_len", "gang.num_microbatches")
     return [
-        Need("state", "the vocabulary's parameters, gradients and moments", vocabulary, _of("vocab_size", "model_dim"), True),
+        Need("state", f"the vocabulary's {what}", vocabulary, _of("vocab_size", "model_dim"), True),
         Need(
             "state",
-            "the layers' parameters, gradients and moments",
+            f"the layers' {what}",
             layers,
             _of("num_layers", "model_dim", "ffn_inner_dim"),
             True,

@@ -30,7 +30,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "device",
             "timeout",
         ),
-        "trainer": ("jit", "cuda_graph", "dtype", "fp16_loss_scale", "max_skipped_steps", "average"),
+        "trainer": ("jit", "cuda_graph", "dtype", "fp16_loss_scale", "trains", "max_skipped_steps", "average"),
         "dataset": ("batch_size", "num_lanes", "num_workers", "prefetch"),
         "regime": (
             "num_steps",

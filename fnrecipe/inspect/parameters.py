@@ -10,6 +10,7 @@ from attrs import AttrsInstance
 from torch import Tensor
 
 from fnrecipe import random, tree
+from fnrecipe.build import trained
 from fnrecipe.components.groups import parts
 from fnrecipe.config import OptimizerSection
 from fnrecipe.config.sections.optim import OptimizerGroup
@@ -46,10 +47,11 @@ def shares(recipe: Recipe[C], config: C) -> list[Share]:
     """
     params = recipe.init(config, random.key(config.common.seed, torch.device("meta")), replicated)
     leaves = tree.paths(params)
-    trained = {path: leaf for path, leaf in leaves.items() if recipe.trains(config, path, leaf)}
-    frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
+    is_trained = trained(recipe, config)
+    moved = {path: leaf for path, leaf in leaves.items() if is_trained(path, leaf)}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in moved}
     section = getattr(config, "optimizer", None)
-    found = [*_trained(section, trained)] if isinstance(section, OptimizerSection) else [_share("trained", "", "", "", trained)]
+    found = [*_trained(section, moved)] if isinstance(section, OptimizerSection) else [_share("trained", "", "", "", moved)]
     return [*found, *([_share("frozen", "", "", "", frozen)] if frozen else [])]
 
 

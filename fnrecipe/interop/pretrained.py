@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,9 @@ from fnrecipe import checkpoint, tree
 from fnrecipe.config import ModelSection
 from fnrecipe.config.model_dir import is_directory, is_hugging_face
 from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.interop.hugging_face import adapter as peft
 from fnrecipe.interop.hugging_face import weights
+from fnrecipe.models import adapter
 from fnrecipe.models.answers import REFERENCE
 from fnrecipe.models.model import Model, find_model
 from fnrecipe.parallel.mesh import Placement
@@ -28,6 +31,8 @@ _log = logging.getLogger(__name__)
 def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | None:
     """The parameters in the directory `section.path`, in the section's dtype on the key's device; None without a path.
 
+    The section's adapter is beside them.
+
     Raises:
         UsageError, CheckpointError: if they are not there, cannot be read, or are not those of the section's config.
     """
@@ -36,10 +41,12 @@ def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | N
     if not is_directory(section.path):
         raise UsageError(f"model.path: expected a directory with weights to begin with, found none: {section.path}")
     model, dtype = find_model(section.family), getattr(torch, section.dtype)
-    config = cast("AttrsInstance", section.config)
-    if is_hugging_face(section.path):
-        return weights.read(Path(section.path), model, config, dtype, key, place)
-    return _of_run(Path(section.path), model, config, dtype, key, place)
+    read = weights.read if is_hugging_face(section.path) else _of_run
+    base = partial(read, Path(section.path), model, cast("AttrsInstance", section.config), dtype, key, place)
+    if section.adapter.path is None:
+        return adapter.init(section, key, place, base)
+    beside = peft.read(section, key, place)
+    return {**base(), adapter.ADAPTER: beside}
 
 
 def _of_run(
@@ -49,6 +56,9 @@ def _of_run(
     found = checkpoint.newest(directory / _CHECKPOINTS, _log.warning)
     if found is None:
         raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+    if any(path.startswith(f"{_PARAMS}.{adapter.ADAPTER}.") for path in found.tensors):
+        expected = f"the directory of an export: fnrecipe export {directory} --out DIR adds the adapter to the weights"
+        raise UsageError(f"model.path: expected a model without an adapter, or {expected}; found {directory}")
     beside = f"{_PARAMS}.{REFERENCE}."
     saved = {
         path: entry for path, entry in found.tensors.items() if path.startswith(f"{_PARAMS}.") and not path.startswith(beside)

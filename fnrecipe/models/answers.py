@@ -13,6 +13,7 @@ from torch import Tensor
 from fnrecipe import nn
 from fnrecipe.data.judged import CHOSEN, REJECTED, JudgedBatch
 from fnrecipe.loss import Loss, Sums
+from fnrecipe.models.adapter import ADAPTER
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits
 from fnrecipe.parallel import tensor_parallel
@@ -94,8 +95,8 @@ def in_pairs(
 def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "data"] | None, pairs: bool) -> Loss:
     """What `judge` makes of the answers of a `JudgedBatch`: a sum over pairs, or over answers.
 
-    The reference is a model whose parameters are among the others, at `REFERENCE`, and have no gradient; or the scores of the
-    batch are its log-probabilities; or there is none. It has no noise.
+    The reference is a model whose parameters are among the others, at `REFERENCE` or else all but those of the adapter, and
+    have no gradient; or the scores of the batch are its log-probabilities; or there is none. It has no noise.
 
     Sums: `loss` float32, `targets` int64 (pairs or answers), `tokens` int64 (those of answers); `mean/rewards/chosen` and
     `…/rejected`. For `pairs` also `mean/rewards/margins`, and `mean/rewards/accuracies`, the pairs whose chosen answer has
@@ -107,7 +108,8 @@ def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "
         sums = answer_sums(apply, model, batch, key)
         theirs = batch.scores if reference == "data" else None
         if reference == "model":
-            theirs = answer_sums(apply, params[REFERENCE], batch).detach()
+            base = {name: value for name, value in model.items() if name != ADAPTER}
+            theirs = answer_sums(apply, params.get(REFERENCE, base), batch).detach()
         answers = Answers(batch.verdicts, _by_slot(batch, batch.mask), sums, theirs)
         found = judge(answers)
         total = torch.where(found.counted, found.losses, 0.0).sum()

@@ -19,15 +19,20 @@ def model_needs(
     trainer: TrainerSection,
     ranks: int,
 ) -> list[Need]:
-    """What one of `ranks` processes needs to train the model; nothing that is known if its family does not tell."""
+    """What one of `ranks` processes needs to train the model; nothing that is known if its family does not tell.
+
+    Where only some parameters are trained, or an adapter, gradients and moments are not counted.
+    """
     count = find_family(model.family).parameters
     if count is None:
         return []
     names = [optimizer.of(group)[0] for group in optimizer.groups]
     moments = min(find_component(name, OPTIMIZERS).moments for name in [optimizer.name, *names])
     moments += trainer.average is not None
+    all_trained = model.adapter.name is None and trainer.trains is None
+    kept = 2 + moments if all_trained else 1
     config = cast("DecoderConfig", model.config)
-    return decoder_needs(config, model.dtype, count(config), moments, dataset, gang, trainer, ranks)
+    return decoder_needs(config, model.dtype, count(config), kept, dataset, gang, trainer, ranks)
 
 
 def reference_needs(model: ModelSection, dtype: str, gang: GangSection, ranks: int) -> list[Need]:

@@ -7,6 +7,7 @@ are sharded by position: `entered` gathers all positions before a product with w
 dimension, and a product with weights that are sharded along their second scatters them; H, G, F and V are those of the shard.
 """
 
+from fnrecipe.nn.adapted import Adapted as Adapted
 from fnrecipe.nn.attention import AttentionMask as AttentionMask
 from fnrecipe.nn.attention import AttentionScope as AttentionScope
 from fnrecipe.nn.attention import attention as attention

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe import ops
-from fnrecipe.nn import linear_cross_entropy
+from fnrecipe.nn import adapted, linear_cross_entropy
+from fnrecipe.nn.adapted import Adapted
 from fnrecipe.nn.linear_cross_entropy import DeferredLogits, chunk_size, softcapped
 from fnrecipe.nn.objective import Objective, Terms
 from fnrecipe.nn.policy import Chunk
@@ -27,9 +28,10 @@ def embedding(tokens: Tensor, weight: Weight) -> Tensor:
     return F.embedding(tokens, weight)
 
 
-def entered(x: Tensor, weight: Weight) -> Tensor:
+def entered(x: Tensor, weight: Weight | Adapted) -> Tensor:
     """All positions of x, for products with weights that are sharded like `weight`."""
-    return tensor_parallel.all_positions(x, weight.axis) if isinstance(weight, Shard) else x
+    base = weight.base if isinstance(weight, Adapted) else weight
+    return tensor_parallel.all_positions(x, base.axis) if isinstance(base, Shard) else x
 
 
 def own_positions(x: Tensor, weight: Weight) -> Tensor:
@@ -37,29 +39,27 @@ def own_positions(x: Tensor, weight: Weight) -> Tensor:
     return tensor_parallel.own_positions(x, weight.axis) if isinstance(weight, Shard) else x
 
 
-def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight | Adapted, bias: Weight | None = None) -> Tensor:
     """x [..., D] times the transpose of weight [F, D], plus bias [F], both cast to the dtype of x: [..., F].
 
     The bias of a weight that is sharded along its first dimension is sharded too; of one along its second, it is shared.
     """
-    if isinstance(weight, Shard):
-        return _sharded_linear(x, weight, bias)
-    assert not isinstance(bias, Shard)
-    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    # A graph's products are left to the passes.
-    if torch.is_inference_mode_enabled() and type(x) is Tensor and ops.is_large_product(x, weight):
-        return ops.linear_by_onednn(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-def _sharded_linear(x: Tensor, weight: Shard, bias: Weight | None) -> Tensor:
-    product = F.linear(x, weight.local.to(x.dtype))
-    if weight.dim != 0:
-        product = tensor_parallel.sum_of_positions(product, weight.axis)
-    if bias is None:
-        return product
-    assert isinstance(bias, Shard)
-    return product + (bias.local if bias.dim == 0 else tensor_parallel.shared(bias)).to(x.dtype)
+    if isinstance(weight, Tensor):
+        assert not isinstance(bias, Shard)
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        # A graph's products are left to the passes.
+        if torch.is_inference_mode_enabled() and type(x) is Tensor and ops.is_large_product(x, weight):
+            return ops.linear_by_onednn(x, weight, bias)
+        return F.linear(x, weight, bias)
+    base = weight.base if isinstance(weight, Adapted) else weight
+    if isinstance(weight, Adapted):
+        gain, product = adapted.gain(weight), adapted.product(x, weight)
+    else:
+        gain, product = None, F.linear(x, weight.local.to(x.dtype))
+    if isinstance(base, Shard) and base.dim != 0:
+        product = tensor_parallel.sum_of_positions(product, base.axis)
+    product = product if gain is None else product * gain.to(x.dtype)
+    return product if bias is None else product + adapted.own(bias).to(x.dtype)
 
 
 def logits(x: Tensor, weight: Weight, chunk: Chunk = None, softcap: float | None = None) -> Logits:

@@ -14,7 +14,9 @@ from fnrecipe.data.chat_template import read_chat_template
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.gguf import export as gguf
 from fnrecipe.interop.gguf.export import ExportedGGUF
+from fnrecipe.interop.hugging_face import adapter
 from fnrecipe.interop.hugging_face import export as hugging_face
+from fnrecipe.interop.hugging_face.adapter import ExportedAdapter
 from fnrecipe.interop.hugging_face.export import Exported
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
@@ -80,6 +82,21 @@ def export_gguf(
     name, template = Path(run).resolve().name, _chat_template(found.config)
     params = found.recipe.model(found.config, found.params)
     return gguf.export(Path(out), model, tokenizer, params, dtype=kind, name=name, chat_template=template)
+
+
+def export_adapter(
+    run: str | Path,
+    out: str | Path,
+    *,
+    recipe: Recipe[Any] | str | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+    weights: Weights = "latest",
+) -> ExportedAdapter:
+    """Writes the adapter of a run alone, as the directory `out`, which peft loads beside the base; the rest as for `export`."""
+    found = load(run, recipe, step=step, weights=weights)
+    model, _ = exportable(found.recipe, found.config)
+    return adapter.export(Path(out), model, found.params, dtype=None if dtype is None else getattr(torch, dtype))
 
 
 def _chat_template(config: ShellConfig) -> str | None:

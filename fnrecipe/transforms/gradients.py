@@ -52,7 +52,7 @@ def gradients(
     def after_microbatches(params: Tree, rows: Tree, scale: Tree, trained: frozenset[str]) -> tuple[Tree, Sums]:
         def slope(given: tuple[Tree, Tree], rows: Tree) -> tuple[Tree, Sums]:
             params, scale = given
-            return _slope(scale_loss(loss, scale), _wide(params), rows, trained)
+            return _slope(scale_loss(loss, scale), _wide(params, trained), rows, trained)
 
         gradient, sums = accumulate(of_microbatch(slope), num_microbatches, add)((unshard(params), scale), rows)
         return _cut_sum(gradient, subset(params, trained)), all_reduce(sums, mesh.shard)
@@ -69,9 +69,9 @@ def gradients(
         times = scale_loss(loss, scale)
         match mesh.sharding:
             case "fsdp":
-                return in_microbatches(times, _wide(params), rows, trained)
+                return in_microbatches(times, _wide(params, trained), rows, trained)
             case "zero2":
-                wide = _wide(params)
+                wide = _wide(params, trained)
                 gathered = unshard(wide)
 
                 def of_gathered(params: Tree, batch: Tree, key: Tensor | None) -> tuple[Tensor, Sums]:
@@ -138,8 +138,8 @@ def _cut_sum(values: Tree, params: Tree) -> Tree:
     return tree.like(params, sums)
 
 
-def _wide(params: Tree) -> Tree:
-    """Parameters whose gradients are float32 at least; what is widened for that still travels as it was."""
+def _wide(params: Tree, trained: frozenset[str]) -> Tree:
+    """Parameters whose gradients, where they are trained, are float32 at least; what is widened for that travels as it was."""
 
     def wide(leaf: Tree) -> Tensor | Shard:
         if not on_shard_axis(leaf):
@@ -147,4 +147,4 @@ def _wide(params: Tree) -> Tree:
         local = stochastic_rounding.wide(leaf.local)
         return leaf if local is leaf.local else Shard(local, leaf.dim, attrs.evolve(leaf.axis, gathered=leaf.local.dtype))
 
-    return pytree.tree_map(wide, params, is_leaf=on_shard_axis)
+    return merged(params, pytree.tree_map(wide, subset(params, trained), is_leaf=on_shard_axis))

@@ -33,6 +33,14 @@ def pretrained(config: LMConfig, key: Tensor, place: Placement) -> Tree | None:
     return interop.pretrained(config.model, key, place)
 
 
+def trains(config: LMConfig, path: str, parameter: Tensor) -> bool:
+    return presets.trains(config.model, path)
+
+
+def model(config: LMConfig, params: Tree) -> Tree:
+    return presets.merged(config.model, params)
+
+
 def loss(config: LMConfig) -> Loss:
     dataset, section = config.dataset, config.loss
     apply = presets.apply(config.model, config.trainer, dataset.attention, dataset.documents_per_row)
@@ -71,6 +79,8 @@ recipe = Recipe(
     pretrained=pretrained,
     loss=loss,
     update=update,
+    trains=trains,
+    model=model,
     stream=train_stream,
     example=example,
     evaluations={"valid": Evaluation(valid_stream)},

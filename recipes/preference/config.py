@@ -90,8 +90,13 @@ class PreferenceConfig:
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is a reference model beside the model."""
+        """Whether the model is compared with a reference model."""
         return find_component(self.criterion.name, CRITERIA).reference and not self.reference.precomputed
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the reference model has parameters of its own: beside an adapter, the base is that model."""
+        return self.has_reference and (self.model.adapter.name is None or self.reference.path is not None)
 
     @property
     def in_pairs(self) -> bool:
@@ -106,12 +111,15 @@ class PreferenceConfig:
             yield Problem("reference.precomputed", f"false for criterion.name={name}, which is not of pairs", "true")
         if given.precomputed and given.path is not None:
             yield Problem("reference.path", "null for reference.precomputed=true", repr(given.path))
+        if self.has_reference and not self.keeps_reference and given.dtype != ReferenceSection().dtype:
+            expected = "float32 beside model.adapter: the reference model is the base, in model.dtype"
+            yield Problem("reference.dtype", expected, repr(given.dtype))
 
 
 def needs(config: PreferenceConfig, ranks: int) -> list[Need]:
     """The least memory of one of `ranks` processes."""
     model = model_needs(config.model, config.optimizer, config.dataset, config.gang, config.trainer, ranks)
-    frozen = reference_needs(config.model, config.reference.dtype, config.gang, ranks) if config.has_reference else []
+    frozen = reference_needs(config.model, config.reference.dtype, config.gang, ranks) if config.keeps_reference else []
     return [*model, *frozen, *stream_needs(config.dataset, ranks)]
 
 

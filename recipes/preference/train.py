@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import interop, presets, tree
-from fnrecipe.config import TokenizerSection, structure
+from fnrecipe.config import AdapterSection, TokenizerSection, structure
 from fnrecipe.config.find import NotFoundError, find_component
 from fnrecipe.config.model_dir import describe
 from fnrecipe.config.sections.model import FAMILIES
@@ -23,6 +23,7 @@ from fnrecipe.data.chat_template import encode_prompt
 from fnrecipe.data.tokenizer import describe as describe_tokenizer
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Loss
+from fnrecipe.models.adapter import ADAPTER
 from fnrecipe.models.answers import REFERENCE, preference_loss
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.next_token import Apply, next_token_loss
@@ -38,7 +39,10 @@ from .data import all_corpora, example, make_template, make_tokenizer, train_str
 
 
 def init(config: PreferenceConfig, key: Tensor, place: Placement) -> Tree:
-    """The parameters of the model, and beside them those of the reference model, which begin the same."""
+    """The parameters of the model, and beside them those of the reference model, which begin the same.
+
+    Of a model with an adapter, the base is the reference model, unless `reference.path` names another.
+    """
     return _with_reference(config, presets.init(config.model, key, place))
 
 
@@ -51,17 +55,17 @@ def pretrained(config: PreferenceConfig, key: Tensor, place: Placement) -> Tree 
     if other is None:
         return _with_reference(config, params)
     _check_reference(config, other)
-    section = attrs.evolve(config.model, path=other, dtype=config.reference.dtype)
+    section = attrs.evolve(config.model, path=other, dtype=config.reference.dtype, adapter=AdapterSection())
     return {**params, REFERENCE: interop.pretrained(section, key, lambda path, leaf: place(f"{REFERENCE}.{path}", leaf))}
 
 
 def trains(config: PreferenceConfig, path: str, parameter: Tensor) -> bool:
-    return not path.startswith(f"{REFERENCE}.")
+    return not path.startswith(f"{REFERENCE}.") and presets.trains(config.model, path)
 
 
 def model(config: PreferenceConfig, params: Tree) -> Tree:
-    """The parameters without those of the reference model."""
-    return {name: value for name, value in params.items() if name != REFERENCE}
+    """The parameters without those of the reference model, with those of the adapter added to them."""
+    return presets.merged(config.model, _without(REFERENCE, params))
 
 
 def loss(config: PreferenceConfig) -> Loss:
@@ -84,11 +88,12 @@ def positions(config: PreferenceConfig) -> int:
 
 
 def flops(config: PreferenceConfig) -> TokenFlops | None:
-    """Those of training, and a third of it for the reference model, which has no backward pass."""
-    found = presets.flops(config.model, config.dataset.max_seq_len)
-    if found is None or not config.has_reference:
+    """Those of training, and a third of those of all of the model for the reference model, which has no backward pass."""
+    length, base = config.dataset.max_seq_len, attrs.evolve(config.model, adapter=AdapterSection())
+    found, whole = (presets.flops(model, length) for model in (config.model, base))
+    if found is None or whole is None or not config.has_reference:
         return found
-    return TokenFlops(found.full * 4 // 3, found.causal * 4 // 3)
+    return TokenFlops(found.full + whole.full // 3, found.causal + whole.causal // 3)
 
 
 def rules(config: PreferenceConfig) -> Mapping[str, int]:
@@ -104,7 +109,7 @@ def sample(config: PreferenceConfig, params: Tree, key: Tensor) -> str:
     else:
         begin = encode_prompt(template, [{"role": "user", "content": prompt}], tokenizer).tolist()
     ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
-    tokens = presets.sample(config, model(config, params), begin or [tokenizer.eos], key, **ends)
+    tokens = presets.sample(config, _without(REFERENCE, params), begin or [tokenizer.eos], key, **ends)
     return (prompt + ("\n" if template else "") + tokenizer.decode(tokens)).rstrip()
 
 
@@ -114,11 +119,15 @@ def _apply(config: PreferenceConfig) -> Apply:
 
 
 def _with_reference(config: PreferenceConfig, params: Tree) -> Tree:
-    """The parameters with copies of them as those of the reference model, for a criterion that has one."""
-    if not config.has_reference:
+    """The parameters with copies of them as those of the reference model, where it has its own."""
+    if not config.keeps_reference:
         return params
     dtype = getattr(torch, config.reference.dtype)
-    return {**params, REFERENCE: tree.map(lambda leaf: leaf.to(dtype, copy=True), params)}
+    return {**params, REFERENCE: tree.map(lambda leaf: leaf.to(dtype, copy=True), _without(ADAPTER, params))}
+
+
+def _without(part: str, params: Tree) -> Tree:
+    return {name: value for name, value in params.items() if name != part}
 
 
 def _check_reference(config: PreferenceConfig, path: str) -> None:

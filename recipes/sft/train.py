@@ -34,6 +34,14 @@ def pretrained(config: SFTConfig, key: Tensor, place: Placement) -> Tree | None:
     return interop.pretrained(config.model, key, place)
 
 
+def trains(config: SFTConfig, path: str, parameter: Tensor) -> bool:
+    return presets.trains(config.model, path)
+
+
+def model(config: SFTConfig, params: Tree) -> Tree:
+    return presets.merged(config.model, params)
+
+
 def loss(config: SFTConfig) -> Loss:
     dataset, section = config.dataset, config.loss
     apply = presets.apply(config.model, config.trainer, dataset.attention, dataset.documents_per_row)
@@ -76,6 +84,8 @@ recipe = Recipe(
     pretrained=pretrained,
     loss=loss,
     update=update,
+    trains=trains,
+    model=model,
     stream=train_stream,
     example=example,
     evaluations={"valid": Evaluation(valid_stream)},

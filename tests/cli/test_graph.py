@@ -44,6 +44,23 @@ def test_the_table_counts_what_the_step_computes(graph: Graph) -> None:
     assert f"; {(full - 6 * 2 * 32 * 32 * positions) / 1e6:.1f} MFLOP with attention halved" in ended.out
 
 
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_beside_an_adapter_no_product_is_computed_for_the_gradient_of_the_base(graph: Graph, name: str) -> None:
+    ended = graph("--config", f"model.adapter.name={name}", "model.adapter.rank=4")
+    assert (ended.status, ended.err) == (0, "")
+    sides = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]  # in and out of the weights of a layer
+    base = PARAMETERS
+    of_a, of_b = (4 * 2 * sum(pair[end] for pair in sides) for end in (0, 1))
+    first, first_a = 32 * 32 + 2 * 16 * 32, 4 * 3 * 32  # nothing is trained before query, key and value of the first layer
+    forward, backward = base + of_a + of_b, (base - first) + (2 * of_b + 2 * of_a - first_a)
+    merged = 4 * 2 * sum(into * out for into, out in sides) * 2 if name == "dora" else 0  # b a of each weight, in 2 leaves
+    products = 2 * (forward + backward) * 8 * 32 + 2 * merged
+    assert cells(ended, "aten.mm")[2] == f"{products / 1e6:.1f} M"
+    attention = 12 * 2 * 32 * 32
+    told = (4 * base + 6 * (of_a + of_b) + attention) * 8 * 32
+    assert f"model: {told / 1e6:.1f} MFLOP, " in ended.out
+
+
 def test_the_code_is_written_where_it_is_asked_for(graph: Graph, tmp_path: Path) -> None:
     out = tmp_path / "new/place"
     ended = graph("--out", out)

@@ -116,3 +116,13 @@ def test_a_worker_takes_at_least_what_is_counted(tmp_path: Path) -> None:
     private = sum(int(facts[name].split()[0]) * 1024 for name in ("Private_Clean", "Private_Dirty"))
     changed, _ = resolve(config, pairs=["dataset.num_workers=8"])
     assert sizes(changed)["workers"] / 8 <= private
+
+
+@pytest.mark.parametrize("frozen", ["model.adapter={name: lora, rank: 1}", "trainer.trains=[layers.0.query]"])
+@pytest.mark.parametrize("sharding", ["replicate", "zero2", "fsdp"])
+def test_of_frozen_parameters_there_are_no_gradients_and_moments(frozen: str, sharding: str) -> None:
+    changed, _ = resolve(config, pairs=[frozen, f"gang.sharding={sharding}"])
+    state = init_train_state(recipe, changed, Mesh(), torch.device("cpu"))
+    base = {path: leaf for path, leaf in tree.paths(state.params).items() if not path.startswith("adapter.")}
+    assert 0.99 * num_bytes(base) <= state_size(changed) <= num_bytes(base)
+    assert num_bytes(state.optimizer) < 0.15 * num_bytes(base)

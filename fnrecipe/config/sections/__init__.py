@@ -4,6 +4,7 @@ Names are fairseq2's wherever the meaning is the same. A section may have a meth
 `Problem` for every two values that cannot stand together; its paths are relative to the section.
 """
 
+from fnrecipe.config.sections.adapter import AdapterSection as AdapterSection
 from fnrecipe.config.sections.data import AnswersSection as AnswersSection
 from fnrecipe.config.sections.data import DatasetSection as DatasetSection
 from fnrecipe.config.sections.data import DataSource as DataSource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 import attrs
@@ -13,8 +13,9 @@ from fnrecipe.config.bounds import ProperFraction
 from fnrecipe.config.find import Kind, NotFoundError, find_component, known
 from fnrecipe.config.model_dir import Described, describe, is_directory
 from fnrecipe.config.paths import expanded
+from fnrecipe.config.sections.adapter import AdapterSection
 from fnrecipe.config.tagged import TagError, Tagged, Tags, find_tagged
-from fnrecipe.errors import did_you_mean
+from fnrecipe.errors import Problem, did_you_mean
 
 if TYPE_CHECKING:
     from fnrecipe.models.model import Family
@@ -54,7 +55,7 @@ class ModelSection(Tagged):
     """`family`: whose functions; `arch`: a shape in it, null for the family's defaults; `name`: a word for both at once.
 
     `path`: a directory that gives family and shape, and the weights to begin with.
-    `dtype`: of the parameters and of what the optimizer keeps for them.
+    `dtype`: of the parameters and of what the optimizer keeps for them. `adapter`: what is trained in their place; in float32.
     `dropout_p`: of the embeddings and of what sublayers add to the residual stream, in training.
     """
 
@@ -66,8 +67,14 @@ class ModelSection(Tagged):
     family: str = field(default=Factory(_family, takes_self=True))
     arch: str | None = field(default=Factory(lambda section: section.name, takes_self=True))
     dtype: Literal["float32", "bfloat16"] = "float32"
+    adapter: AdapterSection = field(factory=AdapterSection)
     dropout_p: ProperFraction = 0.0
     config: ModelConfig = field(default=Factory(_config, takes_self=True))
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.adapter.path is not None and self.path is None:
+            expected = "null without model.path, the model that the adapter was trained beside"
+            yield Problem("adapter.path", expected, self.adapter.path)
 
     @classmethod
     def follow(cls, before: Tags, written: Tags) -> dict[str, object]:

@@ -59,6 +59,7 @@ class AverageSection:
 class TrainerSection:
     """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops.
 
+    `trains`: patterns of the paths of parameters that are trained, of those that the recipe trains; null: all of them.
     `fp16_loss_scale`: initial and minimum.
     """
 
@@ -69,6 +70,7 @@ class TrainerSection:
     activation_checkpointing: ActivationCheckpointingSection = field(factory=ActivationCheckpointingSection)
     logits_at_once: Literal["auto"] | PositiveInt | None = "auto"
     max_grad_norm: Positive | None = 1.0
+    trains: tuple[str, ...] | None = None
     neftune_noise_alpha: Positive | None = None
     max_skipped_steps: PositiveInt = 5
     average: AverageSection | None = None
@@ -76,6 +78,8 @@ class TrainerSection:
     def conflicts(self) -> Iterator[Problem]:
         if self.cuda_graph is True and self.jit == "off":
             yield Problem("cuda_graph", "auto or false for trainer.jit=off", "true")
+        if self.trains == ():
+            yield Problem("trains", "a pattern of the paths of parameters, or null for all", "[]")
         initial, minimum = self.fp16_loss_scale
         if initial < minimum:
             yield Problem("fp16_loss_scale", "an initial scale of at least the minimum", f"{initial:g}, {minimum:g}")

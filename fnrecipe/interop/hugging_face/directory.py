@@ -47,7 +47,7 @@ def tensors_in(directory: Path) -> dict[str, Held]:
             two of them.
     """
     if (directory / WEIGHTS).is_file():
-        return _tensors_of(directory, WEIGHTS)
+        return tensors_of(directory, WEIGHTS)
     if (directory / INDEX).is_file():
         return _indexed(directory)
     pickled = next((name for name in _PICKLED if (directory / name).is_file()), None)
@@ -70,7 +70,7 @@ def _indexed(directory: Path) -> dict[str, Held]:
     held: dict[str, Held] = {}
     twice, elsewhere = [], []
     for file in sorted(set(places.values())):
-        found = _tensors_of(directory, file)
+        found = tensors_of(directory, file)
         twice += [f"{name} ({held[name].file} and {file})" for name in found if name in held]
         elsewhere += [f"{name} ({file})" for name in found if places.get(name) != file]
         held |= found
@@ -85,7 +85,12 @@ def _indexed(directory: Path) -> dict[str, Held]:
     return held
 
 
-def _tensors_of(directory: Path, name: str) -> dict[str, Held]:
+def tensors_of(directory: Path, name: str) -> dict[str, Held]:
+    """Every tensor of the file `name` in `directory`, by its name.
+
+    Raises:
+        UsageError: if it is not there, or is damaged.
+    """
     path = directory / name
     if not path.is_file():
         raise UsageError(f"{path}: no such file")

@@ -72,10 +72,10 @@ def export(
     sizes = {name: sum(_bytes(leaves[path], dtype) for path in paths) for name, paths in names.items()}
     shards = _shards(sizes, shard_size)
     files = [WEIGHTS] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
-    with _written(out, replace=replace) as folder:
+    with written(out, replace=replace) as folder:
         for file, shard in zip(files, shards, strict=True):
             tensors = {name: _joined(name, {path: leaves[path] for path in names[name]}, stored, dtype) for name in shard}
-            _save(folder / file, tensors)
+            save(folder / file, tensors)
         if len(shards) > 1:
             places_of = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places_of.items()))}
@@ -176,7 +176,7 @@ def _shard_name(number: int, count: int) -> str:
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
     with path.open("xb") as file:  # the library makes files that only their owner may read, whatever the umask says
         mode = os.fstat(file.fileno()).st_mode
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
@@ -184,7 +184,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _written(out: Path, *, replace: bool) -> Iterator[Path]:
+def written(out: Path, *, replace: bool) -> Iterator[Path]:
     """A directory beside `out` to write in, which takes its place once all is written and on disk.
 
     Raises:

@@ -1,0 +1,230 @@
+"""Adapters: the adapted model is that of the merged weights, and so are its gradients; nothing is computed for the base."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from fnrecipe import presets, random, tree
+from fnrecipe.compiler import trace
+from fnrecipe.compiler.regions import all_nodes
+from fnrecipe.config import AdapterSection, ModelSection, TrainerSection
+from fnrecipe.errors import UsageError
+from fnrecipe.generation.generator import go_on, make_generator
+from fnrecipe.generation.sampling import Sampling
+from fnrecipe.models import adapter
+from fnrecipe.models.adapter import ADAPTER, adapted, merged
+from fnrecipe.models.model import find_model
+from fnrecipe.models.next_token import next_token_loss
+from fnrecipe.nn.policy import Policy
+from fnrecipe.parallel.mesh import Mesh, replicated
+from fnrecipe.transforms import gradients
+from fnrecipe.tree import Tree
+from tests.helpers import assert_close, assert_same_bits, documents, draw, packed
+from tests.ranks import assembled, mesh_of, on_ranks
+
+from .families import TINY, random_params, tiny
+
+BATCH = packed([documents(9, 14), documents(24)], 24)
+LORA, DORA = (AdapterSection(name, rank=3, alpha=6.0) for name in ("lora", "dora"))
+
+
+def section(family: str, given: AdapterSection, **sizes: Any) -> ModelSection:
+    return ModelSection(family=family, adapter=given, config=tiny(family, **sizes))
+
+
+def params_of(model: ModelSection, dtype: torch.dtype = torch.float32) -> Tree:
+    """Random weights, and an adapter that is far from its beginning: magnitudes about those of the weights' rows."""
+    base = random_params(find_model(model.family), model.config)
+    begun = adapter.init(model, random.key(1), replicated, lambda: base)
+    moved = tree.map(lambda leaf, noise: leaf + 0.2 * noise, begun[ADAPTER], draw(begun[ADAPTER], 3))
+    return tree.map(lambda leaf: leaf.to(dtype), {**begun, ADAPTER: moved})
+
+
+def loss_of(model: ModelSection, policy: Policy = Policy()) -> Any:
+    plain = partial(find_model(model.family).apply, model.config, policy=policy, scope="document")
+    return next_token_loss(lambda params, *args: plain(adapted(model.adapter, params), *args))
+
+
+def is_adapter(path: str, parameter: Tensor) -> bool:
+    return path.startswith(f"{ADAPTER}.")
+
+
+@pytest.mark.parametrize("given", [LORA, DORA], ids=["lora", "dora"])
+@pytest.mark.parametrize("family", TINY)
+def test_it_is_the_model_of_the_merged_weights_in_every_family(family: str, given: AdapterSection) -> None:
+    model = section(family, given, num_layers=2)
+    params = params_of(model, torch.float64)
+    found, _ = loss_of(model)(params, BATCH)
+    base, _ = loss_of(model)({**params, ADAPTER: {}}, BATCH)
+    whole, _ = loss_of(model)(merged(given, params), BATCH)
+    torch.testing.assert_close(found, whole)
+    assert abs(found - base) > 1e-3 * base
+
+
+def test_gradients_are_those_of_the_merged_weights_by_the_chain_rule() -> None:
+    model = section("llama", LORA)
+    params, scale = params_of(model, torch.float64), LORA.scale
+    found, _ = gradients(loss_of(model), 1, trains=is_adapter)(params, BATCH, random.key(0))
+    slopes = tree.paths(grad(lambda whole: loss_of(model)(whole, BATCH)[0])(merged(LORA, params)))
+    leaves = tree.paths(params[ADAPTER])
+    expected = {}
+    for path, leaf in leaves.items():
+        weight, _, part = path.rpartition(".")
+        slope = slopes[weight]
+        other = leaves[f"{weight}.{'b' if part == 'a' else 'a'}"]
+        expected[f"{ADAPTER}.{path}"] = scale * (other.t() @ slope if part == "a" else slope @ other.t())
+        assert leaf.shape == expected[f"{ADAPTER}.{path}"].shape
+    assert_close(found, expected, 1e-10)
+
+
+def test_gradients_of_dora_take_the_norms_as_constants() -> None:
+    """Beside those of LoRA behind the gain, that of a magnitude is its row's share of the slope along its direction."""
+    model = section("llama", DORA)
+    params = params_of(model, torch.float64)
+    found = gradients(loss_of(model), 1, trains=is_adapter)(params, BATCH, random.key(0))[0]
+    slopes = tree.paths(grad(lambda whole: loss_of(model)(whole, BATCH)[0])(merged(DORA, params)))
+    leaves, base = tree.paths(params[ADAPTER]), tree.paths({k: v for k, v in params.items() if k != ADAPTER})
+    for weight in adapter.targets(model):
+        a, b, magnitude = (leaves[f"{weight}.{part}"] for part in ("a", "b", "magnitude"))
+        direction = base[weight] + DORA.scale * b @ a
+        norm = direction.norm(dim=1, keepdim=True)
+        slope = slopes[weight] * (magnitude[:, None] / norm)
+        expected = {
+            "a": DORA.scale * b.t() @ slope,
+            "b": DORA.scale * slope @ a.t(),
+            "magnitude": (slopes[weight] * direction / norm).sum(1),
+        }
+        assert_close({part: found[f"{ADAPTER}.{weight}.{part}"] for part in expected}, expected, 1e-8)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_begins_as_its_base_in_float32(name: Literal["lora", "dora"], dtype: Literal["float32", "bfloat16"]) -> None:
+    model = attrs.evolve(section("llama", AdapterSection(name)), dtype=dtype)
+    params = presets.init(model, random.key(0), replicated)
+    leaves = tree.paths(params[ADAPTER])
+    assert {leaf.dtype for leaf in leaves.values()} == {torch.float32}
+    assert all(bool((leaf == 0).all()) for path, leaf in leaves.items() if path.endswith(".b"))
+    width = leaves["layers.0.down.a"].shape[1]
+    largest = leaves["layers.0.down.a"].abs().max() * width**0.5
+    assert 0.95 < largest <= 1, "uniform in ±1/√in"
+    base = {key: value for key, value in params.items() if key != ADAPTER}
+    assert_same_bits(base, presets.init(attrs.evolve(model, adapter=AdapterSection()), random.key(0), replicated))
+    apply = presets.apply(model, TrainerSection(logits_at_once=None), "document")
+    logits = [apply(each, BATCH.tokens, BATCH.segments, BATCH.positions) for each in (params, base)]
+    torch.testing.assert_close(*logits)
+    assert_close(presets.merged(model, params), base, 1e-6 if dtype == "float32" else 1e-2)
+
+
+def test_targets_choose_matrices_of_layers() -> None:
+    some = attrs.evolve(LORA, targets=("layers.*.query", "layers.1.d*"))
+    assert [*adapter.targets(section("llama", some, num_layers=2))] == ["layers.0.query", "layers.1.query", "layers.1.down"]
+    assert len(adapter.targets(section("llama", LORA, num_layers=2))) == 14
+
+
+@pytest.mark.parametrize("target", ["layers.*.querry", "*.queryy"])
+def test_a_target_that_fits_nothing_is_told_before_anything_is_made(target: str) -> None:
+    model = section("llama", attrs.evolve(LORA, targets=("layers.*.key", target)))
+
+    def base() -> Tree:
+        raise AssertionError
+
+    with pytest.raises(UsageError) as caught:
+        adapter.init(model, random.key(0), replicated, base)
+    begin = "model.adapter.targets: expected patterns of matrices of layers, found "
+    assert str(caught.value) == f"{begin}{target!r}; did you mean layers.*.query?"
+
+
+@pytest.mark.parametrize("target", ["embedding", "norm", "layers.*.attention_norm"])
+def test_what_is_no_matrix_of_a_layer_has_no_adapter(target: str) -> None:
+    with pytest.raises(UsageError, match=r"^model\.adapter\.targets: expected patterns of matrices of layers, found "):
+        adapter.targets(section("llama", attrs.evolve(LORA, targets=(target,))))
+
+
+def test_generation_with_a_cache_is_that_of_the_merged_weights() -> None:
+    model = section("llama", DORA)
+    params, cached = params_of(model), find_model("llama").cached
+    made = make_generator(cached, model.config, Sampling(temperature=0.0), context=32, vocab_size=64, dtype=torch.float32)
+    given = (adapted(DORA, params), merged(DORA, params))
+    ours, theirs = (go_on(made, each, [5, 17, 20], random.key(0), 12) for each in given)
+    assert ours == theirs
+
+
+def test_flops_are_those_of_the_products_that_are_computed() -> None:
+    """Six for each parameter that is trained; four for a frozen one, whose own gradient nobody needs."""
+    model = section("llama", LORA, num_layers=2)
+    frozen = {
+        path: leaf for path, leaf in tree.paths(random_params(find_model("llama"), model.config)).items() if leaf.ndim == 2
+    }
+    whole = presets.flops(attrs.evolve(model, adapter=AdapterSection()), 24)
+    found = presets.flops(model, 24)
+    assert whole is not None
+    assert found is not None
+    trained = tree.leaves(params_of(model)[ADAPTER])
+    products = sum(leaf.numel() for leaf in frozen.values())
+    assert "head" not in frozen, "the embedding is the head"
+    for ours, theirs in ((found.full, whole.full), (found.causal, whole.causal)):
+        assert ours == theirs - 2 * products + 6 * sum(leaf.numel() for leaf in trained)
+
+
+def test_a_frozen_base_is_not_widened() -> None:
+    """Of a base in bfloat16 no float32 copy is made before the layers: each weight is rounded where it is used."""
+    model = attrs.evolve(section("llama", LORA), dtype="bfloat16")
+    params = presets.init(model, random.key(0), replicated)
+    function = gradients(loss_of(model, Policy(torch.bfloat16)), 1, trains=is_adapter)
+    graph, _ = trace(function, (params, BATCH, random.key(0)))
+    wide = [node.meta["val"] for node in all_nodes(graph) if "_to_copy" in str(node.target)]
+    shapes = {leaf.shape for path, leaf in tree.paths(params).items() if leaf.ndim == 2 and not is_adapter(path, leaf)}
+    assert not [value for value in wide if value.dtype == torch.float32 and value.shape in shapes]
+
+
+# Ranks.
+
+WAYS: dict[str, tuple[dict[str, Any], Policy]] = {
+    "tensor": ({"tensor_parallel_size": 2}, Policy()),
+    **{mode: ({"sharding": mode}, Policy()) for mode in ("zero1", "zero2", "fsdp")},
+    "fsdp, selective": ({"sharding": "fsdp"}, Policy(remat="selective", logits_at_once=7)),
+}
+
+
+def found(mesh: Mesh, model: ModelSection, params: Tree, policy: Policy) -> tuple[Tree, Any]:
+    """Gradients of the adapter, cut over the ranks, and sums of the loss."""
+    cut = adapter.nested({path: mesh.cut(path, leaf) for path, leaf in tree.paths(params).items()})
+    rows = BATCH if mesh.shard.size == 1 else tree.map(lambda leaf: leaf[mesh.shard.index : mesh.shard.index + 1], BATCH)
+    share = 2 // mesh.shard.size
+    result: tuple[Tree, Any] = gradients(loss_of(model, policy), share, mesh, is_adapter)(cut, rows, random.key(0))
+    return result
+
+
+def check(rank: int, size: int, families: list[str]) -> None:
+    for family in families:
+        for given in (LORA, DORA):
+            model = section(family, given, num_layers=2)
+            params = params_of(model)
+            for name, (options, policy) in WAYS.items():
+                alone, sums = found(mesh_of(0, 1), model, params, policy)
+                mesh = attrs.evolve(mesh_of(rank, size, **options), rules=presets.rules(model))
+                gradient, others = found(mesh, model, params, policy)
+                whole = assembled(size, gradient)
+                if name == "tensor":
+                    assert_close(whole, tree.paths(alone), 1e-4)
+                    torch.testing.assert_close(others["loss"], sums["loss"], rtol=1e-5, atol=0)
+                else:
+                    assert_same_bits(whole, tree.paths(alone))
+                    assert_same_bits(others, sums)
+
+
+def test_two_ranks_compute_what_one_does() -> None:
+    on_ranks(2, check, ["llama"])
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_what_one_does_in_other_families() -> None:
+    on_ranks(2, check, [family for family in TINY if family != "llama"])
