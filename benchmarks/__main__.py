@@ -19,6 +19,7 @@ NAMES = (
     "gpu",
     "load",
     "memory",
+    "optimizers",
     "overhead",
     "padding",
     "startup",

@@ -78,9 +78,9 @@ def run(rounds: int) -> list[Result]:
 
 def _speed(size: int, rounds: int) -> list[Result]:
     systems = [*FNRECIPE, *TORCH]
-    measured = _on_ranks(size, _take_turns, systems, rounds)
+    figures = on_ranks(size, _take_turns, systems, rounds)
     results = [
-        Result("gang", f"{size} ranks", system, metric, measured[system][metric], unit)
+        Result("gang", f"{size} ranks", system, metric, figures[system][metric], unit)
         for system in systems
         for metric, unit in (("CPU seconds a step", "s"), ("seconds a step", "s"), ("traffic a step", "MB"))
     ]
@@ -93,7 +93,7 @@ def _memory() -> list[Result]:
         for size in (1, 2, 4):
             case, system = f"{size} ranks", f"fnrecipe, {sharding}"
             results.append(Result("gang", case, system, "memory, predicted", [_predicted(sharding, size)], "MB"))
-            results.append(Result("gang", case, system, "memory", [_on_ranks(size, _peak, sharding)], "MB"))
+            results.append(Result("gang", case, system, "memory", [on_ranks(size, _peak, sharding)], "MB"))
     return results
 
 
@@ -123,7 +123,7 @@ def _shapes() -> dict[str, Sequence[int]]:
     return paths(shapes(llama.parameters(WIDE), WIDE.num_layers), "")
 
 
-def _on_ranks(size: int, function: Callable[..., Any], *args: Any) -> Any:
+def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> Any:
     """What `function(rank, size, *args)` gives on rank 0, in fresh processes."""
     with socket.socket() as listener, tempfile.TemporaryDirectory() as folder:
         listener.bind(("localhost", 0))
@@ -151,13 +151,13 @@ def _take_turns(rank: int, size: int, systems: Sequence[str], rounds: int) -> di
     found: dict[str, dict[str, list[float]]] = {system: {} for system in systems}
     for number in range(1 + rounds):
         for system, step in steps.items():
-            figures = _measured(lambda step=step: [step(batch) for batch in rows])  # type: ignore[misc]
+            figures = measured(lambda step=step: [step(batch) for batch in rows])  # type: ignore[misc]
             for metric, value in figures.items() if number else ():
                 found[system].setdefault(metric, []).append(value / STEPS)
     return found
 
 
-def _measured(work: Callable[[], Any]) -> dict[str, float]:
+def measured(work: Callable[[], Any]) -> dict[str, float]:
     dist.barrier()
     traffic, cpu, wall = _loopback(), time.process_time(), time.perf_counter()
     work()

@@ -92,7 +92,7 @@ def _check_sums(name: str, found: object) -> None:
 
 
 def _of_parts(name: str, params: Tree) -> str:
-    shards = [leaf for leaf in tree.leaves(params, is_shard) if is_shard(leaf)]
+    shards = [leaf for leaf in tree.leaves(params, is_shard) if isinstance(leaf, Shard)]
     if any(shard.axis.name == "tensor" for shard in shards):
         key, mend = "gang.tensor_parallel_size", "whose products are those of fnrecipe.parallel.tensor_parallel"
     else:

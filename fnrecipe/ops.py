@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
+from torch.fx.node import has_side_effect
 
 torch.library.define("fnrecipe::optimization_barrier", "(Tensor value, Tensor earlier) -> Tensor")
 torch.library.define("fnrecipe::opaque_clone", "(Tensor value) -> Tensor")
@@ -36,6 +37,7 @@ torch.library.define(
     "fnrecipe::slot_attention",
     "(Tensor query, Tensor key, Tensor value, Tensor bias, Tensor reach, float scale) -> Tensor",
 )
+torch.library.define("fnrecipe::fence", "() -> ()")
 torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order, ScalarType dtype) -> Tensor")
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
@@ -59,6 +61,8 @@ kernels are those of `fnrecipe.nn.cudnn_attention`.
 """
 cudnn_attention_backward = torch.ops.fnrecipe.cudnn_attention_backward
 """The gradients of query, key and value. If deterministic, they have the same bits each time, and need a larger workspace."""
+fence = torch.ops.fnrecipe.fence
+"""Does nothing. In a trace it says: what follows may be another program on each rank, so no pass may move it."""
 slot_attention = torch.ops.fnrecipe.slot_attention
 """Softmax attention [B, G, Q, E] of query [B, G, Q, E] to the first `reach` [] of the slots of key and value [B, G, S, E].
 
@@ -202,6 +206,10 @@ torch.library.register_fake(
     "fnrecipe::cudnn_attention",
     lambda query, *others: (torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)),
 )
+
+torch.library.impl("fnrecipe::fence", "CompositeExplicitAutograd", lambda: None)
+torch.library.register_fake("fnrecipe::fence", lambda: None)
+has_side_effect(fence.default)
 
 torch.library.impl("fnrecipe::slot_attention", "CPU", _slot_attention)
 torch.library.register_fake("fnrecipe::slot_attention", lambda query, *others: torch.empty_like(query))

@@ -24,7 +24,7 @@ ARROWS = {
     "contract": "config errors loss parallel tree",
     "compiler": "errors ops tree",
     "nn": "ops parallel random tree",
-    "optim": "errors loss parallel random tree",
+    "optim": "errors loss ops parallel random tree",
     "transforms": "compiler loss ops optim parallel random tree",
     "models": "config data errors loss nn parallel random transforms tree",
     "generation": "compiler errors models nn random transforms tree",

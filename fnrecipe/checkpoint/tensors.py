@@ -101,7 +101,7 @@ def read(folder: Path, saved: Mapping[str, Saved], like: Tree) -> Tree:
             values = torch.empty(local.shape, dtype=local.dtype)
             for file, stored in saved[name].slices.items():
                 common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(wanted, stored, strict=True)]
-                if all(start < stop for start, stop in common) or not values.numel():
+                if values.numel() and all(start < stop for start, stop in common):
                     values[_slices(common, wanted)] = _values(opened(file), name, _slices(common, stored))
             return values.to(local.device)
 

@@ -13,6 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fnrecipe.compiler.alias import mutates
+from fnrecipe.ops import fence
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 
@@ -46,10 +47,17 @@ def overlap(module: GraphModule) -> None:
     # memory that they read (see `_late_waits`).
     #
     # How far ahead: everything started at once holds every result twice (453 MB where one collective ahead holds 386 MB).
+    #
+    # Behind a fence ranks may have other programs: there each collective stays where it was called.
     nodes = [node for node in module.graph.nodes if node.op != "output"]
-    sums = _sum_nodes(nodes)
-    for node in _late_waits(_early_sums(_early_gathers(nodes), sums), sums):
+    fences = module.graph.find_nodes(op="call_function", target=fence.default)
+    first = nodes.index(fences[0]) if fences else len(nodes)
+    movable, rest = nodes[:first], nodes[first:]
+    sums = _sum_nodes(movable)
+    for node in (*_late_waits(_early_sums(_early_gathers(movable), sums), sums), *rest):
         module.graph.output_node().prepend(node)
+    for node in fences:
+        module.graph.erase_node(node)
     module.recompile()
 
 

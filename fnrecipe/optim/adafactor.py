@@ -63,7 +63,7 @@ def scale_by_factored_rms(beta2_decay: float = -0.8, eps: float | None = None, d
             direction[path] = scaled / torch.clamp(_rms(scaled) / d, min=1.0)
         return tree.from_paths(gradients, direction), {"squares": squares, "count": count}, {}
 
-    return Transform(init, update, elementwise=False)
+    return Transform(init, update, needs="matrices")
 
 
 def scale_by_parameter_rms(least: float = 1e-3) -> Transform:
@@ -72,7 +72,7 @@ def scale_by_parameter_rms(least: float = 1e-3) -> Transform:
     def scale(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
         return tree.map(lambda u, p: u * torch.clamp(_rms(p), min=least), updates, params), {}
 
-    return stateless(scale, elementwise=False)
+    return stateless(scale, needs="matrices")
 
 
 def _squares(parameter: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.optim.transform import Report, Transform, init_parts, update_parts
+from fnrecipe.optim.transform import Report, Transform, init_parts, stateless, update_parts
 from fnrecipe.tree import Tree
 
 
@@ -15,12 +15,19 @@ def cautious(direction: Transform) -> Transform:
     (Liang et al. 2024, arXiv:2411.16085; with `scale_by_adam` it is C-AdamW.) The state is that of `direction`.
     """
 
-    def masked(update: Tensor, gradient: Tensor) -> Tensor:
-        agrees = (update * gradient > 0).to(update.dtype)
-        return update * agrees / agrees.mean().clamp(min=1e-3)
+    def agreeing(updates: Tree, gradients: Tree, step: Tensor) -> tuple[Tree, Report]:
+        return tree.map(_agreeing, updates, gradients), {}
+
+    mask = stateless(agreeing, needs="matrices")  # with gradients in the place of parameters
 
     def update(gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         directed, new, report = update_parts(direction, gradients, state, params, step)
-        return tree.map(masked, directed, gradients), new, report
+        masked, _, _ = update_parts(mask, directed, (), gradients, step)
+        return masked, new, report
 
-    return Transform(lambda params: init_parts(direction, params), update, elementwise=False)
+    return Transform(lambda params: init_parts(direction, params), update)
+
+
+def _agreeing(update: Tensor, gradient: Tensor) -> Tensor:
+    agrees = (update * gradient > 0).to(update.dtype)
+    return update * agrees / agrees.mean().clamp(min=1e-3)

@@ -1,4 +1,4 @@
-"""Clipping of gradients."""
+"""Clipping of gradients: of all together, of each tensor, of each row."""
 
 from __future__ import annotations
 
@@ -53,3 +53,34 @@ def clipped(transform: Transform, max_norm: float | None) -> Transform:
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
     """What clipping multiplies gradients of this norm by, []."""
     return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+
+
+def clip_by_tensor_norm(max_norm: float) -> Transform:
+    """Scales each gradient so that its Euclidean norm is at most `max_norm`."""
+
+    def clip(gradients: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
+        return tree.map(lambda g: g / torch.clamp(g.square().sum().sqrt() / max_norm, min=1.0), gradients), {}
+
+    return stateless(clip, needs="matrices")
+
+
+def clip_adaptively(clipping: float = 0.01, eps: float = 1e-3) -> Transform:
+    """Scales each row of a gradient so that its norm is at most `clipping` times that of the parameter's row, or `eps` if more.
+
+    (Adaptive gradient clipping, Brock et al. 2021, arXiv:2102.06171.) A row are the weights of one output; a vector is one row.
+    """
+
+    def clipped(gradient: Tensor, parameter: Tensor) -> Tensor:
+        most = clipping * _row_norms(parameter).clamp(min=eps)
+        norms = _row_norms(gradient)
+        return torch.where(norms > most, gradient * (most / norms.clamp(min=1e-6)), gradient)
+
+    def clip(gradients: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
+        return tree.map(clipped, gradients, params), {}
+
+    return stateless(clip, needs="matrices")
+
+
+def _row_norms(tensor: Tensor) -> Tensor:
+    """Norms [..., 1] of a tensor's rows."""
+    return tensor.square().sum(-1, keepdim=True).sqrt() if tensor.ndim else tensor.abs()

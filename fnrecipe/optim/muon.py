@@ -12,6 +12,7 @@ from fnrecipe import tree
 from fnrecipe.optim.moments import momentum
 from fnrecipe.optim.polar import JORDAN, PolarMethod, polar_factor
 from fnrecipe.optim.transform import Report, Transform, chain, stateless
+from fnrecipe.parallel.mesh import global_slice, is_shard
 from fnrecipe.tree import Tree
 
 Scale: TypeAlias = Literal["jordan", "spectral", "match_rms"]
@@ -43,13 +44,14 @@ def orthogonalize(method: PolarMethod = JORDAN) -> Transform:
     def polar(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
         return tree.map(lambda u: polar_factor(u, method), updates), {}
 
-    return stateless(polar, elementwise=False)
+    return stateless(polar, needs="matrices")
 
 
 def scale_by_shape(scale: Scale) -> Transform:
     """Each matrix times the number that `SCALES` has for its last two sides."""
 
     def scaled(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:
-        return tree.map(lambda u: u * SCALES[scale](u.shape[-2], u.shape[-1]), updates), {}
+        factors = [SCALES[scale](*global_slice(leaf)[0][-2:]) for leaf in tree.leaves(updates, is_shard)]
+        return tree.like(updates, [u * factor for u, factor in zip(tree.leaves(updates), factors, strict=True)]), {}
 
-    return stateless(scaled, elementwise=False)
+    return stateless(scaled)

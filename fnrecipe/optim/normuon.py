@@ -46,7 +46,7 @@ def normalize_rows(b2: float = 0.95, eps: float = 1e-8) -> Transform:
 
         return tree.map(normalized, updates, square), {"square": square}, {}
 
-    return Transform(init, update, elementwise=False)
+    return Transform(init, update, needs="matrices")
 
 
 def _norm(matrix: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def scale_by_soap(
         bases = {"left_basis": left, "right_basis": right}
         return direction, {"mean": mean, "square": square, **moments, **bases, "count": count + 1}, {}
 
-    return Transform(init, update, elementwise=False)
+    return Transform(init, update, needs="matrices")
 
 
 def _turned(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ own. `report` holds 0-d tensors worth showing (a learning rate), by name.
 Updates are taken in float32 at least, also those of parameters and states that are kept in bfloat16: these are rounded
 stochastically (`fnrecipe.optim.stochastic_rounding`).
 
-A transform sees this rank's shard of each tensor as if it were the tensor: an elementwise rule need not know. A rule that needs
-full matrices says so by `elementwise=False`, and gets parameters, gradients and state all-gathered, wherever it stands: as the
-only transform, in a `chain`, in a `partition` (which gathers that rule's parameters only).
+A transform sees this rank's shard of each tensor as if it were the tensor: a rule for single elements need not know. A rule
+that needs whole tensors says so by `needs`, wherever it stands: as the only transform, in a `chain`, in a `partition`. Each
+matrix of one for "matrices" is computed by one rank; one for "everything" gets parameters, gradients and state all-gathered.
 
 A transform may also know a faster way to the same end, `fused_update`, for when it is the whole update and not a link of a
 chain.
@@ -22,22 +22,33 @@ still allocated, unless the transform can tell beforehand, by `bounded`: then ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
+from typing import Literal, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.errors import UsageError
 from fnrecipe.optim import stochastic_rounding
+from fnrecipe.optim.dealt import Init, Update, init_dealt, update_dealt
+from fnrecipe.optim.dealt import Report as Report
 from fnrecipe.parallel.finite import finite
 from fnrecipe.parallel.global_norm import global_norm
-from fnrecipe.parallel.mesh import global_slice, is_shard
+from fnrecipe.parallel.mesh import global_slice, is_shard, rank_axes
 from fnrecipe.parallel.whole import cut_like, whole
 from fnrecipe.tree import Tree
 
-Report: TypeAlias = dict[str, Tensor]
+Needs: TypeAlias = Literal["elements", "matrices", "everything"]
+"""What an update of one thing depends on, of gradients, state and parameters.
+
+elements    each element of the updates on the same element of each, and on what the transform itself sums over ranks
+matrices    that of each tensor on that tensor's alone. `init` and `update` work for any of the parameters, as a dict by path,
+            and the state has the same paths for these; `init` reads no numbers but to copy them; there is no report
+everything  anything
+"""
 
 
 @attrs.frozen(eq=False)
@@ -56,16 +67,15 @@ class MeanGradient:
 class Transform:
     """`init` and `update` as above.
 
-    elementwise   whether each element of the updates depends on the same element of gradients, state and parameters alone, and
-             on what the transform itself sums over ranks
+    needs         what an update of one thing depends on
     fused_update  if there is one, makes the update where its 0-d bool holds, as `guarded_update` below would, in fewer passes
     bounded       if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
              a finite state is known to be finite
     """
 
-    init: Callable[[Tree], Tree]
-    update: Callable[[Tree, Tree, Tree, Tensor], tuple[Tree, Tree, Report]]
-    elementwise: bool = True
+    init: Init
+    update: Update
+    needs: Needs = "elements"
     fused_update: Callable[[MeanGradient, Tree, Tree, Tensor, Tensor, Tensor], tuple[Tree, Tree, Report]] | None = None
     bounded: Callable[[MeanGradient, Tree, Tree, Tensor], Tensor] | None = None
 
@@ -73,10 +83,13 @@ class Transform:
 def init_parts(transform: Transform, params: Tree) -> Tree:
     """The state of `transform` for parameters of which this rank may have parts.
 
-    Of a transform that is not elementwise, what has path and shape of a parameter is cut like it; the rest each rank has whole.
+    Of a transform of matrices each rank has the state of those that it computes. Of one that needs everything, what has path
+    and shape of a parameter is cut like it; the rest each rank has whole.
     """
-    if transform.elementwise:
+    if transform.needs == "elements":
         return transform.init(params)
+    if transform.needs == "matrices" and _on_several_ranks(params):
+        return init_dealt(transform.init, params)
     state, owners = transform.init(whole(params)), tree.paths(params, is_shard)
 
     def like(path: str, leaf: Tensor) -> Tree:
@@ -87,16 +100,37 @@ def init_parts(transform: Transform, params: Tree) -> Tree:
 
 
 def update_parts(transform: Transform, gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
-    """`transform.update`, of whole tensors unless it is elementwise.
+    """`transform.update`, of whole tensors unless it needs single elements only.
 
-    Each rank then gathers parameters, gradients and state of the transform, which are whole in its memory at once, and computes
-    the same update as all others, of which it keeps its part: it costs three gathers of them, and a work that is not divided.
+    What needs everything is computed on each rank, of parameters, gradients and state that are whole in its memory at once: it
+    costs three gathers, and a work that is not divided.
+
+    Raises:
+        UsageError: if a transform of matrices reports something.
     """
-    if transform.elementwise:
+    if transform.needs == "elements":
         return transform.update(gradients, state, params, step)
+    update = transform.update if transform.needs == "everything" else _without_report(transform.update)
+    if transform.needs == "matrices" and _on_several_ranks(params):
+        return update_dealt(transform.init, update, gradients, state, params, step)
     whole_gradients, whole_state, whole_params = whole((gradients, state, params))
-    updates, new, report = transform.update(whole_gradients, whole_state, whole_params, step)
+    updates, new, report = update(whole_gradients, whole_state, whole_params, step)
     return cut_like(updates, params), cut_like(new, state), report
+
+
+def _on_several_ranks(params: Tree) -> bool:
+    return any(rank_axes(leaf) for leaf in tree.leaves(params, is_shard))
+
+
+def _without_report(update: Update) -> Update:
+    def checked(gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
+        updates, state, report = update(gradients, state, params, step)
+        if report:
+            found = ", ".join(map(repr, report))
+            raise UsageError(f"Transform: expected no report from an update of single matrices, found {found}")
+        return updates, state, report
+
+    return checked
 
 
 def mean_gradient(total: Tree, count: Tensor) -> MeanGradient:
@@ -146,29 +180,48 @@ def _by_fused_update(
 
 def chain(*transforms: Transform) -> Transform:
     """The transforms one after the other; the state is the tuple of theirs."""
+    # Neighbours with the same needs are one transform: so matrices travel to their owners and back once for all of these.
+    links = [_link(needs, [*group]) for needs, group in groupby(transforms, lambda transform: transform.needs)]
 
     def init(params: Tree) -> Tree:
-        return tuple(init_parts(transform, params) for transform in transforms)
+        return tuple(state for link, _ in links for state in init_parts(link, params))
 
     def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
-        states, reports = [], Report()
-        for transform, before in zip(transforms, state, strict=True):
-            updates, after, report = update_parts(transform, updates, before, params, step)
-            states.append(after)
+        rest, states, reports = iter(state), [], Report()
+        for link, length in links:
+            updates, after, report = update_parts(link, updates, tuple(islice(rest, length)), params, step)
+            states += after
             reports |= report
         return updates, tuple(states), reports
 
     return Transform(init, update)
 
 
-def stateless(function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]], *, elementwise: bool = True) -> Transform:
+def _link(needs: Needs, transforms: Sequence[Transform]) -> tuple[Transform, int]:
+    """Transforms with the same needs, one after the other, and how many they are."""
+
+    def init(params: Tree) -> Tree:
+        return tuple(transform.init(params) for transform in transforms)
+
+    def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
+        states, reports = [], Report()
+        for transform, before in zip(transforms, state, strict=True):
+            updates, after, report = transform.update(updates, before, params, step)
+            states.append(after)
+            reports |= report
+        return updates, tuple(states), reports
+
+    return Transform(init, update, needs), len(transforms)
+
+
+def stateless(function: Callable[[Tree, Tree, Tensor], tuple[Tree, Report]], *, needs: Needs = "elements") -> Transform:
     """A transform that keeps nothing: `function(updates, params, step) -> (updates, report)`."""
 
     def update(updates: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         updates, report = function(updates, params, step)
         return updates, state, report
 
-    return Transform(lambda params: (), update, elementwise)
+    return Transform(lambda params: (), update, needs)
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:

@@ -1,6 +1,7 @@
 """The mesh of ranks, shards of tensors over it, and collectives along its axes."""
 
 from fnrecipe.parallel.mesh import Axis as Axis
+from fnrecipe.parallel.mesh import Dealt as Dealt
 from fnrecipe.parallel.mesh import Mesh as Mesh
 from fnrecipe.parallel.mesh import Placement as Placement
 from fnrecipe.parallel.mesh import Shard as Shard

@@ -12,7 +12,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.ops import norms
 from fnrecipe.parallel.collectives import all_gather
-from fnrecipe.parallel.mesh import Axis, is_shard, unwrapped
+from fnrecipe.parallel.mesh import Axis, Dealt, is_shard, rank_axes, unwrapped
 from fnrecipe.tree import Tree
 
 
@@ -27,7 +27,7 @@ def largest(values: Tree, params: Tree) -> Tensor:
     # All ranks' values are gathered and compared here: `amax` propagates NaN, a library's maximum need not. A maximum has no
     # rounding, so the result is the same at any number of ranks.
     found = _largest_here(tensors)
-    for axis in _axes(params):
+    for axis in _axes(values, params):
         (of_ranks,) = all_gather([found.view(1)], [0], axis)
         found = of_ranks.amax()
     return found
@@ -51,6 +51,8 @@ def finite(values: Tree, like: Tree, params: Tree) -> Tensor:
     return largest(values, params) <= min(limits, default=torch.inf)
 
 
-def _axes(params: Tree) -> dict[Axis, None]:
-    """The axes over which tensors are sharded, in the same order on all ranks, as collectives need it."""
-    return dict.fromkeys(axis for leaf in tree.leaves(params, is_shard) for axis in unwrapped(leaf)[1])
+def _axes(values: Tree, params: Tree) -> dict[Axis, None]:
+    """The axes along which ranks hold other values, in the same order on all ranks, as collectives need it."""
+    dealt = any(isinstance(leaf, Dealt) for leaf in tree.leaves(values, is_shard))
+    of_leaf = rank_axes if dealt else lambda leaf: unwrapped(leaf)[1]
+    return dict.fromkeys(axis for leaf in tree.leaves(params, is_shard) for axis in of_leaf(leaf))

@@ -33,6 +33,7 @@ class Axis:
     blocks               the most shards of a tensor at any size; reductions over a shard are taken block by block
     ordered              whether sums over it are taken in the order of the binary tree
     gathered             the dtype to which float32 parameters are rounded before they are gathered and used
+    replicas             the axis along which ranks hold copies of a shard over this one
     """
 
     name: str
@@ -42,6 +43,7 @@ class Axis:
     blocks: int = 1
     ordered: bool = True
     gathered: torch.dtype | None = None
+    replicas: Axis | None = None
 
 
 @attrs.frozen(eq=False)
@@ -54,6 +56,18 @@ class Shard:
     local: Tree
     dim: int | None
     axis: Axis
+
+
+@attrs.frozen(eq=False)
+class Dealt:
+    """A tensor of `shape` that one rank holds whole, and the others do not hold at all.
+
+    `local` is the tensor where it is `held`, elsewhere one without elements.
+    """
+
+    local: Tensor
+    shape: torch.Size
+    held: bool
 
 
 @attrs.frozen
@@ -127,19 +141,28 @@ def shard_dim(shape: torch.Size | tuple[int, ...], blocks: int) -> int | None:
     return next((dim for dim, size in enumerate(shape) if size % blocks == 0), None) if aligned else None
 
 
-def is_shard(value: object) -> TypeGuard[Shard]:
-    return isinstance(value, Shard)
+def is_shard(value: object) -> TypeGuard[Shard | Dealt]:
+    """Whether `value` is what a rank holds of a tensor. (Parameters, gradients and updates are never `Dealt`.)"""
+    return isinstance(value, Shard | Dealt)
 
 
 def spans_ranks(values: Tree) -> bool:
     """Whether any of `values` is a shard among several."""
     leaves = pytree.tree_leaves(values, is_shard)
-    return any(is_shard(leaf) and (leaf.axis.size > 1 or spans_ranks(leaf.local)) for leaf in leaves)
+    return any(isinstance(leaf, Shard) and (leaf.axis.size > 1 or spans_ranks(leaf.local)) for leaf in leaves)
+
+
+def rank_axes(leaf: Tree) -> tuple[Axis, ...]:
+    """The axes of several ranks along which `leaf` is sharded or copied: replica, shard, tensor."""
+    if not isinstance(leaf, Shard):
+        return ()
+    replicas = () if leaf.axis.replicas is None else (leaf.axis.replicas,)
+    return (*rank_axes(leaf.local), *(axis for axis in (*replicas, leaf.axis) if axis.size > 1))
 
 
 def unwrapped(leaf: Tree) -> tuple[Tensor, dict[Axis, int]]:
     """The tensor within nested shards, and the dimension along which each axis shards it; the axis cut first comes first."""
-    if not is_shard(leaf):
+    if not isinstance(leaf, Shard):
         return leaf, {}
     tensor, axes = unwrapped(leaf.local)
     return tensor, axes if leaf.dim is None else {leaf.axis: leaf.dim, **axes}
@@ -147,6 +170,8 @@ def unwrapped(leaf: Tree) -> tuple[Tensor, dict[Axis, int]]:
 
 def global_slice(leaf: Tree) -> tuple[torch.Size, list[tuple[int, int]]]:
     """The shape of the unsharded tensor of `leaf`, and the (start, stop) of `leaf` in it along each dimension."""
+    if isinstance(leaf, Dealt):
+        return leaf.shape, [(0, size if leaf.held else 0) for size in leaf.shape]
     if not isinstance(leaf, Shard):
         return leaf.shape, [(0, size) for size in leaf.shape]
     shape, ranges = global_slice(leaf.local)
@@ -158,7 +183,7 @@ def global_slice(leaf: Tree) -> tuple[torch.Size, list[tuple[int, int]]]:
     return torch.Size(sizes), ranges
 
 
-def outline(leaf: Shard | Tensor) -> Tensor:
+def outline(leaf: Shard | Dealt | Tensor) -> Tensor:
     """The whole tensor that `leaf` is a shard of, without its numbers: shape and dtype, on the device meta."""
     (tensor,) = pytree.tree_leaves(leaf)
     with _disable_current_modes():  # it is no part of a trace
@@ -167,6 +192,8 @@ def outline(leaf: Shard | Tensor) -> Tensor:
 
 def is_primary(leaf: Tree, mesh: Mesh) -> bool:
     """Whether this rank is the first of those that hold the same shard of the same tensor."""
+    if isinstance(leaf, Dealt):
+        return leaf.held
     _, sharded = unwrapped(leaf)
     return all(axis.index == 0 or axis in sharded for axis in mesh.axes)
 
@@ -194,4 +221,11 @@ pytree.register_pytree_node(
     serialized_type_name="fnrecipe.Shard",
     # A shard stands for its tensor: it adds nothing to the tensor's path.
     flatten_with_keys_fn=lambda shard: ([(pytree.GetAttrKey(""), shard.local)], (shard.dim, shard.axis)),
+)
+pytree.register_pytree_node(
+    Dealt,
+    lambda dealt: ([dealt.local], (dealt.shape, dealt.held)),
+    lambda children, context: Dealt(next(iter(children)), *context),
+    serialized_type_name="fnrecipe.Dealt",
+    flatten_with_keys_fn=lambda dealt: ([(pytree.GetAttrKey(""), dealt.local)], (dealt.shape, dealt.held)),
 )

@@ -68,7 +68,7 @@ def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapp
         Axis(name, size, index, group, ordered=ordered)
         for name, size, index, group in zip(names, shape, indices, groups, strict=True)
     )
-    shard = attrs.evolve(shard, blocks=config.num_microbatches, gathered=gathered)
+    shard = attrs.evolve(shard, blocks=config.num_microbatches, gathered=gathered, replicas=replica)
     return Mesh(replica, shard, attrs.evolve(tensor, blocks=tensor.size), config.sharding, rules)
 
 

@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 import attrs
+import pytest
 import torch
+import torch.distributed as dist
 from torch.fx import Node
 
 from fnrecipe import optim, random
@@ -26,9 +28,14 @@ PARTS = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 48 * 128 + 2 * 128
 """Numbers in a layer, all of which are cut."""
 
 
-def of_step(mesh: Any) -> list[Node]:
+RATE = cosine_annealing(0.1, num_warmup_steps=1, num_steps=9, final_scale=0)
+ADAMW = optim.adamw(RATE)
+STARTS = (c10d.all_gather_into_tensor_out.default, c10d.all_to_all_single.default)
+
+
+def of_step(mesh: Any, update: optim.Transform = ADAMW) -> list[Node]:
     """The nodes of the traced step of one leaf."""
-    update, key = optim.adamw(cosine_annealing(0.1, num_warmup_steps=1, num_steps=9, final_scale=0)), random.key(0)
+    key = random.key(0)
     state = init_state(llama.init(CONFIG, key, mesh.cut), update, key)
     step = train_step(next_token_loss(partial(llama.apply, CONFIG)), update, 1, mesh)
     graph, _ = trace(step, (state, packed([documents(15)], 16)), donate=1)
@@ -61,6 +68,26 @@ def check_buckets(rank: int, size: int) -> None:
     assert story(of_step(mesh_of(rank, size)), 1000) == ".S.SsG.SgsG.SgsGgsGg"
     for sharding in ("zero1", "zero2"):
         assert story(of_step(mesh_of(rank, size, sharding=sharding)), 1000) == "GGgGgGgg" + ".S.Ss.Ss.Sss"
+
+
+def check_dealt(rank: int, size: int) -> None:
+    # Two matrices, both before and behind sums of other gradients, belong to rank 0; rank 1 has another program.
+    dealt = optim.descent(optim.scale_by_parameter_rms(), optim.scale_by_adam(), optim.orthogonalize(), schedule=RATE)
+    rest = optim.chain(optim.clip_by_global_norm(1.0), ADAMW)
+    update = optim.partition({"head": dealt, "layers.0.query": dealt, "*": rest})
+    for sharding in ("replicate", "fsdp"):
+        nodes = of_step(mesh_of(rank, size, sharding=sharding), update)
+        starts = [(str(node.target), str(node.meta["val"].dtype)) for node in nodes if node.target in STARTS]
+        of_ranks: list[Any] = [None] * size
+        dist.all_gather_object(of_ranks, ([starts], sum(node.target == torch.ops.aten.mm.default for node in nodes)))
+        (first, products), (second, fewer) = of_ranks
+        assert first == second
+        assert products > fewer
+
+
+@pytest.mark.slow
+def test_ranks_with_other_programs_start_the_same_collectives_in_the_same_order() -> None:
+    on_ranks(2, check_dealt)
 
 
 def test_layers_are_gathered_twice_and_work_goes_on_meanwhile() -> None:

@@ -17,6 +17,7 @@ from fnrecipe.tree import Tree
 RATE, FASTER = constant(0.01), constant(0.02)
 decaying = partial(optim.descent, schedule=RATE, weight_decay=0.1)
 fast = partial(optim.descent, schedule=FASTER, weight_decay=0.1)
+SCHEDULE_FREE = optim.schedule_free_adamw(constant(0.01, num_warmup_steps=2), betas=(0.9, 0.95), weight_decay=0.1)
 
 
 def begin(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -73,6 +74,18 @@ ROWS: Mapping[str, tuple[Transform, tuple[float, float, float, float]]] = {
         fast(optim.scale_by_normuon(method=NEWTON_SCHULZ)),
         (-0.074493165803, 0.810650837079, -0.556108560641, 2.433461673573),
     ),
+    "MARS": (
+        decaying(optim.scale_by_mars(0.95, 0.99)),
+        (-0.128163961849, 0.829982718831, -0.531392056390, 2.463155184482),
+    ),
+    "MuonH": (
+        optim.chain(optim.scale_by_muon(method=NEWTON_SCHULZ), optim.hyperball(FASTER)),
+        (-0.073036338451, 0.835478441186, -0.585433117628, 2.507851977892),
+    ),
+    "schedule-free AdamW": (
+        SCHEDULE_FREE,
+        (-0.129700714670, 0.837087413143, -0.545340986029, 2.495025899320),
+    ),
     "cautious decay": (
         optim.adamw(RATE, betas=(0.9, 0.95), weight_decay=0.1, cautious_weight_decay=True),
         (-0.134358471997, 0.827810050788, -0.531240113430, 2.457093914401),
@@ -84,11 +97,75 @@ ROWS: Mapping[str, tuple[Transform, tuple[float, float, float, float]]] = {
 }
 
 
+def shown(found: Tensor) -> list[float]:
+    return [found.sum().item(), found[0, 0].item(), found[3, 2].item(), torch.linalg.vector_norm(found).item()]
+
+
 @pytest.mark.parametrize(("transform", "row"), ROWS.values(), ids=ROWS.keys())
 def test_the_row_of_the_authors_code(transform: Transform, row: tuple[float, ...]) -> None:
-    found = after(transform)
-    shown = [found.sum().item(), found[0, 0].item(), found[3, 2].item(), torch.linalg.vector_norm(found).item()]
-    assert shown == pytest.approx(row, rel=0, abs=1e-9)
+    assert shown(after(transform)) == pytest.approx(row, rel=0, abs=1e-9)
+
+
+def averages(transform: Transform, b1: float) -> Tensor:
+    params: Tree = {"matrix": begin()}
+    state = transform.init(params)
+    for step in range(1, 6):
+        updates, state, _ = transform.update({"matrix": gradient(step)}, state, params, torch.tensor(step))
+        params = optim.apply_updates(params, updates)
+    found: Tensor = optim.schedule_free_average(state, params, b1)["matrix"]
+    return found
+
+
+def test_the_average_of_schedule_free_adamw_is_that_of_the_authors_code_and_of_optax() -> None:
+    authors = (-0.126833447684, 0.839017020255, -0.544041306776, 2.496181327999)
+    assert shown(averages(SCHEDULE_FREE, 0.9)) == pytest.approx(authors, rel=0, abs=1e-9)
+    of_optax = (-0.138014742990, 0.833164713640, -0.536872140554, 2.482629341285)
+    assert shown(averages(OPTAX["schedule-free AdamW"][0], 0.8)) == pytest.approx(of_optax, rel=0, abs=1e-9)
+
+
+OPTAX: Mapping[str, tuple[Transform, tuple[float, float, float, float]]] = {
+    "AdamW": (
+        optim.adamw(RATE, betas=(0.9, 0.95), weight_decay=0.1),
+        (-0.134151466017, 0.826150845576, -0.529679756493, 2.452809128153),
+    ),
+    "NAdamW of one momentum": (
+        decaying(optim.scale_by_nadam(0.9, 0.95, momentum_decay=1e9)),
+        (-0.146120384006, 0.821357768269, -0.532770613700, 2.449553647504),
+    ),
+    "SGD": (
+        optim.sgd(RATE, decay=0.7, nesterov=True),
+        (-0.137470720502, 0.808110835322, -0.577239718084, 2.463020289614),
+    ),
+    "Lion": (
+        decaying(optim.scale_by_lion(0.8, 0.95)),
+        (-0.124709192001, 0.827272016213, -0.543935333827, 2.460675490228),
+    ),
+    "AdEMAMix": (
+        decaying(optim.scale_by_ademamix(alpha=5.0)),
+        (-0.135288839655, 0.825935780468, -0.530036334626, 2.453014366072),
+    ),
+    "schedule-free AdamW": (
+        optim.schedule_free_adamw(RATE, betas=(0.8, 0.95), weight_decay=0.1),
+        (-0.143488826243, 0.829397428518, -0.539855527439, 2.480388157885),
+    ),
+    "adaptive clipping": (
+        optim.chain(optim.clip_adaptively(0.5), optim.scale_by_learning_rate(constant(0.1))),
+        (-0.195254084433, 0.796688377162, -0.612356389936, 2.456837392550),
+    ),
+}
+"""Rows that `tests/optim/optax_rows.py` prints. Adafactor and Muon are below: they bound what is next to 0 otherwise."""
+
+
+@pytest.mark.parametrize(("transform", "row"), OPTAX.values(), ids=OPTAX.keys())
+def test_the_row_of_optax(transform: Transform, row: tuple[float, ...]) -> None:
+    assert shown(after(transform)) == pytest.approx(row, rel=0, abs=1e-9)
+
+
+def test_the_rows_of_optax_whose_bounds_near_zero_are_others() -> None:
+    adafactor = (-0.124761410760, 0.827354421850, -0.552604890611, 2.489714592021)
+    assert shown(after(optim.adafactor(RATE))) == pytest.approx(adafactor, rel=0, abs=1e-9)
+    muon = (-0.059237474499, 0.815284400195, -0.552130343279, 2.424544918596)
+    assert shown(after(fast(optim.scale_by_muon(nesterov=False)))) == pytest.approx(muon, rel=0, abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +175,7 @@ def test_the_row_of_the_authors_code(transform: Transform, row: tuple[float, ...
 def test_muon_with_jordans_coefficients_is_torchs_whose_products_are_bfloat16(
     scale: optim.Scale, row: tuple[float, ...]
 ) -> None:
-    found = after(fast(optim.scale_by_muon(scale=scale)))
-    shown = [found.sum().item(), found[0, 0].item(), found[3, 2].item(), torch.linalg.vector_norm(found).item()]
-    assert shown == pytest.approx(row, rel=0, abs=3e-3)
+    assert shown(after(fast(optim.scale_by_muon(scale=scale)))) == pytest.approx(row, rel=0, abs=3e-3)
 
 
 MATRIX = torch.tensor([[1, 2, 0, -1], [0, 1, 3, 2], [2, -1, 1, 0], [1, 1, 1, 1], [0, 2, -2, 1]], dtype=torch.float64)
@@ -264,8 +339,7 @@ def test_soap_is_the_authors_which_is_float32_and_decays_after_each_update(every
         assert updates["a"].any() == (step > 1)
         matrix = matrix - 0.01 * updates["a"]
         matrix = matrix * (1 - 0.01 * 0.01) if step > 1 else matrix
-    shown = [matrix.sum().item(), matrix[0, 0].item(), matrix[3, 2].item(), torch.linalg.vector_norm(matrix).item()]
-    assert shown == pytest.approx(row, rel=0, abs=1e-6)
+    assert shown(matrix) == pytest.approx(row, rel=0, abs=1e-6)
 
 
 def test_soap_without_bases_is_adam_that_has_not_seen_the_first_gradient() -> None:

@@ -265,8 +265,9 @@ def test_a_pattern_without_parameters_is_an_error_of_one_line(groups: list[Mappi
         ),
         (
             "[{params: [a], name: adam}]",
-            "optimizer.groups[0].name: expected adafactor or adamw or ademamix or lion or muon or nadamw or normuon or sgd or "
-            "soap or path/to/file.py or module:attribute, found 'adam' (command line); did you mean adamw?",
+            "optimizer.groups[0].name: expected adafactor or adamw or ademamix or lion or mars or muon or nadamw or "
+            "normuon or schedule_free or sgd or soap or path/to/file.py or module:attribute, "
+            "found 'adam' (command line); did you mean adamw?",
         ),
         (
             "[{params: [a], name: sgd, config: {betas: [0, 0]}}]",

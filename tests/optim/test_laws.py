@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from fnrecipe import optim, random, tree
+from fnrecipe import checkpoint, optim, random, tree
 from fnrecipe.config.find import find_component, known
 from fnrecipe.config.sections.optim import OPTIMIZERS
 from fnrecipe.optim import Transform
+from fnrecipe.optim.partition import matrices
 from fnrecipe.optim.schedule import constant
+from fnrecipe.parallel.mesh import Mesh
+from fnrecipe.runtime.gang import Gang
 from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
 from tests.helpers import assert_close, assert_same_bits, draw, layout
@@ -36,6 +42,11 @@ BY_HAND: Mapping[str, Transform] = {
     "ademamix warming up": named("ademamix", num_alpha_steps=3, num_beta3_steps=5, weight_decay=0.1),
     "muon, polar express": named("muon", coefficients="polar_express", scale="match_rms", nesterov=False),
     "normuon, spectral": named("normuon", scale="spectral", adamw_params=("head",)),
+    "mars with decay": named("mars", weight_decay=0.1, cautious_weight_decay=True),
+    "schedule-free with decay": named("schedule_free", weight_decay=0.1, power=2.0),
+    "muonh": optim.chain(
+        optim.clip_adaptively(), optim.split(matrices, optim.scale_by_muon(), optim.scale_by_adam()), optim.hyperball(RATE)
+    ),
     "cautious": optim.descent(optim.cautious(optim.scale_by_adam()), schedule=RATE, weight_decay=0.1),
     "polar adam": optim.split(
         lambda path, parameter: parameter.ndim == 2,
@@ -90,6 +101,25 @@ def test_it_keeps_as_many_tensors_like_each_parameter_as_its_component_says(name
 
 
 @over_all
+def test_resumed_it_gives_the_same_bits(transform: Transform, tmp_path: Path) -> None:
+    """Parameters and state, saved and loaded after each step: all that an update depends on is in them."""
+    begin = params()
+    gradients = [draw(begin, seed=seed) for seed in (1, 2, 3)]
+    expected, moved, state = steps(transform, begin, gradients), begin, transform.init(begin)
+    for step, gradient in enumerate(gradients, 1):
+        moved, state = resumed(tmp_path, step, (moved, state))
+        updates, state, _ = transform.update(gradient, state, moved, torch.tensor(step))
+        moved = optim.apply_updates(moved, updates)
+    assert_same_bits((moved, state), expected)
+
+
+def resumed(root: Path, step: int, state: Tree) -> Tree:
+    """`state` out of a checkpoint, in the place of other numbers."""
+    checkpoint.save(root, step, state, None, {})
+    return checkpoint.restore(checkpoint.of_step(root, step), tree.map(torch.empty_like, state))
+
+
+@over_all
 def test_traced_it_gives_the_same_bits(transform: Transform) -> None:
     begin = params()
     moved, state = steps(transform, begin, [draw(begin, seed=seed) for seed in (1, 2)])
@@ -105,7 +135,8 @@ def test_without_a_gradient_matrices_decay_and_nothing_else_moves(name: str) -> 
     begin = params(torch.float64)
     zeros = tree.map(torch.zeros_like, begin)
     updates, state, report = BY_NAME[name].update(zeros, BY_NAME[name].init(begin), begin, torch.tensor(1))
-    kept = [leaf for key, leaf in tree.paths(state).items() if leaf.ndim > 0 and "basis" not in key]
+    begun = {"left_basis", "right_basis", "z"}
+    kept = [leaf for key, leaf in tree.paths(state).items() if leaf.ndim > 0 and not begun & {*key.split(".")}]
     assert not any(leaf.any() for leaf in kept)
     for path, update in tree.paths(updates).items():
         parameter = tree.paths(begin)[path]
@@ -181,7 +212,38 @@ def check_ranks(rank: int, size: int, names: list[str], modes: dict[str, dict[st
 
 @pytest.mark.slow
 def test_all_are_the_same_bits_on_two_ranks() -> None:
-    on_ranks(2, check_ranks, [*BY_NAME, "cautious"], chosen("fsdp"), False)
+    on_ranks(2, check_ranks, [*BY_NAME, "cautious", "muonh"], chosen("fsdp"), False)
+
+
+def check_other_ranks(rank: int, size: int, root: str) -> None:
+    """Steps on all ranks go on in one process, and steps of one process on all ranks, out of a checkpoint."""
+    names = ("adafactor", "normuon", "soap", "cautious")
+    for name in names:
+        meshes = [mesh_of(0, 1), mesh_of(rank, size), mesh_of(rank, size, sharding="fsdp", shard_size=2), mesh_of(0, 1)]
+        gangs = [Gang() if mesh.ranks == 1 else Gang(rank, size) for mesh in meshes]
+        begin = {path: leaf for path, leaf in params().items() if path != "layers"} | tree.paths(params()["layers"])
+        expected, _ = steps(ALL[name], begin, [draw(begin, seed=step) for step in range(1, 5)])
+        state = None
+        for step, (mesh, gang) in enumerate(zip(meshes, gangs, strict=True), 1):
+            cut = partial(cut_by, mesh)
+            fresh = (cut(begin), optim.init_parts(ALL[name], cut(begin)))
+            state = fresh if state is None else checkpoint.restore(checkpoint.of_step(Path(root, name), step - 1), fresh)
+            moved, kept = state
+            updates, kept, _ = ALL[name].update(cut(draw(begin, seed=step)), kept, moved, torch.tensor(step))
+            state = optim.apply_updates(moved, updates), kept
+            if rank == 0 or not gang.alone:
+                checkpoint.save(Path(root, name), step, state, None, {}, gang, mesh)
+            dist.barrier()
+        assert_same_bits(tree.paths(state[0]), tree.paths(expected))
+
+
+def cut_by(mesh: Mesh, values: Tree) -> Tree:
+    return {path: mesh.cut(path, leaf) for path, leaf in values.items()}
+
+
+@pytest.mark.slow
+def test_they_go_on_under_another_sharding_on_another_number_of_ranks(tmp_path: Path) -> None:
+    on_ranks(4, check_other_ranks, str(tmp_path))
 
 
 @pytest.mark.slow

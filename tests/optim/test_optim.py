@@ -33,7 +33,7 @@ TRANSFORMS: Mapping[str, Transform] = {
             "*": optim.scale_by_adam(),
         }
     ),
-    "whole": attrs.evolve(optim.scale_by_adam(), elementwise=False),
+    "whole": attrs.evolve(optim.scale_by_adam(), needs="everything"),
     "chain of none": optim.chain(),
     "adamw": optim.adamw(SCHEDULE, max_norm=1.0),
     "adamw without decay and clipping": optim.adamw(SCHEDULE, weight_decay=0.0),

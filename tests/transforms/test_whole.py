@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnrecipe import optim, tree
 from fnrecipe.models import llama
+from fnrecipe.optim.transform import Needs
 from fnrecipe.parallel.mesh import is_shard
 from fnrecipe.tree import Tree
 from tests.helpers import assert_same_bits
@@ -26,7 +27,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x
 
 
-def scale_by_muon(elementwise: bool) -> optim.Transform:
+def scale_by_muon(needs: Needs) -> optim.Transform:
     """Muon, with a state of which most is not shaped like a parameter."""
 
     def init(params: Tree) -> Any:
@@ -39,13 +40,13 @@ def scale_by_muon(elementwise: bool) -> optim.Transform:
         updates = tree.map(lambda m, s, p: orthogonal(m) + 0.1 * p / (1 + s.trace()), momentum, gram, params)
         return updates, {"momentum": momentum, "gram": gram, "count": state["count"] + 1}, {}
 
-    return optim.Transform(init, update, elementwise)
+    return optim.Transform(init, update, needs)
 
 
-def muon(elementwise: bool = False) -> optim.Transform:
+def muon(needs: Needs = "matrices") -> optim.Transform:
     rate = optim.scale_by_learning_rate(RATE)
     adam = optim.chain(optim.scale_by_adam(), rate)
-    matrices = optim.chain(scale_by_muon(elementwise), rate)
+    matrices = optim.chain(scale_by_muon(needs), rate)
     split = {"layers.*_norm": adam, "layers.*": matrices, "*": adam}
     return optim.chain(optim.clip_by_global_norm(1.0), optim.partition(split))
 
@@ -93,15 +94,15 @@ def test_matrices_that_tensor_parallelism_cuts_are_gathered_too() -> None:
 def check_slices(rank: int, size: int) -> None:
     mesh = mesh_of(rank, size, sharding="fsdp")
     alone, _ = train(mesh_of(0, 1), muon(), traced=False)
-    state, _ = train(mesh, muon(elementwise=True), traced=False)
+    state, _ = train(mesh, muon("elements"), traced=False)
     found, truth = assembled(size, state.params), tree.paths(alone.params)
     assert not torch.equal(found["layers.0.query"], truth["layers.0.query"])
-    whole, _ = train(mesh, muon(), traced=False)
-    cut = {path for path, leaf in tree.paths(whole.optimizer, is_shard).items() if is_shard(leaf) and leaf.dim is not None}
-    assert "1.1.0.momentum.layers.0.query" in cut
-    assert "1.1.0.gram.layers.0.key" not in cut
-    assert tree.paths(whole.optimizer)["1.1.0.gram.layers.0.key"].shape == (16, 16)
+    whole, _ = train(mesh, muon("everything"), traced=False)
+    assert_same_bits(assembled(size, whole), tree.paths(alone))
+    kept = tree.paths(whole.optimizer, is_shard)
+    assert kept["1.1.0.momentum.layers.0.query"].dim is not None
+    assert kept["1.1.0.gram.layers.0.key"].shape == (16, 16)
 
 
-def test_without_the_word_it_would_see_slices_and_the_state_stays_cut_where_it_can() -> None:
+def test_without_the_word_it_would_see_slices_and_with_everything_the_state_stays_cut_where_it_can() -> None:
     on_ranks(2, check_slices)
