@@ -87,9 +87,10 @@ def _tokenizer() -> Any:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = Tokenizer(models.WordLevel({str(number): number for number in range(64)}, unk_token="1"))
+    words = Tokenizer(models.WordLevel({str(number): number for number in range(64)}))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="2", unk_token="1")
+    special = {"pad_token": "0", "eos_token": "2"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
 def _trainer(kind: str, columns: Mapping[str, Any], told: Mapping[str, Any]) -> Any:
