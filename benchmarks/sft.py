@@ -33,6 +33,7 @@ PADDED = {"per_device_train_batch_size": 8}
 SYSTEMS: Mapping[str, Mapping[str, str | int]] = {
     "fnrecipe": {},
     "TRL, packing": PACKED,
+    "TRL, packing, a row at a time": {**PACKED, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
     "TRL, without packing": PADDED,
     "TRL, without packing, by length": {**PADDED, "train_sampling_strategy": "group_by_length"},
 }
@@ -169,9 +170,7 @@ def _trl(folder: Path, told: Mapping[str, str | int]) -> Iterator[tuple[Counted,
         go.put(None)
 
 
-def _trainer(
-    folder: Path, told: Mapping[str, str | int], report: Callable[[tuple[Counted, float]], object]
-) -> Callable[[], object]:
+def _trainer(folder: Path, told: Mapping[str, str | int], report: Report) -> Callable[[], object]:
     import transformers
     import trl
     from datasets import load_dataset
@@ -179,18 +178,22 @@ def _trainer(
     from benchmarks.peers.transformers import make_model
     from fnrecipe.data.tokenizer import END_OF_TEXT
 
+    parts: list[Counted] = []
+    losses: list[Any] = []
+
     class Trainer(trl.SFTTrainer):
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
             here, mask = inputs["input_ids"].numel(), inputs.get("attention_mask")
-            self.counted = Counted(
-                int((inputs["labels"][:, 1:] != -100).sum()), here if mask is None else int(mask.sum()), here
-            )
-            self.latest = super().training_step(model, inputs, *args, **options)
-            return self.latest
+            trained = int((inputs["labels"][:, 1:] != -100).sum())
+            parts.append(Counted(trained, here if mask is None else int(mask.sum()), here))
+            losses.append(super().training_step(model, inputs, *args, **options))
+            return losses[-1]
 
     class Reporter(transformers.TrainerCallback):
         def on_step_end(self, *args: Any, **options: Any) -> None:
-            report((trainer.counted, float(trainer.latest)))
+            report((Counted(*map(sum, zip(*map(attrs.astuple, parts), strict=True))), float(sum(losses))))
+            parts.clear()
+            losses.clear()
 
     args = trl.SFTConfig(
         output_dir=str(folder / "trl"),
