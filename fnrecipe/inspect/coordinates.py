@@ -49,13 +49,20 @@ def coordinates(recipe: Recipe[C], config: C, along: Along, sizes: Sequence[int]
     """Trains a model of each size for `steps` steps at the peak rate, and measures it each time on the first batch.
 
     Raises:
-        UsageError: if the recipe trains no decoder on packed rows, a model of such a size cannot be, or the data does not last.
+        UsageError: if the recipe trains no decoder on packed rows, a model of such a size cannot be, the data does not last, or
+            a mean is 0 or not finite.
     """
     changed = [resized(recipe, config, along, size) for size in sizes]
     device = host.pick_device(config.gang.device)
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
-    found = _batches(recipe, config, mesh, device, steps)
-    return [Coordinates(size, _means(recipe, each, mesh, found)) for size, each in zip(sizes, changed, strict=True)]
+    rows = _batches(recipe, config, mesh, device, steps)
+    found = [Coordinates(size, _means(recipe, each, mesh, rows)) for size, each in zip(sizes, changed, strict=True)]
+    for each in found:
+        for name, (_, *later) in each.means.items():
+            if wrong := [mean for mean in later if not 0 < mean < math.inf]:
+                where = f"{name} of the model of {along} {each.size}"
+                raise UsageError(f"optimizer: expected steps behind which the {where} is finite and not 0, found {wrong[0]}")
+    return found
 
 
 def slope(found: Sequence[Coordinates], quantity: str) -> float:
@@ -128,6 +135,6 @@ def _activations(recipe: Recipe[C], config: C, params: Tree, batch: Batch) -> tu
     model, mine = find_model(section.family), recipe.model(config, params)
     if model.stream is None:
         raise UsageError(f"model.family: expected one whose Model has a stream, found {section.family}")
-    rows = (section.config, mine, batch.tokens, batch.segments, batch.positions)
-    stream, logits = (apply(*rows, policy=Policy(), scope="document") for apply in (model.stream, model.apply))
+    args = (section.config, mine, batch.tokens, batch.segments, batch.positions)
+    stream, logits = (apply(*args, policy=Policy(), scope="document") for apply in (model.stream, model.apply))
     return nn.all_logits(stream), nn.all_logits(logits)

@@ -41,9 +41,9 @@ def _panel(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], x: st
         parts.append(f'<line {ends} stroke="#bbb"/>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}">{escape(x)}</text>')
     for number, (name, line) in enumerate(lines.items()):
-        shade = 80 - 60 * number // max(1, len(lines) - 1)
+        stroke = f'stroke="#2a5fa5" stroke-opacity="{(number + 1) / len(lines):.2f}"'
         path = " ".join(f"{across(a):.1f},{down(b):.1f}" for a, b in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="hsl(215,60%,{shade}%)" stroke-width="2">')
+        parts.append(f'<polyline points="{path}" fill="none" {stroke} stroke-width="2">')
         parts.append(f"<title>{escape(name)}</title></polyline>")
     return "\n".join([*parts, "</g>"])
 

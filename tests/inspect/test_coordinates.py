@@ -73,6 +73,13 @@ def test_changes_grow_with_the_depth_under_mup_and_not_under_completep() -> None
     assert all(abs(completep[name]) < 0.1 for name in CHANGES), completep
 
 
+def test_a_rate_that_changes_nothing_has_no_slope() -> None:
+    with pytest.raises(
+        UsageError, match=r"^optimizer: .* change of stream of the model of width 32 is finite and not 0, found 0.0$"
+    ):
+        measured("width", [32], "optimizer.config.lr=0", steps=1)
+
+
 def test_a_slope_is_the_exponent_of_a_power() -> None:
     found = [Coordinates(size, dict.fromkeys(QUANTITIES, (1.0, 3 * size**0.7))) for size in (2, 6, 9)]
     assert slope(found, "logits") == pytest.approx(0.7)
