@@ -217,11 +217,13 @@ def _results(model: str, done: Sequence[Run]) -> list[Result]:
     targets = {each.seed: smoothed(each.losses)[-1] for each in best.get(BASE, ())}
     for name, runs in best.items():
         tried = len({each.doublings for each in done if each.optimizer == name})
-        reached = [steps_to(each.losses, targets[each.seed]) for each in runs if each.seed in targets]
+        known = [(each, steps_to(each.losses, targets[each.seed])) for each in runs if each.seed in targets]
+        reached = [(each, steps) for each, steps in known if steps is not None]
         rows: list[tuple[str, list[float], str]] = [
             (f"learning rate, of {tried}", [runs[0].rate], ""),
             ("validation loss", [each.valid for each in runs], "nats"),
-            (f"steps to {BASE}'s last training loss", [each for each in reached if each is not None], "steps"),
+            (f"steps to {BASE}'s last training loss", [steps for _, steps in reached], "steps"),
+            ("CPU seconds to it", [steps * each.cpu for each, steps in reached], "s"),
             ("CPU seconds a step", [each.cpu for each in runs], "s"),
         ]
         results += [Result("race", model, name, metric, values, unit) for metric, values, unit in rows]
