@@ -26,6 +26,7 @@ from fnrecipe.cli.export import export
 from fnrecipe.cli.generate import generate
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
+from fnrecipe.cli.lr_find import lr_find
 from fnrecipe.cli.model import model
 from fnrecipe.cli.new import new
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, sources_option, with_changes_option
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_LOOKS = [graph, profile, coordinate_check]
-_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export, *_LOOKS]
+_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export]
+_COMMANDS += [graph, profile, coordinate_check, lr_find]
 
 
 class _Commands(click.Group):

@@ -364,6 +364,15 @@ def test_the_stages_of_tri_stage_are_all_steps() -> None:
     ]
 
 
+def test_an_exponential_has_two_steps_at_least() -> None:
+    line = "first_step: expected less than the last step, 9, found 9 (command line)"
+    pairs = ["lr_scheduler={name: exponential, config: {first_step: 9}}", "regime.num_steps=9"]
+    assert refusal(pairs) == [f"lr_scheduler.config.{line}"]
+    endless = ["lr_scheduler.name=exponential", "regime={num_steps: null, num_data_epochs: 1}"]
+    line = "last_step: expected an integer where regime.num_steps is null, found null (default)"
+    assert refusal(endless) == [f"lr_scheduler.config.{line}"]
+
+
 def test_a_section_in_python_has_the_config_that_its_tags_choose() -> None:
     assert ModelSection().config == LlamaConfig()
     assert ModelSection(name="llama_1b") == ModelSection(name="llama_1b", arch="llama_1b", config=ARCHS["llama_1b"])
