@@ -22,6 +22,7 @@ NAMES = (
     "optimizers",
     "overhead",
     "padding",
+    "sft",
     "startup",
     "step",
     "stream",
@@ -33,10 +34,14 @@ NAMES = (
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Counted rounds of each system.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Also write one JSON object a line.")
 @click.option("--model", "models", multiple=True, help="step: only this model; may be repeated.")
-@click.option("--python", "pythons", multiple=True, help="step: PEER=PATH, the Python to run a peer with; may be repeated.")
+@click.option(
+    "--python", "pythons", multiple=True, help="step, sft: PEER=PATH, the Python to run a peer with; may be repeated."
+)
 @click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu: how long; 1 and 9 by default.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path), help="load: a directory of Hugging Face; random weights by default."
+    "--directory",
+    type=click.Path(path_type=Path),
+    help="load: a directory of Hugging Face; random weights by default. sft: LLaMA-Factory's sdist, unpacked.",
 )
 def main(
     name: str,
@@ -48,14 +53,20 @@ def main(
     directory: Path | None,
 ) -> None:
     """Measure NAME and print a table of medians and ranges."""
-    if name != "step" and (models or pythons):
-        raise click.UsageError("--model and --python are options of step")
+    if name != "step" and models:
+        raise click.UsageError("--model is an option of step")
+    if name not in ("step", "sft") and pythons:
+        raise click.UsageError("--python is an option of step and sft")
     if name not in ("faults", "gpu") and minutes is not None:
         raise click.UsageError("--minutes is an option of faults and gpu")
-    if name != "load" and directory is not None:
-        raise click.UsageError("--directory is an option of load")
+    if name not in ("load", "sft") and directory is not None:
+        raise click.UsageError("--directory is an option of load and sft")
+    if name == "sft" and directory is None:
+        raise click.UsageError("sft: --directory of LLaMA-Factory's sdist is missing")
+    peers = dict(python.split("=", 1) for python in pythons)
     options: dict[str, dict[str, Any]] = {
-        "step": {"models": models, "pythons": dict(python.split("=", 1) for python in pythons)},
+        "step": {"models": models, "pythons": peers},
+        "sft": {"directory": directory, "pythons": peers},
         "load": {"directory": directory},
         "faults": {"minutes": 1.0 if minutes is None else minutes},
         "gpu": {"minutes": 9.0 if minutes is None else minutes},
