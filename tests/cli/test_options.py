@@ -151,6 +151,7 @@ def test_every_command_and_option_is_in_the_help(tmp_path: Path) -> None:
             ["PATH...", "--out", "--vocab-size", "--special-token", "--format", "--text-key", "--separator"],
             ["RECIPE", "--out", "--config-file", "--config"],
             ["RECIPE", "--out", "--steps", "--config-file", "--config"],
+            ["RECIPE", "--widths", "--depths", "--steps", "--out", "--config-file", "--config"],
             ["RUN|RECIPE", "--out", "--start", "--end", "--steps", "--step", "--config-file", "--config"],
             ["NAME"],
         ],
