@@ -9,18 +9,18 @@ from typing import Generic
 
 import attrs
 
-from fnrecipe.config import ShellConfig
+from fnrecipe.build import trained
 from fnrecipe.data import Source
 from fnrecipe.loss import Sums
 from fnrecipe.observe import Tick
-from fnrecipe.recipe import C, Write
+from fnrecipe.recipe import C, Recipe, Write
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.transfer import fetch
 from fnrecipe.shell.metrics import means
 from fnrecipe.shell.recorders.jsonl import last_step, path_of
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.streams import evaluation_source
-from fnrecipe.step import State, averaged
+from fnrecipe.step import State, averaged, shown
 from fnrecipe.tree import Tree
 
 
@@ -38,10 +38,12 @@ class Evaluator(Generic[C]):
         return evaluation_source(self.session, self.name)
 
 
-def shown_params(config: ShellConfig, state: State) -> Tree:
-    """The parameters that a run shows numbers and text of: their average, or those of the last step."""
+def shown_params(recipe: Recipe[C], config: C, state: State) -> Tree:
+    """The parameters that a run shows numbers and text of: their average, or those that the optimizer shows."""
     average = config.trainer.average
-    return averaged(state) if average is not None and average.evaluate else state.params
+    if average is not None and average.evaluate:
+        return averaged(state)
+    return shown(recipe.update(config), state, trained(recipe, config))
 
 
 def evaluate(evaluator: Evaluator[C], tick: Tick, write: Write) -> None:
@@ -50,7 +52,7 @@ def evaluate(evaluator: Evaluator[C], tick: Tick, write: Write) -> None:
     recorded = session.gang.leads and last_step(path_of(session.out, name)) >= tick.number
     if all_gather_objects(session.gang, recorded)[0]:
         return
-    params = shown_params(session.config, tick.state)
+    params = shown_params(session.recipe, session.config, tick.state)
     batches = islice(evaluator.batches(None), session.config.regime.num_validation_batches)
     sums = [evaluator.sums(params, batch) for batch, _ in batches]
     if session.gang.alone and session.signals.received is not None:

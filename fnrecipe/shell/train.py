@@ -178,13 +178,13 @@ def _end(session: Session[C], last: Tick, steps: int) -> int:
         Stopped: if a signal has come before anything was made.
         UsageError: if there was no data.
     """
-    display, stop = session.display, last.stop or _stop(session, 0)
+    recipe, config, display, stop = session.recipe, session.config, session.display, last.stop or _stop(session, 0)
     if last.number == 0 and stop is not None:
         raise Stopped(Signal(stop))
     if last.number == 0:
         raise UsageError(NO_ROW)
     if last.stop is None:
-        stop = sample(session, shown_params(session.config, last.state))
+        stop = sample(session, shown_params(recipe, config, last.state))
         export_at_end(session)
     if stop is not None:
         display.line(f"{Signal(stop).name}: saved step {last.number:,}; the same command goes on from there")
