@@ -71,8 +71,8 @@ class Transform:
     fused_update  if there is one, makes the update where its 0-d bool holds, as `guarded_update` below would, in fewer passes
     bounded       if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
              a finite state is known to be finite
-    shown         if there is one, (state, params) -> the parameters that the model is evaluated and exported with, where these are
-                  not those that the loss is differentiated at
+    shown         if there is one, (state, params) -> the parameters that the model is evaluated and exported with, where those
+                  at which the loss is differentiated are others
     """
 
     init: Init
