@@ -179,7 +179,11 @@ def _stream(recipe: Recipe[ShellConfig], config: ShellConfig, valid: bool) -> So
 
     if not valid:
         return recipe.stream(config, LaneAssignment())
-    return _needed(recipe, "evaluations['valid']", recipe.evaluations.get("valid")).stream(config, LaneAssignment())
+    from fnrecipe.recipe import Evaluation
+
+    found = recipe.evaluations(config).get("valid")
+    evaluation = _needed(recipe, "evaluations['valid']", found if isinstance(found, Evaluation) else None)
+    return evaluation.stream(config, LaneAssignment())
 
 
 def _show_row(batch: Batch, row: int, tokenizer: Tokenizer, names: list[str]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fnrecipe import contract as contract
     from fnrecipe import data as data
     from fnrecipe import errors as errors
+    from fnrecipe import evaluations as evaluations
     from fnrecipe import fold as fold
     from fnrecipe import generation as generation
     from fnrecipe import inspect as inspect

@@ -128,10 +128,10 @@ def batches(recipe: Recipe[C], config: C, assignment: LaneAssignment, device: to
 
 
 def evaluation_batches(
-    recipe: Recipe[C], name: str, config: C, assignment: LaneAssignment, device: torch.device
+    recipe: Recipe[C], name: str, evaluation: Evaluation[C], config: C, assignment: LaneAssignment, device: torch.device
 ) -> Source[Tree]:
     """The batches of the evaluation `name` as tensors of the host."""
-    make, full_name = partial(recipe.evaluations[name].stream, config), f"{recipe.name}.evaluations[{name!r}]"
+    make, full_name = partial(evaluation.stream, config), f"{recipe.name}.evaluations[{name!r}]"
     source = checked(make, assignment, name=full_name, batch_size=config.dataset.batch_size)
     return pipe(source, partial(map_items, function=partial(to_host, device=device)))
 

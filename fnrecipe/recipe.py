@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
+import torch
 from torch import Tensor
 
 from fnrecipe.config import ShellConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 C = TypeVar("C", bound=ShellConfig)
+T = TypeVar("T")
 
 Row: TypeAlias = Mapping[str, float]
 """Numbers by name, among them `step`."""
@@ -48,10 +50,44 @@ class Evaluation(Generic[C]):
 
     stream  (config, assignment) -> source of batches, from its beginning each time; `regime.num_validation_batches` are read
     loss    config -> a loss, whose sums are recorded; None: the recipe's own
+    every_n_steps  None: `regime.validate_every_n_steps`
     """
 
     stream: Callable[[C, LaneAssignment], Source[Tree]]
     loss: Callable[[C], Loss] | None = None
+    every_n_steps: int | None = None
+
+
+@attrs.frozen
+class Findings:
+    """Numbers that are recorded as NAME/…, and texts, JSON objects that are kept in `samples/NAME.jsonl` with their step."""
+
+    numbers: Mapping[str, float]
+    texts: Sequence[Mapping[str, str | int]] = ()
+
+
+@attrs.frozen
+class Measure(Generic[T]):
+    """What is measured of a model, in parts that ranks take in turn: so any number of them finds the same bits.
+
+    parts  each whole parameters of the model -> a JSON value
+    total  these values, in order -> what is found
+    """
+
+    parts: Sequence[Callable[[Tree], T]]
+    total: Callable[[Sequence[T]], Findings]
+
+
+@attrs.frozen
+class Measurement(Generic[C]):
+    """What is measured of the model beside training by other means than a loss on a stream.
+
+    make           (config, device) -> measure; before the run begins, so that it reads the files that it needs
+    every_n_steps  None: as validations
+    """
+
+    make: Callable[[C, torch.device], Measure[Any]]
+    every_n_steps: int | None = None
 
 
 @attrs.frozen
@@ -66,7 +102,7 @@ class Recipe(Generic[C]):
     stream    (config, assignment) -> source of training batches: trees of NumPy arrays (`fnrecipe.data.rows`), each of as many
               rows as `assignment.rows(config.dataset.batch_size)` says; ends where this process has no rows left
     example   (config, rows) -> a batch of so many rows that add nothing to the loss and its sums, as `stream` gives them
-    evaluations  what is measured when the config says so, by name: numbers are recorded as NAME/loss, NAME/…
+    evaluations  config -> what is measured at its steps and at the end, by name: numbers are recorded as NAME/loss, NAME/…
     observers    (config, write) -> observers of the run's ticks (`fnrecipe.observe`), which may record rows of their own
     recorders    config -> who records numbers, beside those that the config names
     sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
@@ -91,7 +127,7 @@ class Recipe(Generic[C]):
     update: Callable[[C], Transform]
     stream: Callable[[C, LaneAssignment], Source[Tree]]
     example: Callable[[C, int], Tree]
-    evaluations: Mapping[str, Evaluation[C]] = attrs.field(factory=dict)
+    evaluations: Callable[[C], Mapping[str, Evaluation[C] | Measurement[C]]] = lambda config: {}
     observers: Callable[[C, Write], Sequence[Observer]] = lambda config, write: ()
     recorders: Callable[[C], Sequence[Recorder]] = lambda config: ()
     sample: Callable[[C, Tree, Tensor], str] | None = None

@@ -81,6 +81,14 @@ def averaged(state: State) -> Tree:
     return merged(state.params, state.average.mean) if isinstance(state.average, Average) else state.params
 
 
+def shown(update: Transform, state: State, trains: Mask = everything) -> Tree:
+    """The parameters that `update` would have a model evaluated and exported with; `trains` as `train_step` has it."""
+    if update.shown is None:
+        return state.params
+    trained = subset(state.params, chosen(state.params, trains))
+    return merged(state.params, update.shown(state.optimizer, trained))
+
+
 def train_step(
     loss: Loss,
     update: Transform,

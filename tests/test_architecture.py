@@ -40,18 +40,32 @@ ARROWS = {
     "checkpoint": "data errors parallel runtime tree",
     "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime streams transforms "
     "tree",
-    "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
-    "shell": "build checkpoint compiler config data errors fold generation interop loss models observe optim parallel presets "
-    "random recipe recipes runtime step streams transforms tree",
+    "evaluations": "compiler config data errors generation loss models presets random recipe transforms tree",
+    "recipes": "components config data errors evaluations interop loss models optim parallel presets recipe streams tree",
+    "shell": "build checkpoint compiler config data errors evaluations fold generation interop loss models observe optim "
+    "parallel random recipe recipes runtime step streams transforms tree",
     "inspect": "build checkpoint compiler components config data errors fold models nn parallel random recipe runtime shell "
     "step tree",
-    "cli": "compiler config data errors generation inspect interop runtime shell",
+    "cli": "compiler config data errors generation inspect interop recipe runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
 PURE = {
     room
     for room in ARROWS
-    if room not in ("config", "data", "streams", "runtime", "checkpoint", "interop", "shell", "inspect", "recipes", "cli")
+    if room
+    not in (
+        "config",
+        "data",
+        "streams",
+        "evaluations",
+        "runtime",
+        "checkpoint",
+        "interop",
+        "shell",
+        "inspect",
+        "recipes",
+        "cli",
+    )
 }
 IMPURE = {"os", "io", "pathlib", "time", "datetime", "json", "random", "logging", "subprocess", "signal", "socket", "shutil"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}

@@ -93,7 +93,7 @@ def test_gathers_are_compiled_from_torch_2_13_on(
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
     config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit=jit))
     expected = f"trainer.jit: expected trace or off for several ranks (2) under torch {version}, found {jit}"
-    for make in (partial(make_step, recipe), partial(make_evaluation, recipe, recipe.evaluations["valid"])):
+    for make in (partial(make_step, recipe), partial(make_evaluation, recipe, recipe.evaluations(recipe.config)["valid"])):
         with pytest.raises(UsageError, match=f"^{re.escape(expected)};") if refused else nullcontext():
             make(config, mesh, CUDA)
 
@@ -106,7 +106,7 @@ def test_on_one_gpu_the_step_and_the_evaluation_are_captured_unless_the_config_s
     def train(**changes: Any) -> tuple[Any, Any, Any]:
         config, _ = resolve(recipe.config, (), pairs(texts, trainer__jit="trace", gang__num_microbatches=1, **changes))
         step = make_step(recipe, config, Mesh(), CUDA)
-        evaluate = make_evaluation(recipe, recipe.evaluations["valid"], config, Mesh(), CUDA)
+        evaluate = make_evaluation(recipe, recipe.evaluations(recipe.config)["valid"], config, Mesh(), CUDA)
         state = init_train_state(recipe, config, Mesh(), CPU)
         recorders.append(Recorder(tree.leaves(state)))
         metrics = []

@@ -247,7 +247,7 @@ def test_it_is_told_in_workers_too() -> None:
 
 
 def test_the_shell_tells_it_of_validation_too(tmp_path: Path) -> None:
-    made = attrs.evolve(recipe, evaluations={"valid": Evaluation(uncursed)})
+    made = attrs.evolve(recipe, evaluations=lambda config: {"valid": Evaluation(uncursed)})
     config, _ = resolve(recipe.config, (), ["regime.num_steps=1", "trainer.jit=off"])
     with pytest.raises(UsageError, match=r"^regression\.evaluations\['valid'\]: expected \(batch, cursor\)"):
         run.train(made, config, tmp_path / "out")

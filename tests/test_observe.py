@@ -48,7 +48,12 @@ def stream(heard: Sequence[int] = (), end: int | None = None, stop: int | None =
 def ticks(regime: RegimeSection, start: int = 0, donate: bool = False, **passing: Any) -> Ticks:
     function = jit(step, donate=1) if donate else step
     first = Tick(start, None, states=[state(start)])
-    return scheduled(fold(function, first.state, stream(**passing)), first, regime, lambda heard: heard or None)
+    folded = fold(function, first.state, stream(**passing))
+    return scheduled(folded, first, regime, partial(due, regime), lambda heard: heard or None)
+
+
+def due(regime: RegimeSection, number: int) -> bool:
+    return regime.validate_every_n_steps is not None and number % regime.validate_every_n_steps == 0
 
 
 def seen(ticks: Ticks, found: list[tuple[Any, ...]]) -> Ticks:

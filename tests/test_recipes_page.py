@@ -84,7 +84,7 @@ def test_the_observers_rows_are_those_of_the_state(whole: Path) -> None:
 def test_the_evaluations_are_those_of_plain_torch(recipe: Recipe[Any], whole: Path) -> None:
     """The model of the page in a few lines of its own: no key, no dropout, means taken by torch."""
     _, config, params = fnrecipe.load(whole)
-    reading = recipe.evaluations["valid"].stream(config, LaneAssignment())(None)
+    reading = recipe.evaluations(config)["valid"].stream(config, LaneAssignment())(None)
     texts = [next(reading)[0].text for _ in range(config.regime.num_validation_batches)]
     text = torch.from_numpy(np.concatenate(texts))
     x = params["embedding"][text[:, :-1]].flatten(1)

@@ -8,6 +8,7 @@ from fnrecipe.config.sections import CommonSection as CommonSection
 from fnrecipe.config.sections import CriterionSection as CriterionSection
 from fnrecipe.config.sections import DatasetSection as DatasetSection
 from fnrecipe.config.sections import DataSource as DataSource
+from fnrecipe.config.sections import EvaluationSection as EvaluationSection
 from fnrecipe.config.sections import GangSection as GangSection
 from fnrecipe.config.sections import LossSection as LossSection
 from fnrecipe.config.sections import LRSchedulerSection as LRSchedulerSection
@@ -21,6 +22,7 @@ from fnrecipe.config.sections import TorchSection as TorchSection
 from fnrecipe.config.sections import TrainerSection as TrainerSection
 from fnrecipe.config.sections import TransferSection as TransferSection
 from fnrecipe.config.sections import WandbSection as WandbSection
+from fnrecipe.config.sections import evaluation_conflicts as evaluation_conflicts
 from fnrecipe.config.sections import source_names as source_names
 from fnrecipe.config.shell import ShellConfig as ShellConfig
 from fnrecipe.config.structure import structure as structure

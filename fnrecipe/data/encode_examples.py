@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from fnrecipe.data.blocks import Block
-from fnrecipe.data.chat_template import Chat, ChatTemplate, chat_template_beside, encode_chat, read_chat_template
+from fnrecipe.data.chat_template import Chat, ChatTemplate, chat_template_beside, encode_chat, encode_prompt, read_chat_template
 from fnrecipe.data.document import Document, Ids, Read
 from fnrecipe.data.examples import Example, Pair, parse_example
 from fnrecipe.data.stream import Cursor, Source, Stream
@@ -66,6 +66,15 @@ def marked(tokenizer: Tokenizer, template: ChatTemplate | None, trained: str) ->
     source = "" if template is None else repr((template.source, sorted(template.tokens.items())))
     marks = hashlib.blake2b(f"{source} {trained}".encode(), digest_size=8).hexdigest()
     return attrs.evolve(tokenizer, fingerprint=f"{tokenizer.fingerprint} {marks}")
+
+
+def encode_question(text: str, tokenizer: Tokenizer, template: ChatTemplate | None, *, add_bos: bool) -> list[int]:
+    """The tokens from which a model answers a user's text: by the template, or as it is; EOS where there is none."""
+    if template is None:
+        ids: list[int] = [tokenizer.bos] * add_bos + tokenizer.encode([text])[0].tolist()
+    else:
+        ids = encode_prompt(template, [{"role": "user", "content": text}], tokenizer).tolist()
+    return ids or [tokenizer.eos]
 
 
 def encode_examples(

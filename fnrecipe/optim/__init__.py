@@ -55,7 +55,6 @@ from fnrecipe.optim.schedule import polynomial_decay as polynomial_decay
 from fnrecipe.optim.schedule import tri_stage as tri_stage
 from fnrecipe.optim.schedule import wsd as wsd
 from fnrecipe.optim.schedule_free import schedule_free_adamw as schedule_free_adamw
-from fnrecipe.optim.schedule_free import schedule_free_average as schedule_free_average
 from fnrecipe.optim.sgd import sgd as sgd
 from fnrecipe.optim.soap import scale_by_soap as scale_by_soap
 from fnrecipe.optim.transform import MeanGradient as MeanGradient

@@ -86,7 +86,12 @@ def masked(transform: Transform, mask: Mask) -> Transform:
         new, state, report = update_parts(transform, subset(updates, paths), state, subset(params, paths), step)
         return merged(updates, new), state, report
 
-    return Transform(init, update)
+    show = transform.shown
+
+    def shown(state: Tree, params: Tree) -> Tree:
+        return merged(params, show(state, subset(params, paths_of(params)))) if show else params
+
+    return Transform(init, update, shown=shown if show else None)
 
 
 def split(mask: Mask, those: Transform, others: Transform) -> Transform:
@@ -131,7 +136,12 @@ def partition_by(parts: Parts, transforms: Mapping[str, Transform]) -> Transform
         ]
         return _joined(updates, list(transforms), found)
 
-    return _fused_by(parts, transforms, Transform(init, update))
+    def shown(state: Tree, params: Tree) -> Tree:
+        zipped = zip(transforms.values(), state, parts(params), strict=True)
+        return merged(params, *(each.shown(own, subset(params, paths)) for each, own, paths in zipped if each.shown and paths))
+
+    whole = Transform(init, update, shown=shown if any(each.shown for each in transforms.values()) else None)
+    return _fused_by(parts, transforms, whole)
 
 
 def _fused_by(parts: Parts, transforms: Mapping[str, Transform], whole: Transform) -> Transform:

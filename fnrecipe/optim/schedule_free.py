@@ -11,6 +11,7 @@ from fnrecipe.optim.descent import add_decayed_weights
 from fnrecipe.optim.moments import counter, running_square, zeros
 from fnrecipe.optim.partition import Mask, matrices
 from fnrecipe.optim.schedule import Decay, Schedule
+from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.optim.transform import Report, Transform, chain
 from fnrecipe.tree import Tree
 
@@ -30,7 +31,7 @@ def schedule_free_adamw(
 
     Three points: z makes AdamW's steps without a mean of gradients; x is the mean of all z, that of update t weighted by
     t ** power times the largest rate so far to the `rate_power`; the parameters are y = b1 x + (1 - b1) z, where the loss and
-    its gradient are taken. A model is evaluated at x, `schedule_free_average`.
+    its gradient are taken, with b1 above 0. A model is evaluated at x, which is `shown`.
 
     State: `z` and `square`, like the parameters; float64 []: `rate`, the largest so far, and `weight`, the sum of all weights;
     `count`, int64 [], of the updates made. It is the last of the chain.
@@ -60,10 +61,11 @@ def schedule_free_adamw(
         z = tree.map(lambda z, u: (z - u * rate).to(z.dtype), state["z"], directions)
         return updates, {"z": z, "square": square, "rate": largest, "weight": total, "count": count}, {"lr": rate, **report}
 
+    def shown(state: Tree, params: Tree) -> Tree:
+        def average(y: Tensor, z: Tensor) -> Tensor:
+            return ((wide(y) - (1 - b1) * wide(z)) / b1).to(y.dtype)
+
+        return tree.map(average, params, state["z"])
+
     clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
-    return chain(*clip, Transform(init, update))
-
-
-def schedule_free_average(state: Tree, params: Tree, b1: float = 0.9) -> Tree:
-    """The point x, at which a model is evaluated and saved, of parameters and the state of `schedule_free_adamw`."""
-    return tree.map(lambda y, z: (y - (1 - b1) * z) / b1, params, state[-1]["z"])
+    return chain(*clip, Transform(init, update, shown=shown))

@@ -71,6 +71,8 @@ class Transform:
     fused_update  if there is one, makes the update where its 0-d bool holds, as `guarded_update` below would, in fewer passes
     bounded       if there is one, (gradients, state, params, step) -> a 0-d bool, the same on all ranks: whether the update of
              a finite state is known to be finite
+    shown         if there is one, (state, params) -> the parameters that the model is evaluated and exported with, where those
+                  at which the loss is differentiated are others
     """
 
     init: Init
@@ -78,6 +80,7 @@ class Transform:
     needs: Needs = "elements"
     fused_update: Callable[[MeanGradient, Tree, Tree, Tensor, Tensor, Tensor], tuple[Tree, Tree, Report]] | None = None
     bounded: Callable[[MeanGradient, Tree, Tree, Tensor], Tensor] | None = None
+    shown: Callable[[Tree, Tree], Tree] | None = None
 
 
 def init_parts(transform: Transform, params: Tree) -> Tree:
@@ -194,7 +197,12 @@ def chain(*transforms: Transform) -> Transform:
             reports |= report
         return updates, tuple(states), reports
 
-    return Transform(init, update)
+    def shown(state: Tree, params: Tree) -> Tree:
+        for transform, own in zip(transforms, state, strict=True):
+            params = transform.shown(own, params) if transform.shown else params
+        return params
+
+    return Transform(init, update, shown=shown if any(transform.shown for transform in transforms) else None)
 
 
 def _link(needs: Needs, transforms: Sequence[Transform]) -> tuple[Transform, int]:

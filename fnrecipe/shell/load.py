@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import attrs
 import torch
 
-from fnrecipe import checkpoint, random, tree
+from fnrecipe import checkpoint, optim, random, tree
+from fnrecipe.build import trained
 from fnrecipe.checkpoint import Checkpoint
 from fnrecipe.checkpoint.tensors import Saved
 from fnrecipe.config import resolve
 from fnrecipe.errors import CheckpointError, UsageError, one_line
-from fnrecipe.optim.partition import merged, subset
+from fnrecipe.optim.partition import chosen, merged, subset
 from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.recipe import Recipe
@@ -25,10 +26,10 @@ from fnrecipe.shell.find import find
 from fnrecipe.tree import Tree
 
 _MAX_BYTES = 1 << 20
-_PARAMS, _MEAN = "params", "average.mean"
+_PARAMS, _OPTIMIZER, _MEAN = "params", "optimizer", "average.mean"
 
 Weights: TypeAlias = Literal["latest", "average"]
-"""Which parameters of a checkpoint are meant: those of its step, or their average."""
+"""Which parameters of a checkpoint are meant: those of its step, as the optimizer shows them, or their average."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ def load(
 ) -> LoadedRun:
     """The run in the output directory `run`, whatever number of processes trained it and however they cut its state.
 
-    The parameters are those of its newest whole checkpoint, or of the one of `step`; with weights="average", their average
-    (`trainer.average`), in their dtype.
+    The parameters are those of its newest whole checkpoint, or of the one of `step`, as the optimizer shows them
+    (`Transform.shown`); with weights="average", their average (`trainer.average`), in their dtype.
 
     The recipe is found by its name in `run.json`, and its code runs, as it does to train it. Where it is somewhere else by now,
     or for a run of somebody whom you do not trust, give the `recipe`, or a name by which `fnrecipe train` finds one.
@@ -127,7 +128,7 @@ def read_params(
     like = {_PARAMS: tree.map(lambda leaf: torch.empty_like(leaf, device=device), outline)}
     params: Tree = _restored(found, _PARAMS, like)[_PARAMS]
     if weights == "latest":
-        return params
+        return _shown(recipe, config, found, params, outline)
     names = {path.removeprefix(f"{_MEAN}.") for path in _below(found, _MEAN)}
     if not names:
         raise CheckpointError(f"{found.directory}: expected an average of the parameters (trainer.average), found none")
@@ -135,6 +136,18 @@ def read_params(
     mean = tree.map(lambda leaf: torch.empty_like(wide(leaf)), latest)
     average = _restored(found, _MEAN, {"average": {"mean": mean}})["average"]["mean"]
     return merged(params, tree.map(lambda leaf, like: leaf.to(like.dtype), average, latest))
+
+
+def _shown(recipe: Recipe[Any], config: Any, found: Checkpoint, params: Tree, outline: Tree) -> Tree:
+    """The parameters as the optimizer shows them, whose state is read where it shows others than it trains."""
+    update = recipe.update(config)
+    if update.shown is None or not found.step:
+        return params
+    paths = chosen(params, trained(recipe, config))
+    outlined = optim.init_parts(update, subset(outline, paths))
+    like = tree.map(lambda leaf: torch.empty_like(leaf, device=tree.leaves(params)[0].device), outlined)
+    state = _restored(found, _OPTIMIZER, {_OPTIMIZER: like})[_OPTIMIZER]
+    return merged(params, update.shown(state, subset(params, paths)))
 
 
 def _restored(found: Checkpoint, prefix: str, like: Tree) -> Tree:

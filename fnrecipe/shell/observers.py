@@ -38,16 +38,19 @@ class Publication:
     pauses: Sequence[tuple[DeviceEvent, DeviceEvent]] = ()
 
 
-def scheduled(folded: Folded, start: Tick, regime: RegimeSection, stopped: Callable[[int], int | None]) -> Ticks:
+def scheduled(
+    folded: Folded, start: Tick, regime: RegimeSection, due: Callable[[int], bool], stopped: Callable[[int], int | None]
+) -> Ticks:
     """A tick for the start, one for each step up to `regime.num_steps` or a signal, and one for the end.
 
-    `stopped` gives the signal to stop at, by the one that was heard on the way to a batch (0: none).
+    `due` tells whether an evaluation is to be made after so many steps. `stopped` gives the signal to stop at, by the one that
+    was heard on the way to a batch (0: none).
 
     Raises:
         FnrecipeError: if an observer keeps the state of a tick.
     """
     saved = start.number
-    tick = attrs.evolve(start, evaluate=start.number > 0 and _due(regime.validate_every_n_steps, start.number))
+    tick = attrs.evolve(start, evaluate=start.number > 0 and due(start.number))
     yield tick
     stop = stopped(0)
     try:
@@ -60,7 +63,7 @@ def scheduled(folded: Folded, start: Tick, regime: RegimeSection, stopped: Calla
             if old() is not None:
                 why = "an observer keeps it, and the next step has written over it; copy the tensors that are needed"
                 raise FnrecipeError(f"the state of step {tick.number}: {why}")
-            tick = _stepped(tick.number + 1, *entry, regime, stopped)
+            tick = _stepped(tick.number + 1, *entry, regime, due, stopped)
             del entry
             saved = tick.number if tick.save else saved
             yield tick
@@ -78,13 +81,14 @@ def _stepped(
     metrics: Metrics,
     position: Position,
     regime: RegimeSection,
+    due: Callable[[int], bool],
     stopped: Callable[[int], int | None],
 ) -> Tick:
     """The tick after a step. At a signal the state is saved, and evaluations wait until the run goes on."""
     stop = stopped(position.heard)
     save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
     publish = save or _due(regime.publish_metrics_every_n_steps, number)
-    evaluate = stop is None and _due(regime.validate_every_n_steps, number)
+    evaluate = stop is None and due(number)
     return Tick(number, position.cursor, metrics, position.waited, stop, publish, save, evaluate, states=[state])
 
 

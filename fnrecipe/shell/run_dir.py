@@ -4,6 +4,7 @@ config.yaml            the resolved config; loads with --config-file
 run.json               versions, command line, revision, device
 metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
 metrics/NAME.jsonl     one line an evaluation NAME, such as `valid`
+samples/NAME.jsonl     texts of an evaluation NAME, each with its step
 checkpoints/           see fnrecipe.checkpoint
 logs/rank_0.log        what the console said, and errors, each line with its time
 logs/perf.jsonl        speed, use of the device, memory; the only record that differs from run to run

@@ -23,8 +23,9 @@ from fnrecipe.data.chat_template import ChatTemplate, read_chat_template
 from fnrecipe.data.tokenizer_file import ends
 from fnrecipe.data.tokenizer_file import read as tokenizer_file
 from fnrecipe.errors import UsageError
-from fnrecipe.generation.answer import Answer, Stops, ended, said
-from fnrecipe.generation.generator import Generator, Prompt, generate, make_generator
+from fnrecipe.generation.answer import Answer, Stops
+from fnrecipe.generation.answers import answers as answers_of
+from fnrecipe.generation.generator import Generator, Prompt, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by
 from fnrecipe.interop import pretrained
@@ -188,12 +189,5 @@ def answers(
     strings: Sequence[str] = (),
 ) -> Iterator[tuple[Answer, ...]]:
     """What is said after each prompt, after each step; ends when all have ended."""
-    device = tree.leaves(speaker.params)[0].device
-    decode, stops = speaker.tokenizer.decode, Stops(speaker.eos, tuple(strings))
-    found = tuple(Answer() for _ in prompts)
-    for column in generate(generator, speaker.params, prompts, random.key(seed, device), max_tokens):
-        found = tuple(said(answer, token, decode, stops) for answer, token in zip(found, column, strict=True))
-        yield found
-        if all(answer.finish for answer in found):
-            return
-    yield tuple(ended(answer, decode, stops) for answer in found)
+    device, stops = tree.leaves(speaker.params)[0].device, Stops(speaker.eos, tuple(strings))
+    return answers_of(generator, speaker.params, prompts, random.key(seed, device), speaker.tokenizer.decode, stops, max_tokens)

@@ -11,7 +11,7 @@ from fnrecipe.build import batches, empty_batch, evaluation_batches, to_device
 from fnrecipe.data import Cursor, Source, Stream, endless, map_items, pipe
 from fnrecipe.data.stream import T
 from fnrecipe.errors import CheckpointError, one_line
-from fnrecipe.recipe import C
+from fnrecipe.recipe import C, Evaluation
 from fnrecipe.runtime.lockstep import in_lockstep
 from fnrecipe.runtime.signals import until_signal
 from fnrecipe.shell.session import Session
@@ -26,9 +26,9 @@ def training_source(session: Session[C]) -> Source[Tree]:
     return pipe(source, endless, heeding, resumed, timed, *_on_ranks(session, partial(_heard, session)))
 
 
-def evaluation_source(session: Session[C], name: str) -> Source[Tree]:
+def evaluation_source(session: Session[C], name: str, evaluation: Evaluation[C]) -> Source[Tree]:
     """The batches of an evaluation; several ranks do not end them at a signal, which they would have to agree on."""
-    source = evaluation_batches(session.recipe, name, session.config, session.assignment, session.device)
+    source = evaluation_batches(session.recipe, name, evaluation, session.config, session.assignment, session.device)
     heeding = [partial(until_signal, signals=session.signals)] if session.gang.alone else []
     return pipe(source, endless, *heeding, timed, *_on_ranks(session, int))
 

@@ -22,7 +22,7 @@ from fnrecipe.data.survey import NO_ROW
 from fnrecipe.errors import FnrecipeError, UsageError
 from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
-from fnrecipe.recipe import C, Evaluation, Recipe, Row, Write
+from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Row, Write
 from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
@@ -30,7 +30,7 @@ from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_m
 from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.display import Display, duration
-from fnrecipe.shell.evaluate import Evaluator, evaluate, shown_params
+from fnrecipe.shell.evaluate import Evaluator, evaluate, measured, shown_params, sums_of
 from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled
@@ -41,9 +41,10 @@ from fnrecipe.shell.sample import sample
 from fnrecipe.shell.save import save
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
-from fnrecipe.shell.streams import training_source
+from fnrecipe.shell.streams import evaluation_source, training_source
 from fnrecipe.shell.throughput import work_of
 from fnrecipe.shell.unread import warning, watch
+from fnrecipe.tree import Tree
 
 
 def train(recipe: Recipe[C], config: C, out: Path, *, with_changes: bool = False, started: float | None = None) -> int:
@@ -103,6 +104,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
     progress = partial(with_progress, tell=display.line, waiting=display.waiting)
     step = make_step(recipe, config, session.mesh, device, progress)
     evaluators = _evaluators(session, progress)
+    due = partial(_any_due, evaluators)
     work = work_of(recipe, config, device, gang.size)
     stack.callback(host.unfreeze_objects)
     start = first_tick(session, with_changes=with_changes)
@@ -119,7 +121,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
     session.signals.at_once = False  # from here on, a step is finished and saved first
     with closing(cast("Generator[Any]", source(start.cursor))) as stream:
         last = observed(
-            scheduled(fold(step, start.state, stream), start, config.regime, partial(_stop, session)),
+            scheduled(fold(step, start.state, stream), start, config.regime, due, partial(_stop, session)),
             partial(announced, first=partial(_after_first_step, session, unread)),
             partial(published, write=partial(publish, session, work, write), device=device),
             partial(saved, save=partial(save, session, start.cursor)),
@@ -130,8 +132,8 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
 
 
 def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> list[Evaluator[C]]:
-    """Those of the recipe; evaluations of the same loss share their traced function."""
-    recipe, config = session.recipe, session.config
+    """Those of the recipe; evaluations of the same loss share their traced function. What they read is opened."""
+    recipe, config, usual = session.recipe, session.config, session.config.regime.validate_every_n_steps
     make = partial(
         make_evaluation,
         recipe,
@@ -142,15 +144,24 @@ def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> 
         compiled=False,
     )
     own = make(Evaluation(recipe.stream))
-    return [
-        Evaluator(name, session, make(evaluation) if evaluation.loss else own)
-        for name, evaluation in recipe.evaluations.items()
-    ]
+
+    def find(name: str, evaluation: Evaluation[C] | Measurement[C]) -> Callable[[Tree], Findings | None]:
+        if isinstance(evaluation, Measurement):
+            return partial(measured, session, evaluation.make(config, session.device))
+        source = evaluation_source(session, name, evaluation)
+        return partial(sums_of, session, source, make(evaluation) if evaluation.loss else own)
+
+    named = recipe.evaluations(config).items()
+    return [Evaluator(name, session, each.every_n_steps or usual, find(name, each)) for name, each in named]
 
 
 def _evaluate(evaluators: Sequence[Evaluator[C]], write: Write, tick: Tick) -> None:
     for evaluator in evaluators:
         evaluate(evaluator, tick, write)
+
+
+def _any_due(evaluators: Sequence[Evaluator[C]], step: int) -> bool:
+    return any(evaluator.due(step) for evaluator in evaluators)
 
 
 def _write(session: Session[C], write: Write, kind: str, rows: Sequence[Row]) -> None:
@@ -178,13 +189,13 @@ def _end(session: Session[C], last: Tick, steps: int) -> int:
         Stopped: if a signal has come before anything was made.
         UsageError: if there was no data.
     """
-    display, stop = session.display, last.stop or _stop(session, 0)
+    recipe, config, display, stop = session.recipe, session.config, session.display, last.stop or _stop(session, 0)
     if last.number == 0 and stop is not None:
         raise Stopped(Signal(stop))
     if last.number == 0:
         raise UsageError(NO_ROW)
     if last.stop is None:
-        stop = sample(session, shown_params(session.config, last.state))
+        stop = sample(session, shown_params(recipe, config, last.state))
         export_at_end(session)
     if stop is not None:
         display.line(f"{Signal(stop).name}: saved step {last.number:,}; the same command goes on from there")

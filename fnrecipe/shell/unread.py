@@ -10,7 +10,7 @@ from fnrecipe.config import ShellConfig, unstructure
 from fnrecipe.config.layers import difference, flatten, values
 from fnrecipe.config.reads import READ_BY_SHELL, Watched, mentioned, unread
 from fnrecipe.config.tagged import Tagged
-from fnrecipe.recipe import C, Evaluation, Recipe
+from fnrecipe.recipe import C, Evaluation, Measurement, Recipe
 
 FUNCTIONS = (
     "init",
@@ -19,6 +19,7 @@ FUNCTIONS = (
     "update",
     "stream",
     "example",
+    "evaluations",
     "observers",
     "recorders",
     "rules",
@@ -42,27 +43,34 @@ def watch(recipe: Recipe[Any], paths: set[str]) -> Recipe[Any]:
     """The recipe, which adds the keys that its functions read to `paths`."""
     functions = {name: getattr(recipe, name) for name in FUNCTIONS}
     watched: dict[str, Any] = {name: Watched(function, paths) for name, function in functions.items() if function}
-    evaluations = {name: _watch(evaluation, paths) for name, evaluation in recipe.evaluations.items()}
+    named = watched.pop("evaluations")
+
+    def evaluations(config: Any) -> dict[str, Evaluation[Any] | Measurement[Any]]:
+        return {name: _watch(evaluation, paths) for name, evaluation in named(config).items()}
+
     return attrs.evolve(recipe, **watched, evaluations=evaluations)
 
 
-def _watch(evaluation: Evaluation[C], paths: set[str]) -> Evaluation[C]:
+def _watch(evaluation: Evaluation[C] | Measurement[C], paths: set[str]) -> Evaluation[C] | Measurement[C]:
+    if isinstance(evaluation, Measurement):
+        return attrs.evolve(evaluation, make=Watched(evaluation.make, paths))
     loss = evaluation.loss and Watched(evaluation.loss, paths)
-    return Evaluation(Watched(evaluation.stream, paths), loss)
+    return attrs.evolve(evaluation, stream=Watched(evaluation.stream, paths), loss=loss)
 
 
 def warning(recipe: Recipe[Any], config: Any, paths: set[str]) -> str:
     """A line that names what differs from the recipe's own config, is not among the keys read and never will be; or ''."""
     before, now = (values(flatten(unstructure(value), "")) for value in (recipe.config, config))
-    names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), recipe.evaluations])
-    found = unread(difference(before, now), paths | read_by_shell(recipe) | tags(config), names)
+    names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), recipe.evaluations(config)])
+    found = unread(difference(before, now), paths | read_by_shell(recipe, config) | tags(config), names)
     listed = ", ".join(found)
     return f"config: expected keys that the recipe {recipe.name} reads, found {listed}, which it ignores" if found else ""
 
 
-def read_by_shell(recipe: Recipe[Any]) -> set[str]:
+def read_by_shell(recipe: Recipe[Any], config: Any) -> set[str]:
     """The keys that the shell itself reads for a recipe."""
-    unused = {key for field, keys in ONLY_WITH.items() if not getattr(recipe, field) for key in keys}
+    there = {"evaluations": recipe.evaluations(config), "sample": recipe.sample}
+    unused = {key for field, keys in ONLY_WITH.items() if not there[field] for key in keys}
     return {f"{section}.{key}" for section, keys in READ_BY_SHELL.items() for key in keys} - unused
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fnrecipe import interop, presets
+from fnrecipe.data.encode_examples import encode_question
+from fnrecipe.evaluations import named_evaluations
 from fnrecipe.loss import Loss
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
-from fnrecipe.recipe import Evaluation, Recipe
+from fnrecipe.recipe import Evaluation, Measurement, Recipe
 from fnrecipe.streams import all_corpora, example, make_tokenizer, source_list
 from fnrecipe.tree import Tree
 
@@ -64,11 +66,21 @@ def rules(config: LMConfig) -> Mapping[str, int]:
     return presets.rules(config.model)
 
 
+def evaluations(config: LMConfig) -> Mapping[str, Evaluation[LMConfig] | Measurement[LMConfig]]:
+    """The validation, and what the config names beside it."""
+    named = named_evaluations(config, stream=valid_stream, loss=loss, tokenizer=make_tokenizer, encode=encode)
+    return {"valid": Evaluation(valid_stream), **named}
+
+
+def encode(config: LMConfig, prompt: str) -> list[int]:
+    """The tokens of a prompt."""
+    return encode_question(prompt, make_tokenizer(config), None, add_bos=config.tokenizer.add_bos)
+
+
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
-    begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
     ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
-    tokens = presets.sample(config, params, begin or [tokenizer.eos], key, **ends)
+    tokens = presets.sample(config, params, encode(config, prompt), key, **ends)
     return (prompt + tokenizer.decode(tokens)).rstrip()
 
 
@@ -83,7 +95,7 @@ recipe = Recipe(
     model=model,
     stream=train_stream,
     example=example,
-    evaluations={"valid": Evaluation(valid_stream)},
+    evaluations=evaluations,
     sample=sample,
     corpora=all_corpora,
     tokenizer=make_tokenizer,

@@ -14,6 +14,7 @@ from fnrecipe.config import (
     AnswersSection,
     CommonSection,
     CriterionSection,
+    EvaluationSection,
     GangSection,
     LRSchedulerSection,
     ModelSection,
@@ -21,7 +22,9 @@ from fnrecipe.config import (
     RegimeSection,
     TokenizerSection,
     TrainerSection,
+    evaluation_conflicts,
 )
+from fnrecipe.config.affects import RUNTIME
 from fnrecipe.config.conflicts import decoder_conflicts
 from fnrecipe.config.find import find_component
 from fnrecipe.config.needs import Need, stream_needs
@@ -86,6 +89,7 @@ class PreferenceConfig:
     optimizer: OptimizerSection = field(factory=OptimizerSection)
     lr_scheduler: LRSchedulerSection = field(factory=LRSchedulerSection)
     regime: RegimeSection = field(factory=RegimeSection)
+    evaluations: tuple[EvaluationSection, ...] = field(default=(), metadata=RUNTIME)
     common: CommonSection = field(factory=CommonSection)
 
     @property
@@ -104,6 +108,7 @@ class PreferenceConfig:
 
     def conflicts(self) -> Iterator[Problem]:
         yield from decoder_conflicts(self)
+        yield from evaluation_conflicts(self.evaluations, self.FORMATS)
         name, given = self.criterion.name, self.reference
         if given != ReferenceSection() and not find_component(name, CRITERIA).reference:
             yield Problem("reference", f"nothing for criterion.name={name}, which has no reference model", str(given))

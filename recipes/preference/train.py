@@ -19,9 +19,10 @@ from fnrecipe.config.find import NotFoundError, find_component
 from fnrecipe.config.model_dir import describe
 from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.config.sections.optim import CRITERIA
-from fnrecipe.data.chat_template import encode_prompt
+from fnrecipe.data.encode_examples import encode_question
 from fnrecipe.data.tokenizer import describe as describe_tokenizer
 from fnrecipe.errors import UsageError
+from fnrecipe.evaluations import named_evaluations
 from fnrecipe.loss import Loss
 from fnrecipe.models.adapter import ADAPTER
 from fnrecipe.models.answers import REFERENCE, preference_loss
@@ -29,7 +30,7 @@ from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.next_token import Apply, next_token_loss
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
-from fnrecipe.recipe import Evaluation, Recipe
+from fnrecipe.recipe import Evaluation, Measurement, Recipe
 from fnrecipe.streams import tokenizer_of
 from fnrecipe.tree import Tree
 
@@ -101,16 +102,23 @@ def rules(config: PreferenceConfig) -> Mapping[str, int]:
     return {**found, **{f"{REFERENCE}.{pattern}": dim for pattern, dim in found.items()}}
 
 
+def evaluations(config: PreferenceConfig) -> Mapping[str, Evaluation[PreferenceConfig] | Measurement[PreferenceConfig]]:
+    """The validation, and what the config names beside it."""
+    named = named_evaluations(config, stream=valid_stream, loss=loss, tokenizer=make_tokenizer, encode=encode)
+    return {"valid": Evaluation(valid_stream), **named}
+
+
+def encode(config: PreferenceConfig, prompt: str) -> list[int]:
+    """The tokens of a prompt, as a user's message where there is a template."""
+    return encode_question(prompt, make_tokenizer(config), make_template(config), add_bos=config.tokenizer.add_bos)
+
+
 def sample(config: PreferenceConfig, params: Tree, key: Tensor) -> str:
     """The answer to the prompt of the config."""
-    tokenizer, template, prompt = make_tokenizer(config), make_template(config), config.regime.sample_prompt
-    if template is None:
-        begin = [tokenizer.bos] * config.tokenizer.add_bos + tokenizer.encode([prompt])[0].tolist()
-    else:
-        begin = encode_prompt(template, [{"role": "user", "content": prompt}], tokenizer).tolist()
+    tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
     ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
-    tokens = presets.sample(config, _without(REFERENCE, params), begin or [tokenizer.eos], key, **ends)
-    return (prompt + ("\n" if template else "") + tokenizer.decode(tokens)).rstrip()
+    tokens = presets.sample(config, _without(REFERENCE, params), encode(config, prompt), key, **ends)
+    return (prompt + ("\n" if make_template(config) else "") + tokenizer.decode(tokens)).rstrip()
 
 
 def _apply(config: PreferenceConfig) -> Apply:
@@ -162,7 +170,7 @@ recipe = Recipe(
     model=model,
     stream=train_stream,
     example=example,
-    evaluations={"valid": Evaluation(valid_stream)},
+    evaluations=evaluations,
     sample=sample,
     corpora=all_corpora,
     tokenizer=make_tokenizer,

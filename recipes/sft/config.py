@@ -12,6 +12,7 @@ from fnrecipe.components.optimizers.adamw import AdamWConfig
 from fnrecipe.config import (
     AnswersSection,
     CommonSection,
+    EvaluationSection,
     GangSection,
     LossSection,
     LRSchedulerSection,
@@ -20,7 +21,9 @@ from fnrecipe.config import (
     RegimeSection,
     TokenizerSection,
     TrainerSection,
+    evaluation_conflicts,
 )
+from fnrecipe.config.affects import RUNTIME
 from fnrecipe.config.conflicts import decoder_conflicts
 from fnrecipe.config.needs import Need, stream_needs
 from fnrecipe.data import Format
@@ -65,10 +68,12 @@ class SFTConfig:
     optimizer: OptimizerSection = field(factory=OptimizerSection)
     lr_scheduler: LRSchedulerSection = field(factory=LRSchedulerSection)
     regime: RegimeSection = field(factory=RegimeSection)
+    evaluations: tuple[EvaluationSection, ...] = field(default=(), metadata=RUNTIME)
     common: CommonSection = field(factory=CommonSection)
 
     def conflicts(self) -> Iterator[Problem]:
-        return decoder_conflicts(self)
+        yield from decoder_conflicts(self)
+        yield from evaluation_conflicts(self.evaluations, self.FORMATS)
 
 
 def needs(config: SFTConfig, ranks: int) -> list[Need]:

@@ -287,7 +287,7 @@ recipe = attrs.evolve(lm, {change})
     [
         ("corpora=None", "corpora", ["stats"]),
         ("tokenizer=None", "tokenizer", ["show"]),
-        ("evaluations={}", "evaluations['valid']", ["show", "--valid"]),
+        ("evaluations=lambda config: {}", "evaluations['valid']", ["show", "--valid"]),
         ("corpora=None", "corpora", ["cache"]),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -103,8 +103,12 @@ def validate(config: Config, assignment: LaneAssignment) -> Source[Pairs]:
     return lambda cursor: islice(rows(config, assignment, config.common.seed + 1)(cursor), 2)
 
 
+def evaluations(config: Config) -> Mapping[str, Evaluation[Config]]:
+    return {"valid": Evaluation(validate)}
+
+
 def flops(config: Config) -> TokenFlops:
     return TokenFlops(6 * WIDTH, 6 * WIDTH)
 
 
-recipe = Recipe("regression", Config(), init, loss, update, stream, example, {"valid": Evaluation(validate)}, flops=flops)
+recipe = Recipe("regression", Config(), init, loss, update, stream, example, evaluations, flops=flops)

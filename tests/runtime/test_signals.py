@@ -210,7 +210,7 @@ def test_a_signal_ends_a_validation_and_a_sample_which_the_same_command_makes_up
 
     waiting = endless(lambda: signalled(signal.SIGINT), after=1)
     unseen = attrs.evolve(
-        recipe, evaluations={"valid": Evaluation(lambda config, place: pipe(valid_stream(config, place), waiting))}
+        recipe, evaluations=lambda _: {"valid": Evaluation(lambda config, place: pipe(valid_stream(config, place), waiting))}
     )
     assert train(texts, tmp_path, unseen, regime__validate_every_n_steps=3) == 130
     assert lines(tmp_path)[-1] == "SIGINT: saved step 3; the same command goes on from there"

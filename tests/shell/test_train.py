@@ -168,10 +168,14 @@ def test_a_validation_that_dies_is_made_up_for(texts: Path, tmp_path: Path) -> N
     due = {"regime__validate_every_n_steps": 2, "regime__checkpoint_every_n_steps": 2}
 
     def broken(config: Any, place: Any) -> Source[Any]:
-        raise DataError("no validation data")
+        def source(cursor: Cursor) -> Stream[Any]:
+            raise DataError("no validation data")
+            yield
+
+        return source
 
     with pytest.raises(DataError):
-        train(texts, tmp_path / "a", attrs.evolve(recipe, evaluations={"valid": Evaluation(broken)}), **due)
+        train(texts, tmp_path / "a", attrs.evolve(recipe, evaluations=lambda config: {"valid": Evaluation(broken)}), **due)
     assert checkpoints(tmp_path / "a") == [2]
     assert train(texts, tmp_path / "a", **due) == 0
     assert train(texts, tmp_path / "b", **due) == 0
@@ -188,10 +192,13 @@ def test_a_validation_that_a_signal_ends_is_made_up_for(texts: Path, tmp_path: P
             os.kill(os.getpid(), signal.SIGTERM)
             yield from source(cursor)
 
-        return pipe(recipe.evaluations["valid"].stream(config, place), stage)
+        return pipe(recipe.evaluations(config)["valid"].stream(config, place), stage)
 
     for _ in range(again):
-        assert train(texts, tmp_path / "a", attrs.evolve(recipe, evaluations={"valid": Evaluation(stopped)}), **due) == 143
+        assert (
+            train(texts, tmp_path / "a", attrs.evolve(recipe, evaluations=lambda config: {"valid": Evaluation(stopped)}), **due)
+            == 143
+        )
         assert checkpoints(tmp_path / "a") == [2]
         assert not (tmp_path / "a/metrics/valid.jsonl").exists()
     assert train(texts, tmp_path / "a", **due) == 0
@@ -379,7 +386,7 @@ def test_only_so_many_checkpoints_are_kept(texts: Path, tmp_path: Path) -> None:
         "regime__keep_last_n_checkpoints": 2,
         "regime__validate_every_n_steps": "null",
     }
-    assert train(texts, tmp_path, attrs.evolve(recipe, evaluations={}, sample=None), **changes) == 0
+    assert train(texts, tmp_path, attrs.evolve(recipe, evaluations=lambda config: {}, sample=None), **changes) == 0
     assert checkpoints(tmp_path) == [5, 6]
 
 

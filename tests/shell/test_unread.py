@@ -24,6 +24,7 @@ from fnrecipe.shell import train as run
 from fnrecipe.shell.unread import FUNCTIONS, warning, watch
 from tests.helpers import pairs
 from tests.recipes.regression import recipe as regression
+from tests.recipes.regression import validate
 
 KEYS = sorted(flatten(unstructure(lm.config), ""))
 
@@ -67,14 +68,14 @@ def test_no_key_of_the_default_recipe_is_said_to_be_ignored(
     ("recipe", "given", "ignored"),
     [
         (mine, "trainer.max_grad_norm=0.5", "trainer.max_grad_norm"),
-        (attrs.evolve(mine, evaluations={"a": Evaluation(lm.stream, late)}), "trainer.max_grad_norm=0.5", ""),
+        (attrs.evolve(mine, evaluations=lambda config: {"a": Evaluation(lm.stream, late)}), "trainer.max_grad_norm=0.5", ""),
         (mine, "optimizer.config.weight_decay=0.5", "optimizer.config.weight_decay"),
         (mine, "lr_scheduler.config.final_lr_scale=0.5", "lr_scheduler.config.final_lr_scale"),
         (mine, "optimizer.config.lr=0.5", ""),
         (mine, "regime.sample_prompt=once", ""),
         (attrs.evolve(lm, sample=None), "regime.num_sample_tokens=5", "regime.num_sample_tokens"),
         (attrs.evolve(lm, sample=None), "regime.sample_prompt=once", "regime.sample_prompt"),
-        (attrs.evolve(lm, evaluations={}), "regime.validate_every_n_steps=5", "regime.validate_every_n_steps"),
+        (attrs.evolve(lm, evaluations=lambda config: {}), "regime.validate_every_n_steps=5", "regime.validate_every_n_steps"),
         (regression, "dataset.packing=concat", "dataset.packing"),
         (regression, "dataset.num_workers=2", ""),
         (regression, "common.seed=3", ""),
@@ -113,13 +114,11 @@ def test_the_keys_that_the_shell_reads_are_those_of_the_table(tmp_path: Path, mo
     for module, name in ((run, "unstructure"), (run, "runtime_paths"), (start, "unstructure")):
         monkeypatch.setattr(module, name, partial(lambda function, _: function(config), getattr(module, name)))
     plain = {name: partial(_with, getattr(regression, name), config) for name in FUNCTIONS if getattr(regression, name)}
-    evaluations = {
-        name: attrs.evolve(evaluation, stream=partial(_with, evaluation.stream, config))
-        for name, evaluation in regression.evaluations.items()
-    }
+    valid = attrs.evolve(regression.evaluations(config)["valid"], stream=partial(_with, validate, config))
+    plain["evaluations"] = lambda _: {"valid": valid}
     monkeypatch.setattr(run, "watch", lambda recipe, _: recipe)
     monkeypatch.setattr(run, "warning", lambda *_: "")
-    assert run.train(attrs.evolve(regression, **plain, evaluations=evaluations), recorded(config, paths), tmp_path / "out") == 0
+    assert run.train(attrs.evolve(regression, **plain), recorded(config, paths), tmp_path / "out") == 0
     table = {f"{section}.{key}" for section, keys in READ_BY_SHELL.items() for key in keys}
     only_then = {key for key in table if key.startswith("common.metric_recorders.wandb.") and not key.endswith(".enabled")}
     only_then |= {"gang.shard_size", "trainer.fp16_loss_scale", "regime.num_sample_tokens"}

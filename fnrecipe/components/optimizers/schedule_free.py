@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, Positive, ProperFraction
+from fnrecipe.errors import Problem
 
 if TYPE_CHECKING:
     from fnrecipe.optim import Schedules, Transform
@@ -24,6 +26,10 @@ class ScheduleFreeConfig:
     decay_vectors: bool = False
     power: NonNegative = 0.0
     rate_power: NonNegative = 2.0
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.betas[0] == 0:
+            yield Problem("betas", "a first number above 0: what is averaged is between the parameters", str(list(self.betas)))
 
 
 def schedule_free(config: ScheduleFreeConfig, schedule: Schedules, max_norm: float | None) -> Transform:

@@ -10,6 +10,8 @@ from fnrecipe.config.sections.data import DatasetSection as DatasetSection
 from fnrecipe.config.sections.data import DataSource as DataSource
 from fnrecipe.config.sections.data import TokenizerSection as TokenizerSection
 from fnrecipe.config.sections.data import source_names as source_names
+from fnrecipe.config.sections.evaluation import EvaluationSection as EvaluationSection
+from fnrecipe.config.sections.evaluation import evaluation_conflicts as evaluation_conflicts
 from fnrecipe.config.sections.model import ModelSection as ModelSection
 from fnrecipe.config.sections.optim import CriterionSection as CriterionSection
 from fnrecipe.config.sections.optim import LossSection as LossSection

@@ -12,13 +12,13 @@ from pathlib import Path
 from fnrecipe.recipe import Row, Write
 from fnrecipe.runtime.files import replace
 
-METRICS, PERF = "metrics", "logs/perf.jsonl"
+METRICS, SAMPLES, PERF = "metrics", "samples", "logs/perf.jsonl"
 
 
 @contextmanager
 def to_jsonl(out: Path, step: int) -> Iterator[Write]:
     """Writes rows of a kind to `metrics/KIND.jsonl`; those of "perf", which differ from run to run, to `logs/perf.jsonl`."""
-    for path in (out / PERF, *sorted((out / METRICS).glob("*.jsonl"))):
+    for path in (out / PERF, *(path for folder in (METRICS, SAMPLES) for path in sorted((out / folder).glob("*.jsonl")))):
         rewind(path, step)
 
     def write(kind: str, rows: Sequence[Row]) -> None:
@@ -32,6 +32,11 @@ def path_of(out: Path, kind: str) -> Path:
     return out / PERF if kind == "perf" else out / METRICS / f"{kind}.jsonl"
 
 
+def texts_of(out: Path, name: str) -> Path:
+    """Where the texts of an evaluation are."""
+    return out / SAMPLES / f"{name}.jsonl"
+
+
 def append(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
     """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
     with path.open("a", encoding="utf-8") as file:
@@ -40,6 +45,14 @@ def append(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
             file.write(json.dumps(finite, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def keep_texts(path: Path, step: int, texts: Sequence[Mapping[str, str | int]]) -> None:
+    """Writes one line a text of a step behind those of earlier steps, all of them or none."""
+    path.parent.mkdir(exist_ok=True)
+    before = [line for line in (path.read_bytes() if path.exists() else b"").splitlines(keepends=True) if _step(line) < step]
+    new = [json.dumps({"step": step, **text}, ensure_ascii=False).encode() + b"\n" for text in texts]
+    replace(path, b"".join([*before, *new]))
 
 
 def rewind(path: Path, step: int) -> None:
