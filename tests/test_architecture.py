@@ -40,7 +40,7 @@ ARROWS = {
     "checkpoint": "data errors parallel runtime tree",
     "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime streams transforms "
     "tree",
-    "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
+    "recipes": "components config data errors interop loss models optim parallel presets random recipe streams tree",
     "shell": "build checkpoint compiler config data errors fold generation interop loss models observe optim parallel presets "
     "random recipe recipes runtime step streams transforms tree",
     "inspect": "build compiler components config data errors fold models parallel random recipe runtime shell step tree",
