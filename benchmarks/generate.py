@@ -1,8 +1,8 @@
 """Generation on the CPU: prefill, time to the first token, and decoding, with the same weights, prompts and greedy tokens.
 
 A Llama of 28M parameters in float32 and bfloat16, one thread, one process; systems take turns, and all must say the same in
-float32. `transformers` runs `generate` with its dynamic cache, its static one, and that compiled. The first round of each, in
-which fnrecipe traces its step and torch compiles, is told by itself.
+float32. `transformers` runs `generate` with its dynamic cache, its static one, and that compiled; fnrecipe with packed weights,
+and compiled. The first round of each, in which steps are traced and compiled, is told by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import transformers
 
 from benchmarks.report import Result, ratios
 from fnrecipe import random, tree
+from fnrecipe.compiler import Backend
+from fnrecipe.compiler.inductor import in_one_piece
 from fnrecipe.compiler.packed import packed_weights
 from fnrecipe.generation.generator import Prompt, generate, make_generator
 from fnrecipe.generation.sampling import Sampling
@@ -54,7 +56,8 @@ def _systems(dtype: torch.dtype) -> dict[str, Say]:
         DYNAMIC: partial(_transformers, reference, "dynamic"),
         "transformers, static cache": partial(_transformers, reference, "static"),
         "transformers, static cache, compiled": partial(_transformers, reference, "static", compiled=True),
-        "fnrecipe": _fnrecipe(params, dtype),
+        "fnrecipe": _fnrecipe(params, dtype, packed_weights()),
+        "fnrecipe, compiled": _fnrecipe(params, dtype, in_one_piece),
     }
 
 
@@ -89,11 +92,11 @@ def _timed(say: Say, prompts: list[list[int]], count: int) -> tuple[float, list[
     return time.process_time() - start, said
 
 
-def _fnrecipe(params: Tree, dtype: torch.dtype) -> Say:
+def _fnrecipe(params: Tree, dtype: torch.dtype, backend: Backend) -> Say:
     assert model.cached is not None
     cold = Sampling(temperature=0)
     sizes = {"context": CONFIG.max_seq_len, "vocab_size": CONFIG.vocab_size}
-    generator = make_generator(model.cached, CONFIG, cold, **sizes, dtype=dtype, backend=packed_weights())
+    generator = make_generator(model.cached, CONFIG, cold, **sizes, dtype=dtype, backend=backend)
 
     def say(prompts: list[list[int]], count: int) -> list[list[int]]:
         columns: Iterator[Any] = generate(generator, params, [Prompt(prompt) for prompt in prompts], random.key(0), count)

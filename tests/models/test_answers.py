@@ -21,7 +21,7 @@ from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.optim import CRITERIA
 from fnrecipe.data.judged import CHOSEN, REJECTED, UNRELATED, Judged, JudgedBatch, collate_judged
 from fnrecipe.models import llama
-from fnrecipe.models.answers import REFERENCE, preference_loss, token_nats
+from fnrecipe.models.answers import REFERENCE, Judgement, in_pairs, preference_loss, token_nats
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.policy import Policy
 from fnrecipe.shell.metrics import means

@@ -126,7 +126,12 @@ def test_commands_take_it_by_a_word(run: Run, out: Path, texts: Path, tmp_path: 
 
 def test_what_generates_is_it(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = []
-    monkeypatch.setattr(speaker, "generator_of", lambda found, sampling: spoken.append(found) or generator_of(found, sampling))
+
+    def watched(found: speaker.Speaker, *args: Any, **options: Any) -> Any:
+        spoken.append(found)
+        return generator_of(found, *args, **options)
+
+    monkeypatch.setattr(speaker, "generator_of", watched)
     assert run("generate", out, "--prompt", "a", "--max-tokens", "2", "--weights", "average").status == 0
     assert_same_bits(spoken[0].params, fnrecipe.load(out, weights="average").params)
 

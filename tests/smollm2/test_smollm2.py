@@ -77,7 +77,7 @@ def test_it_says_what_transformers_says(smollm2: Path, reference: transformers.L
     said = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
     ended = end(start("generate", str(smollm2), "--prompt", prompt, "--temperature", "0", "--max-tokens", "64"))
     assert ended.status == 0, ended.errors
-    ours, theirs = ended.out.rstrip("\n"), tokenizer.decode(said, skip_special_tokens=False)
+    ours, theirs = ended.output.rstrip("\n"), tokenizer.decode(said, skip_special_tokens=False)
     assert theirs.split("<|im_end|>")[0] == ours
 
 
