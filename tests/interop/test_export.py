@@ -195,5 +195,5 @@ def test_a_chat_template_beside_a_tokenizer_alone_goes_with_the_export(saved: Pa
     tokenizer.parent.mkdir()
     for name in ("tokenizer.json", "chat_template.jinja"):
         (tokenizer.parent / name).write_bytes((saved / "tied" / name).read_bytes())
-    given = TokenizerSection(family="hf", path=str(tokenizer), eos_token="<|end|>")
+    given = TokenizerSection("hf", str(tokenizer), eos_token="<|end|>")  # noqa: S106 no password
     assert tokenizer_files(given, 64).files["chat_template.jinja"].decode() == TEMPLATE
