@@ -22,45 +22,52 @@ NAMES = (
     "optimizers",
     "overhead",
     "padding",
+    "race",
+    "sft",
     "startup",
     "step",
     "stream",
+    "updates",
 )
+TAKES = {
+    "models": ("step", "race"),
+    "pythons": ("step", "sft"),
+    "minutes": ("faults", "gpu", "race"),
+    "directory": ("load", "sft"),
+    "keep": ("race",),
+    "picture": ("race",),
+}
+"""Which benchmarks take an option, an argument of their `run`."""
 
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Counted rounds of each system.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Also write one JSON object a line.")
-@click.option("--model", "models", multiple=True, help="step: only this model; may be repeated.")
-@click.option("--python", "pythons", multiple=True, help="step: PEER=PATH, the Python to run a peer with; may be repeated.")
-@click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu: how long; 1 and 9 by default.")
+@click.option("--model", "models", multiple=True, help="step, race: only this model; may be repeated.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path), help="load: a directory of Hugging Face; random weights by default."
+    "--python", "pythons", multiple=True, help="step, sft: PEER=PATH, the Python to run a peer with; may be repeated."
 )
-def main(
-    name: str,
-    rounds: int,
-    path: Path | None,
-    models: tuple[str, ...],
-    pythons: tuple[str, ...],
-    minutes: float | None,
-    directory: Path | None,
-) -> None:
+@click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu, race: how long; 1, 9 and 25 by default.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    help="load: a directory of Hugging Face; random weights by default. sft: LLaMA-Factory's sdist, unpacked.",
+)
+@click.option("--keep", type=click.Path(path_type=Path), help="race: a file of the runs that are done, which are not repeated.")
+@click.option("--picture", type=click.Path(path_type=Path), help="race: the losses, as SVG.")
+def main(name: str, rounds: int, path: Path | None, **options: Any) -> None:
     """Measure NAME and print a table of medians and ranges."""
-    if name != "step" and (models or pythons):
-        raise click.UsageError("--model and --python are options of step")
-    if name not in ("faults", "gpu") and minutes is not None:
-        raise click.UsageError("--minutes is an option of faults and gpu")
-    if name != "load" and directory is not None:
-        raise click.UsageError("--directory is an option of load")
-    options: dict[str, dict[str, Any]] = {
-        "step": {"models": models, "pythons": dict(python.split("=", 1) for python in pythons)},
-        "load": {"directory": directory},
-        "faults": {"minutes": 1.0 if minutes is None else minutes},
-        "gpu": {"minutes": 9.0 if minutes is None else minutes},
-    }
-    results = importlib.import_module(f"benchmarks.{name}").run(rounds, **options.get(name, {}))
+    given = {option: value for option, value in options.items() if value not in (None, ())}
+    for option in given:
+        if name not in TAKES[option]:
+            flag = option if option == "minutes" else option.removesuffix("s")
+            raise click.UsageError(f"--{flag} is an option of {' and '.join(TAKES[option])}")
+    if name == "sft" and "directory" not in given:
+        raise click.UsageError("sft: --directory of LLaMA-Factory's sdist is missing")
+    if "pythons" in given:
+        given["pythons"] = dict(python.split("=", 1) for python in given["pythons"])
+    results = importlib.import_module(f"benchmarks.{name}").run(rounds, **given)
     report.show(results)
     if path is not None:
         report.write(results, path)

@@ -17,6 +17,7 @@ import attrs
 import click
 
 from fnrecipe.cli.chat import chat
+from fnrecipe.cli.coordinate_check import coordinate_check
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
 from fnrecipe.cli.errors import show
@@ -25,6 +26,7 @@ from fnrecipe.cli.export import export
 from fnrecipe.cli.generate import generate
 from fnrecipe.cli.graph import graph
 from fnrecipe.cli.launch import Word, leave
+from fnrecipe.cli.lr_find import lr_find
 from fnrecipe.cli.model import model
 from fnrecipe.cli.new import new
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, sources_option, with_changes_option
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export, graph, profile]
+_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export]
+_COMMANDS += [graph, profile, coordinate_check, lr_find]
 
 
 class _Commands(click.Group):

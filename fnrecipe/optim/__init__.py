@@ -47,6 +47,7 @@ from fnrecipe.optim.schedule import Schedules as Schedules
 from fnrecipe.optim.schedule import constant as constant
 from fnrecipe.optim.schedule import cosine_annealing as cosine_annealing
 from fnrecipe.optim.schedule import cosine_with_restarts as cosine_with_restarts
+from fnrecipe.optim.schedule import exponential as exponential
 from fnrecipe.optim.schedule import inverse_sqrt as inverse_sqrt
 from fnrecipe.optim.schedule import linear as linear
 from fnrecipe.optim.schedule import noam as noam

@@ -85,6 +85,16 @@ def polynomial_decay(
     return schedule
 
 
+def exponential(peak: float, *, start_scale: float, final_scale: float, first_step: int, last_step: int) -> Schedule:
+    """`start_scale * peak` up to `first_step`, `final_scale * peak` from `last_step` on, and a power between them."""
+
+    def schedule(step: Tensor) -> Tensor:
+        passed = torch.clamp((step.to(torch.float64) - first_step) / (last_step - first_step), 0.0, 1.0)
+        return peak * start_scale * torch.pow(final_scale / start_scale, passed)
+
+    return schedule
+
+
 def noam(peak: float, *, num_warmup_steps: int) -> Schedule:
     """`peak * min(k ** -0.5, k * w ** -1.5)` at step k: w steps of warm-up to `peak / sqrt(w)`, and the inverse square root.
 

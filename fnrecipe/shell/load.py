@@ -61,11 +61,16 @@ def load(
     if not (out / run_dir.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
     config, _ = resolve(found.config, [out / run_dir.CONFIG])
-    params = read_params(found, config, _checkpoint(out, step), torch.device("cpu"), replicated, weights)
+    params = read_params(found, config, checkpoint_of(out, step), torch.device("cpu"), replicated, weights)
     return LoadedRun(found, config, params)
 
 
-def _checkpoint(out: Path, step: int | None) -> Checkpoint:
+def checkpoint_of(out: Path, step: int | None) -> Checkpoint:
+    """The newest whole checkpoint of the run in `out`, or that of `step`.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     if step is not None:
         return checkpoint.of_step(out / run_dir.CHECKPOINTS, step)
     newest = checkpoint.newest(out / run_dir.CHECKPOINTS, _log.warning)

@@ -23,7 +23,7 @@ def training_source(session: Session[C]) -> Source[Tree]:
     """The training batches, each with its `Position`."""
     source = batches(session.recipe, session.config, session.assignment, session.device)
     heeding = partial(until_signal, signals=session.signals)
-    return pipe(source, endless, heeding, _resumed, timed, *_on_ranks(session, partial(_heard, session)))
+    return pipe(source, endless, heeding, resumed, timed, *_on_ranks(session, partial(_heard, session)))
 
 
 def evaluation_source(session: Session[C], name: str) -> Source[Tree]:
@@ -44,7 +44,7 @@ def _heard(session: Session[C]) -> int:
     return session.signals.received or 0
 
 
-def _resumed(source: Source[T], cursor: Cursor = None) -> Stream[T]:
+def resumed(source: Source[T], cursor: Cursor = None) -> Stream[T]:
     """The same stream.
 
     Raises:

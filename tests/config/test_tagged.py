@@ -185,6 +185,7 @@ def test_a_family_of_a_user_has_its_own_config_and_archs(name: str, here: Path) 
         "arch": "wide",
         "dtype": "float32",
         "adapter": {"name": None, "path": None, "rank": 16, "alpha": 32.0, "targets": ["layers.*"], "dropout": 0.0},
+        "transfer": {"name": None, "base_width": None, "base_depth": None, "base_head_dim": None},
         "dropout_p": 0.0,
         "config": {"vocab_size": 300, "max_seq_len": 256, "width": 70},
     }
@@ -361,6 +362,15 @@ def test_the_stages_of_tri_stage_are_all_steps() -> None:
     assert refusal(["lr_scheduler={name: tri_stage, config: {stage_ratio: [0.5, 0.5, 0.5]}}"]) == [
         f"lr_scheduler.config.{line}"
     ]
+
+
+def test_an_exponential_has_two_steps_at_least() -> None:
+    line = "first_step: expected less than the last step, 9, found 9 (command line)"
+    pairs = ["lr_scheduler={name: exponential, config: {first_step: 9}}", "regime.num_steps=9"]
+    assert refusal(pairs) == [f"lr_scheduler.config.{line}"]
+    endless = ["lr_scheduler.name=exponential", "regime={num_steps: null, num_data_epochs: 1}"]
+    line = "last_step: expected an integer where regime.num_steps is null, found null (default)"
+    assert refusal(endless) == [f"lr_scheduler.config.{line}"]
 
 
 def test_a_section_in_python_has_the_config_that_its_tags_choose() -> None:

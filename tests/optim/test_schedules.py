@@ -101,6 +101,10 @@ CASES: Mapping[str, tuple[optim.Schedule, Form]] = {
         optim.tri_stage(2.0, num_steps=80, stage_ratio=(0.25, 0.75, 0.0), start_scale=0.05, final_scale=0.02),
         lambda step: 2 * min(0.05 + 0.95 * step / 20, 1.0),
     ),
+    "exponential": (
+        optim.exponential(2.0, start_scale=0.01, final_scale=100.0, first_step=11, last_step=91),
+        lambda step: 2 * 10 ** min(max((step - 11) / 20 - 2, -2), 2),
+    ),
     "cosine_with_restarts": (
         optim.cosine_with_restarts(2.0, num_warmup_steps=3, cycle_len=20, final_scale=0.1),
         cycles(2.0, 3, [20] * 8, 1.0, 0.1),
@@ -191,6 +195,12 @@ def test_the_rates_are_those_of_transformers(name: str, values: dict[str, object
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = lambda_of(make(optimizer))  # type: ignore[arg-type]
     assert rates(of_config(name, values, 30), 40) == pytest.approx([theirs(step) for step in range(1, 41)], rel=1e-12)
+
+
+def test_an_exponential_ends_with_the_training_unless_its_config_says_where() -> None:
+    assert rates(of_config("exponential", {}, 3), 4) == pytest.approx([1, 0.1, 0.01, 0.01])
+    given = {"start_lr_scale": 1e-3, "final_lr_scale": 10, "first_step": 2, "last_step": 4}
+    assert rates(of_config("exponential", given, None), 5) == pytest.approx([1e-3, 1e-3, 0.1, 10, 10])
 
 
 @pytest.mark.parametrize("cycle_mul", [1, 2, 3])
