@@ -1,4 +1,4 @@
-"""`fnrecipe data show|stats|cache RECIPE`: the data that a recipe trains on."""
+"""`fnrecipe data show|stats|cache|score RECIPE`: the data that a recipe trains on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 from fnrecipe.cli.errors import show_warnings
 from fnrecipe.cli.fit import check_fit
-from fnrecipe.cli.options import ConfigCommand, config_options
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
 from fnrecipe.config import ShellConfig, resolve
@@ -33,7 +33,7 @@ STREAM = ("batch", "stream")
 
 @click.group(short_help="Look at what a recipe trains on.")
 def data() -> None:
-    """Look at the rows that a recipe trains on, count them, or tokenise them ahead of time."""
+    """Look at the rows that a recipe trains on, count them, tokenise them ahead of time, or score them by a frozen model."""
 
 
 def _split_option(command: Command) -> Command:
@@ -148,6 +148,37 @@ def cache(recipe: str, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
         click.echo(f"{corpus.name}: {documents:,} documents in {len(corpus.blocks):,} blocks")
     size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
     click.echo(f"{folder}: {si(size, 'B')} after {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+@data.command(cls=ConfigCommand, short_help="Score preferences by the reference model once.")
+@click.argument("recipe")
+@click.option("--out", required=True, type=FilePath(), metavar="FILE", help="JSON lines to be written.")
+@config_options
+def score(recipe: str, out: Path, files: tuple[Path, ...], pairs: tuple[str, ...]) -> int:
+    """Write the records of all sources of RECIPE into FILE, each with the log-probabilities of the reference model.
+
+    Where RECIPE then trains on FILE with reference.precomputed=true, that model is neither kept nor asked.
+    """
+    import orjson
+
+    from fnrecipe.runtime.files import written
+    from fnrecipe.runtime.host import pick_device, set_threads
+
+    found, config = _load(recipe, files, pairs, ())
+    scored = _needed(found, "scored", found.scored)
+    show_warnings()
+    set_threads(config.common.torch.num_threads)
+    count, started = 0, time.perf_counter()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with written(out) as file:
+            for record in scored(config, pick_device(config.gang.device)):
+                file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+                count += 1
+    except OSError as error:
+        raise UsageError(f"{out}: cannot write: {error.strerror or error}") from None
+    click.echo(f"{out}: {count:,} records after {time.perf_counter() - started:.1f} s")
     return 0
 
 

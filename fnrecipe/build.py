@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from functools import partial
 
 import attrs
@@ -16,6 +15,7 @@ from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
 from fnrecipe.compiler.pure import without_draws
 from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import ShellConfig
+from fnrecipe.config.patterns import fits
 from fnrecipe.contract import check_batch_size, check_params, checked_loss
 from fnrecipe.data import LaneAssignment, Source, checked, in_worker_processes, map_items, pipe, prefetch
 from fnrecipe.errors import UsageError, did_you_mean
@@ -49,7 +49,7 @@ def trained(recipe: Recipe[C], config: C) -> Mask:
     of_recipe = partial(recipe.trains, config)
     if patterns is None:
         return of_recipe
-    return lambda path, parameter: any(fnmatchcase(path, each) for each in patterns) and of_recipe(path, parameter)
+    return lambda path, parameter: fits(path, parameter.ndim, patterns) and of_recipe(path, parameter)
 
 
 def _check_trains(recipe: Recipe[C], config: C) -> None:
@@ -59,8 +59,9 @@ def _check_trains(recipe: Recipe[C], config: C) -> None:
         return
     outline = recipe.init(config, random.key(config.common.seed, torch.device("meta")), replicated)
     paths = chosen(outline, partial(recipe.trains, config))
+    dims = {path: leaf.ndim for path, leaf in tree.paths(outline).items() if path in paths}
     for each in patterns:
-        if not any(fnmatchcase(path, each) for path in paths):
+        if not any(fits(path, dims[path], [each]) for path in paths):
             near = did_you_mean(each, {re.sub(r"(?<=\.)\d+(?=\.)", "*", path) for path in paths})
             expected = f"patterns of parameters that the recipe {recipe.name} trains"
             raise UsageError(f"trainer.trains: expected {expected}, found {each!r}; {near}")

@@ -79,10 +79,12 @@ def apply(model: ModelSection, trainer: TrainerSection, scope: AttentionScope, m
             found = f"found the family {model.family}, whose Model has no noisy"
             raise UsageError(f"{key}: expected a family that is applied with noise, {found}")
         noisy = partial(family.noisy, model.config, policy=how, scope=scope, noise=wanted)
-        return lambda params, *args: noisy(adapter.adapted(model.adapter, params), *args)
+        return lambda params, tokens, segments, positions, key=None: noisy(
+            adapter.adapted(model.adapter, params, key), tokens, segments, positions, key
+        )
     plain = partial(family.apply, model.config, policy=how, scope=scope)
     return lambda params, tokens, segments, positions, key=None: plain(
-        adapter.adapted(model.adapter, params), tokens, segments, positions
+        adapter.adapted(model.adapter, params, key), tokens, segments, positions
     )
 
 

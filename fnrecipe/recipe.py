@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -108,6 +108,8 @@ class Recipe(Generic[C]):
     sample    (config, parameters, key) -> text to show at the end, or None; gets the parameters that the loss gets
     corpora   config -> the corpora that the streams read: for their fingerprints, and for `fnrecipe data`
     tokenizer config -> the tokenizer that made the tokens: for the run's identity, and for `fnrecipe data`
+    scored    (config, device) -> the records that it trains on, as JSON objects, with what a frozen model says of each: for
+              `fnrecipe data score`, that no run need ask that model again
     positions config -> positions of a row, padding included, for which the model computes something: tokens, say; 1 by default
     flops     config -> FLOPs of the model a position, to tell how well a device is used, or None if they are not known
     needs     (config, processes) -> the least memory of each, to refuse what cannot fit before it is tried, or None
@@ -133,6 +135,7 @@ class Recipe(Generic[C]):
     sample: Callable[[C, Tree, Tensor], str] | None = None
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None
+    scored: Callable[[C, torch.device], Iterator[Mapping[str, object]]] | None = None
     positions: Callable[[C], int] = lambda config: 1
     flops: Callable[[C], TokenFlops | None] | None = None
     needs: Callable[[C, int], Sequence[Need]] | None = None

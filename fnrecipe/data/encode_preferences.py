@@ -31,22 +31,23 @@ def encode_preferences(
     So is one that the template refuses, and if answers shall be `scored`, one whose answers are not.
     """
     for item, cursor in source(cursor):
-        yield (item if isinstance(item, DataError) else _judged(item, encoding, pairs, scored, number, epoch)), cursor
+        yield (item if isinstance(item, DataError) else judged(item, encoding, pairs, scored, number, epoch)), cursor
 
 
 def read_judged(read: Callable[[Block], Iterator[Read]], block: Block, *, encoding: Encoding, pairs: bool) -> Iterator[Read]:
     """The answers in the documents of `read(block)`, a document of ids each, behind their prompts."""
     for item in read(block):
-        found = item if isinstance(item, DataError) else _judged(item, encoding, pairs)
+        found = item if isinstance(item, DataError) else judged(item, encoding, pairs)
         if isinstance(found, DataError):
             yield found
         else:
             yield from (Document(ids=answer.ids) for answer in answers_of(found))
 
 
-def _judged(
+def judged(
     document: Document, encoding: Encoding, pairs: bool, scored: bool = False, number: int = 0, epoch: int = 0
 ) -> Judged | DataError:
+    """The answers of a document, or what is wrong with it."""
     bad = document.bad or DataError
     try:
         verdicts = parse_preference(document.text or "")

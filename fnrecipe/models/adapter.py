@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from fnrecipe import random, tree
 from fnrecipe.config import AdapterSection, ModelSection
+from fnrecipe.config.patterns import fits
 from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
@@ -62,10 +62,10 @@ def targets(model: ModelSection) -> dict[str, torch.Size]:
     """
     layers = _matrices(_shapes(model))
     for target in model.adapter.targets:
-        if not any(fnmatchcase(path, target) for path in layers):
+        if not any(fits(path, 2, [target]) for path in layers):
             near = did_you_mean(target, {pattern(path) for path in layers})
             raise UsageError(f"model.adapter.targets: expected patterns of matrices of layers, found {target!r}; {near}")
-    return {path: shape for path, shape in layers.items() if any(fnmatchcase(path, each) for each in model.adapter.targets)}
+    return {path: shape for path, shape in layers.items() if fits(path, 2, model.adapter.targets)}
 
 
 def flops(model: ModelSection, whole: TokenFlops) -> TokenFlops:
@@ -80,16 +80,21 @@ def flops(model: ModelSection, whole: TokenFlops) -> TokenFlops:
     return TokenFlops(whole.full + change, whole.causal + change)
 
 
-def adapted(section: AdapterSection, params: Tree) -> Tree:
-    """The parameters with `nn.Adapted` weights where there is an adapter beside them; as they are where there is none."""
+def adapted(section: AdapterSection, params: Tree, key: Tensor | None = None) -> Tree:
+    """The parameters with `nn.Adapted` weights where there is an adapter beside them; as they are where there is none.
+
+    What is dropped out, with a `key` alone, comes from it and the weight's number among the adapted ones, in order of paths.
+    """
     if ADAPTER not in params:
         return params
+    adapter = params[ADAPTER] if key is None or not section.dropout else _with_keys(params[ADAPTER], key)
     base = {name: value for name, value in params.items() if name != ADAPTER}
 
     def beside(weight: Tree, parts: Mapping[str, Tree]) -> Adapted:
-        return Adapted(weight, parts["a"], parts["b"], parts.get("magnitude", ()), section.scale)
+        magnitude, drop = parts.get("magnitude", ()), parts.get("key", ())
+        return Adapted(weight, parts["a"], parts["b"], magnitude, drop, section.scale, section.dropout)
 
-    return _with(base, params[ADAPTER], beside)
+    return _with(base, adapter, beside)
 
 
 def merged(section: AdapterSection, params: Tree) -> Tree:
@@ -137,6 +142,14 @@ def _shapes(model: ModelSection) -> dict[str, torch.Size]:
 def _matrices(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
     """Those of layers."""
     return {path: shape for path, shape in shapes.items() if path.startswith("layers.") and len(shape) == 2}
+
+
+def _with_keys(adapter: Tree, key: Tensor) -> Tree:
+    """The adapter with a key of its own beside the matrices of each weight: all of them folded at once."""
+    leaves = tree.paths(adapter, is_shard)
+    weights = sorted({path.rpartition(".")[0] for path in leaves})
+    keys = random.fold_in(random.fold_in(key, ADAPTER), torch.arange(len(weights), device=key.device))
+    return nested(leaves | {f"{path}.key": each for path, each in zip(weights, keys.unbind(), strict=True)})
 
 
 def _low_rank(key: Tensor, path: str, shape: torch.Size, rank: int) -> dict[str, Tensor]:

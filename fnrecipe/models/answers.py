@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import attrs
@@ -92,7 +92,9 @@ def in_pairs(
     return judge
 
 
-def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "data"] | None, pairs: bool) -> Loss:
+def preference_loss(
+    apply: Apply, judge: Judge, sources: Sequence[str] = (), *, reference: Literal["model", "data"] | None, pairs: bool
+) -> Loss:
     """What `judge` makes of the answers of a `JudgedBatch`: a sum over pairs, or over answers.
 
     The reference is a model whose parameters are among the others, at `REFERENCE` or else all but those of the adapter, and
@@ -100,8 +102,10 @@ def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "
 
     Sums: `loss` float32, `targets` int64 (pairs or answers), `tokens` int64 (those of answers); `mean/rewards/chosen` and
     `…/rejected`. For `pairs` also `mean/rewards/margins`, and `mean/rewards/accuracies`, the pairs whose chosen answer has
-    the greater reward; for others the counts `targets/rewards/chosen` and `…/rejected`.
+    the greater reward; for others the counts `targets/rewards/chosen` and `…/rejected`. With several `sources`, also
+    `loss/NAME` and `targets/NAME` of each.
     """
+    named = dict(enumerate(sources)) if len(sources) > 1 else {}
 
     def loss(params: Tree, batch: JudgedBatch, key: Tensor | None = None) -> tuple[Tensor, Sums]:
         model = {name: value for name, value in params.items() if name != REFERENCE}
@@ -114,6 +118,10 @@ def preference_loss(apply: Apply, judge: Judge, *, reference: Literal["model", "
         found = judge(answers)
         total = torch.where(found.counted, found.losses, 0.0).sum()
         counts = {"loss": total, "targets": found.counted.sum(), "tokens": batch.mask.sum()}
+        for number, name in named.items():
+            here = _by_slot(batch, batch.mask & (batch.sources == number)) > 0
+            mine = found.counted & (here[:, ::2] if pairs else here)
+            counts |= {f"loss/{name}": _sum(found.losses, mine), f"targets/{name}": mine.sum()}
         return total, counts | (_of_pairs(found) if pairs else _of_answers(answers, found))
 
     return loss

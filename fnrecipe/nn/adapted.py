@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.nn.noise import dropout, position_numbers
 from fnrecipe.parallel import tensor_parallel
 from fnrecipe.parallel.mesh import Shard
 from fnrecipe.tree import Tree
@@ -27,13 +28,17 @@ class Adapted:
     base       W [F, D]
     a, b       [r, D] and [F, r]
     magnitude  of DoRA, [F]: row f is scaled to this norm; () for LoRA
+    key        what dropout of what a multiplies comes from, int64 [2]; (): nothing is dropped
+    dropout    the probability by which an element of that is dropped
     """
 
     base: Plain
     a: Plain
     b: Plain
     magnitude: Tree
+    key: Tree
     scale: float = attrs.field(metadata=tree.STATIC)
+    dropout: float = attrs.field(metadata=tree.STATIC)
 
 
 def own(weight: Plain) -> Tensor:
@@ -45,9 +50,26 @@ def own(weight: Plain) -> Tensor:
 
 
 def product(x: Tensor, weight: Adapted) -> Tensor:
-    """x W' + (scale · x a') b', with transposed weights in the dtype of x: this rank's part of it, as that of W alone is."""
-    low = F.linear(x, own(weight.a).to(x.dtype)) * weight.scale
+    """x W' + (scale · x a') b', with transposed weights in the dtype of x: this rank's part of it, as that of W alone is.
+
+    Of x, [B, T, D], elements are dropped before a, where there is a key.
+    """
+    low = F.linear(_dropped(x, weight), own(weight.a).to(x.dtype)) * weight.scale
     return F.linear(x, own(weight.base).to(x.dtype)) + F.linear(low, own(weight.b).to(x.dtype))
+
+
+def _dropped(x: Tensor, weight: Adapted) -> Tensor:
+    """What a multiplies: of all positions, or of this rank's if it has the whole weight; of all columns, or of this rank's."""
+    if isinstance(weight.key, tuple):
+        return x
+    base = weight.base
+    if not isinstance(base, Shard):
+        return dropout(x, weight.dropout, weight.key, position_numbers(x[..., 0]))
+    if base.dim is not None:
+        columns = (base.axis.index, base.axis.size) if base.dim == 1 else (0, 1)
+        return dropout(x, weight.dropout, weight.key, position_numbers(x[..., 0]), columns)
+    whole = x.new_empty(x.shape[0], x.shape[1] * base.axis.size)
+    return dropout(x, weight.dropout, weight.key, tensor_parallel.own_positions(position_numbers(whole), base.axis))
 
 
 def gain(weight: Adapted) -> Tensor | None:

@@ -29,13 +29,14 @@ def position_numbers(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
 
 
-def dropout(x: Tensor, rate: float, key: Tensor, numbers: Tensor) -> Tensor:
+def dropout(x: Tensor, rate: float, key: Tensor, numbers: Tensor, columns: tuple[int, int] = (0, 1)) -> Tensor:
     """x [B, T, D] with each element 0 with the probability `rate` < 1, in whole 65536ths, and the others over the rest's.
 
-    numbers int64 [B, T]: those of the positions (`position_numbers`).
+    numbers int64 [B, T]: those of the positions (`position_numbers`). columns: (i, n) if x is the i-th of n equal parts of
+    what has all elements.
     """
-    dropped = int(rate * 2**16)
-    kept = random.halfwords(key, numbers, x.shape[-1]) >= dropped
+    dropped, (index, parts) = int(rate * 2**16), columns
+    kept = random.halfwords(key, numbers, parts * x.shape[-1]).chunk(parts, -1)[index] >= dropped
     return torch.where(kept, x * (2**16 / (2**16 - dropped)), 0)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFLNK: "a link",
@@ -21,10 +23,21 @@ _KINDS = {
 
 def replace(path: Path, data: bytes) -> None:
     """Replaces the file's content by `data`, atomically: a crash leaves the old content or the new."""
+    with written(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which replaces `path` at the end, atomically; if the body raises, all stays as it was."""
     tmp = path.with_suffix(".tmp")
     tmp.unlink(missing_ok=True)
-    with tmp.open("xb") as file:
-        file.write(data)
+    try:
+        with tmp.open("xb") as file:
+            yield file
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
     sync(tmp)
     tmp.replace(path)
     sync(path.parent)

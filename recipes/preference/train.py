@@ -10,18 +10,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 import attrs
-import torch
 from torch import Tensor
 
-from fnrecipe import interop, presets, tree
-from fnrecipe.config import AdapterSection, TokenizerSection, structure
-from fnrecipe.config.find import NotFoundError, find_component
-from fnrecipe.config.model_dir import describe
-from fnrecipe.config.sections.model import FAMILIES
+from fnrecipe import interop, presets
+from fnrecipe.config import AdapterSection
+from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.optim import CRITERIA
 from fnrecipe.data.encode_examples import encode_question
-from fnrecipe.data.tokenizer import describe as describe_tokenizer
-from fnrecipe.errors import UsageError
 from fnrecipe.evaluations import named_evaluations
 from fnrecipe.loss import Loss
 from fnrecipe.models.adapter import ADAPTER
@@ -31,12 +26,14 @@ from fnrecipe.models.next_token import Apply, next_token_loss
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.recipe import Evaluation, Measurement, Recipe
-from fnrecipe.streams import tokenizer_of
+from fnrecipe.streams import source_list
 from fnrecipe.tree import Tree
 
 from .config import PreferenceConfig, needs
 from .config import config as defaults
 from .data import all_corpora, example, make_template, make_tokenizer, train_stream, valid_stream
+from .reference import kept, reference
+from .score import score
 
 
 def init(config: PreferenceConfig, key: Tensor, place: Placement) -> Tree:
@@ -55,9 +52,7 @@ def pretrained(config: PreferenceConfig, key: Tensor, place: Placement) -> Tree 
     params = interop.pretrained(config.model, key, place) or presets.init(config.model, key, place)
     if other is None:
         return _with_reference(config, params)
-    _check_reference(config, other)
-    section = attrs.evolve(config.model, path=other, dtype=config.reference.dtype, adapter=AdapterSection())
-    return {**params, REFERENCE: interop.pretrained(section, key, lambda path, leaf: place(f"{REFERENCE}.{path}", leaf))}
+    return {**params, REFERENCE: reference(config, key, lambda path, leaf: place(f"{REFERENCE}.{path}", leaf))}
 
 
 def trains(config: PreferenceConfig, path: str, parameter: Tensor) -> bool:
@@ -71,9 +66,10 @@ def model(config: PreferenceConfig, params: Tree) -> Tree:
 
 def loss(config: PreferenceConfig) -> Loss:
     found = find_component(config.criterion.name, CRITERIA)
-    reference: Literal["model", "data"] = "model" if config.has_reference else "data"
+    log_probabilities: Literal["model", "data"] = "model" if config.has_reference else "data"
     judge = found.make(config.criterion.config)
-    return preference_loss(_apply(config), judge, reference=reference if found.reference else None, pairs=found.pairs)
+    among = log_probabilities if found.reference else None
+    return preference_loss(_apply(config), judge, source_list(config), reference=among, pairs=found.pairs)
 
 
 def text_loss(config: PreferenceConfig) -> Loss:
@@ -130,32 +126,11 @@ def _with_reference(config: PreferenceConfig, params: Tree) -> Tree:
     """The parameters with copies of them as those of the reference model, where it has its own."""
     if not config.keeps_reference:
         return params
-    dtype = getattr(torch, config.reference.dtype)
-    return {**params, REFERENCE: tree.map(lambda leaf: leaf.to(dtype, copy=True), _without(ADAPTER, params))}
+    return {**params, REFERENCE: kept(config, _without(ADAPTER, params))}
 
 
 def _without(part: str, params: Tree) -> Tree:
     return {name: value for name, value in params.items() if name != part}
-
-
-def _check_reference(config: PreferenceConfig, path: str) -> None:
-    """Whether the model in the directory `path` is of the model's family and reads the same tokens.
-
-    Raises:
-        UsageError: if it is not.
-    """
-    try:
-        described = describe(path, FAMILIES)
-    except NotFoundError as error:
-        raise UsageError(f"reference.path: expected {error.expected}, found {path}; {error.hint}") from None
-    if described.family != config.model.family:
-        raise UsageError(f"reference.path: expected a model of the family {config.model.family}, found {described.family}")
-    if not described.tokenizer:
-        return
-    theirs, ours = tokenizer_of(structure(dict(described.tokenizer), TokenizerSection())), tokenizer_of(config.tokenizer)
-    if theirs.fingerprint != ours.fingerprint:
-        found = f"found {describe_tokenizer(theirs)} in {path}"
-        raise UsageError(f"reference.path: expected the tokenizer of the model, {describe_tokenizer(ours)}, {found}")
 
 
 recipe = Recipe(
@@ -174,6 +149,7 @@ recipe = Recipe(
     sample=sample,
     corpora=all_corpora,
     tokenizer=make_tokenizer,
+    scored=score,
     positions=positions,
     flops=flops,
     needs=needs,

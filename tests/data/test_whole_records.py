@@ -12,9 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from fnrecipe.data import Document, Reading, byte_tokenizer, open_corpus, share
-from fnrecipe.data.formats.python_functions import PYTHON_FUNCTIONS, PYTHON_PREFERENCES
+from fnrecipe.data.formats.python_functions import PYTHON_FUNCTIONS, PYTHON_PREFERENCES, SHORT
 from fnrecipe.data.formats.whole_records import whole_records
 from fnrecipe.errors import DataError, UsageError
+from fnrecipe.recipes.preference.config import config as preference_config
 
 RECORDS = [{"prompt": f"größe {number}", "completion": "x" * number} for number in range(200)]
 FORMATS = whole_records(["prompt", "completion"])
@@ -134,6 +135,20 @@ def test_functions_are_better_than_their_lines_in_backward_order(tmp_path: Path)
     prompt, body = '    async def f(self):\n        "Doc."\n', "\n        await self\n"
     assert parsed(documents) == [{"prompt": prompt, "chosen": body, "rejected": "        await self\n\n"}]
     assert str(documents[0].bad("what")).endswith("a.py:8: what")  # type: ignore[union-attr]
+
+
+def test_both_answers_of_a_function_fit_into_a_row_of_bytes(tmp_path: Path) -> None:
+    """A longer function, by a byte, is in no pair."""
+    function = 'def f():\n    """Double é."""\n    x = 2\n'
+    fill = SHORT - len(function.encode()) - len("    return ''\n")
+    for more in (0, 1):
+        (tmp_path / f"{more}.py").write_text(f"{function}    return '{'x' * (fill + more)}'\n")
+    corpus = open_corpus(str(tmp_path), TOKENIZER, formats={"python": PYTHON_PREFERENCES})
+    (record,) = parsed([item for block in corpus.blocks for item in corpus.read(block)])
+    prompt = len(record["prompt"].encode())
+    sides = [prompt + len(record[key].encode()) + 1 for key in ("chosen", "rejected")]  # and the end of a text
+    assert sides == [SHORT + 1, SHORT + 1]
+    assert sum(sides) - 1 <= preference_config.dataset.max_seq_len
 
 
 def test_a_source_that_is_no_python_is_a_bad_record(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.generation.generator import go_on
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.interop.hugging_face.export import export
+from fnrecipe.interop.hugging_face.tokenizer import tokenizer_files
 from fnrecipe.models.model import find_model
 from fnrecipe.presets import generator
 from fnrecipe.random import key
@@ -187,3 +188,12 @@ def test_the_chat_template_of_the_config_goes_with_the_export(saved: Path, tmp_p
     fnrecipe.export(tmp_path / "run", tmp_path / "out")
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert read.chat_template == template.read_text() != TEMPLATE
+
+
+def test_a_chat_template_beside_a_tokenizer_alone_goes_with_the_export(saved: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "words/tokenizer.json"
+    tokenizer.parent.mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (tokenizer.parent / name).write_bytes((saved / "tied" / name).read_bytes())
+    given = TokenizerSection("hf", str(tokenizer), eos_token="<|end|>")  # noqa: S106 no password
+    assert tokenizer_files(given, 64).files["chat_template.jinja"].decode() == TEMPLATE

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from fnrecipe import presets, random, tree
+from fnrecipe import nn, presets, random, tree
 from fnrecipe.compiler import trace
 from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config import AdapterSection, ModelSection, TrainerSection
@@ -24,7 +24,7 @@ from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
 from fnrecipe.parallel.mesh import Mesh, replicated
-from fnrecipe.transforms import gradients
+from fnrecipe.transforms import gradients, jit
 from fnrecipe.tree import Tree
 from tests.helpers import assert_close, assert_same_bits, documents, draw, packed
 from tests.ranks import assembled, mesh_of, on_ranks
@@ -49,7 +49,7 @@ def params_of(model: ModelSection, dtype: torch.dtype = torch.float32) -> Tree:
 
 def loss_of(model: ModelSection, policy: Policy = Policy()) -> Any:
     plain = partial(find_model(model.family).apply, model.config, policy=policy, scope="document")
-    return next_token_loss(lambda params, *args: plain(adapted(model.adapter, params), *args))
+    return next_token_loss(lambda params, *rows: plain(adapted(model.adapter, params, rows[3]), *rows[:3]))
 
 
 def is_adapter(path: str, parameter: Tensor) -> bool:
@@ -125,6 +125,8 @@ def test_it_begins_as_its_base_in_float32(name: Literal["lora", "dora"], dtype: 
 
 def test_targets_choose_matrices_of_layers() -> None:
     some = attrs.evolve(LORA, targets=("layers.*.query", "layers.1.d*"))
+    tagged = attrs.evolve(LORA, targets=("@matrices",))
+    assert [*adapter.targets(section("llama", tagged))] == [*adapter.targets(section("llama", LORA))]
     assert [*adapter.targets(section("llama", some, num_layers=2))] == ["layers.0.query", "layers.1.query", "layers.1.down"]
     assert len(adapter.targets(section("llama", LORA, num_layers=2))) == 14
 
@@ -185,6 +187,67 @@ def test_a_frozen_base_is_not_widened() -> None:
     assert not [value for value in wide if value.dtype == torch.float32 and value.shape in shapes]
 
 
+# Dropout.
+
+DROPPING = attrs.evolve(LORA, dropout=0.3)
+
+
+def test_a_multiplies_what_dropout_leaves_and_the_base_all() -> None:
+    """As in peft; the mask is what a product with zeros as the base, and units as the adapter, leaves of ones."""
+    x, weight, (a, b) = (
+        draw(torch.empty(2, 5, 8), 1),
+        draw(torch.empty(6, 8), 2),
+        (draw(torch.empty(3, 8), 3), draw(torch.empty(6, 3), 4)),
+    )
+    key = random.key(7)
+
+    def product(x: Tensor, base: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        return nn.linear(x, nn.Adapted(base, a, b, (), key, scale, 0.3))
+
+    mask = product(torch.ones(2, 5, 8), torch.zeros(8, 8), torch.eye(8), torch.eye(8), 1.0)
+    rate = int(0.3 * 2**16) / 2**16
+    assert {round(float(each), 5) for each in mask.unique()} == {0.0, round(1 / (1 - rate), 5)}
+    assert_close(product(x, weight, a, b, 2.0), x @ weight.t() + 2 * (x * mask) @ a.t() @ b.t(), 1e-5)
+
+
+def test_each_weight_drops_by_a_key_of_its_own_that_its_path_and_the_loss_give() -> None:
+    model = section("llama", DROPPING, num_layers=2)
+    params = params_of(model)
+    layers = [adapted(DROPPING, params, random.key(seed))["layers"] for seed in (5, 5, 6)]
+    keys = [[tuple(layer[name].key.tolist()) for layer in each.values() for name in ("query", "down")] for each in layers]
+    assert keys[0] == keys[1]
+    assert len({*keys[0], *keys[2]}) == 8
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(), Policy(remat="selective"), Policy(remat="layerwise")], ids=["off", "selective", "layerwise"]
+)
+def test_a_step_drops_the_same_whatever_is_computed_again(policy: Policy) -> None:
+    """By the gradient of the function as it is, against that of its trace with what is recomputed in it."""
+    model = section("llama", DROPPING, num_layers=2)
+    params = params_of(model)
+    expected, sums = gradients(loss_of(model), 2, trains=is_adapter)(params, BATCH, random.key(0))
+    found, others = jit(gradients(loss_of(model, policy), 2, trains=is_adapter))(params, BATCH, random.key(0))
+    assert_close(found, expected, 1e-5)
+    torch.testing.assert_close(others["loss"], sums["loss"])
+    other = gradients(loss_of(model), 2, trains=is_adapter)(params, BATCH, random.key(1))[1]
+    assert other["loss"] != sums["loss"]
+
+
+def test_without_a_key_or_a_rate_nothing_is_dropped_nor_drawn() -> None:
+    model, still = section("llama", DROPPING), section("llama", LORA)
+    params = params_of(model)
+    applied = [presets.apply(each, TrainerSection(logits_at_once=None), "document") for each in (model, still)]
+    rows = BATCH.tokens, BATCH.segments, BATCH.positions
+    assert_same_bits(applied[0](params, *rows), applied[1](params, *rows, random.key(0)))
+    draws = [
+        [node for node in all_nodes(trace(apply, (params, *rows, random.key(0)))[0]) if "bitwise_xor" in str(node.target)]
+        for apply in applied
+    ]
+    assert draws[0]
+    assert not draws[1]
+
+
 # Ranks.
 
 WAYS: dict[str, tuple[dict[str, Any], Policy]] = {
@@ -205,7 +268,7 @@ def found(mesh: Mesh, model: ModelSection, params: Tree, policy: Policy) -> tupl
 
 def check(rank: int, size: int, families: list[str]) -> None:
     for family in families:
-        for given in (LORA, DORA):
+        for given in (LORA, attrs.evolve(DORA, dropout=0.3)):
             model = section(family, given, num_layers=2)
             params = params_of(model)
             for name, (options, policy) in WAYS.items():

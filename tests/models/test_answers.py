@@ -21,7 +21,7 @@ from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.optim import CRITERIA
 from fnrecipe.data.judged import CHOSEN, REJECTED, UNRELATED, Judged, JudgedBatch, collate_judged
 from fnrecipe.models import llama
-from fnrecipe.models.answers import REFERENCE, preference_loss, token_nats
+from fnrecipe.models.answers import REFERENCE, Judgement, in_pairs, preference_loss, token_nats
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.policy import Policy
 from fnrecipe.shell.metrics import means
@@ -154,6 +154,32 @@ def test_the_reference_has_no_noise() -> None:
     assert none is None
     assert model.keys() == MODEL.keys()
     assert reference is OTHER
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_of_several_sources_each_has_its_loss(name: str) -> None:
+    """That of a batch in which the others' answers are empty slots."""
+    criterion = find_component(name, CRITERIA)
+    batch = batch_of(PAIRS)
+    second = batch.segments % 4 >= 2 if criterion.pairs else batch.segments % 2 == 1  # every second pair, or answer
+    batch = attrs.evolve(batch, sources=second.long())
+    judge = in_pairs(lambda chosen, rejected: chosen.sums - 2 * rejected.sums, lambda answers: answers.sums)
+    given = judge if criterion.pairs else lambda answers: Judgement(answers.sums, answers.verdicts > 0, answers.sums)
+    loss = preference_loss(apply_by("document", None), given, ("a", "b"), reference=None, pairs=criterion.pairs)
+    sums = loss(MODEL, batch, None)[1]
+    for number, source in enumerate("ab"):
+        theirs = attrs.evolve(batch, verdicts=torch.where(_of_slots(batch, number), batch.verdicts, 0))
+        alone = loss(MODEL, theirs, None)[1]
+        assert 0 < int(sums[f"targets/{source}"]) == int(alone["targets"]) < int(sums["targets"])
+        torch.testing.assert_close(sums[f"loss/{source}"], alone["loss"])
+
+
+def _of_slots(batch: JudgedBatch, number: int) -> Tensor:
+    """Whether the answer in each slot is of the source of that number, by a loop over positions."""
+    found = torch.zeros_like(batch.verdicts, dtype=torch.bool)
+    for row, position in (batch.segments >= 0).nonzero().tolist():  # type: ignore[attr-defined]
+        found[row, batch.segments[row, position]] = batch.sources[row, position] == number
+    return found
 
 
 @pytest.mark.parametrize("name", ["dpo", "orpo", "kto"])

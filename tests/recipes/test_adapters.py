@@ -145,6 +145,7 @@ def test_patterns_choose_what_is_trained(texts: Path, tmp_path: Path) -> None:
     ("given", "message"),
     [
         (["trainer.trains=[norm, layers.*.querry]"], "lm trains, found 'layers.*.querry'; did you mean layers.*.query?"),
+        ([*LORA, "trainer.trains=['@norms']"], "lm trains, found '@norms'; valid names: adapter.layers.*.down.a, "),
         ([*LORA, "trainer.trains=[norm]"], "lm trains, found 'norm'; valid names: adapter.layers.*.down.a, "),
     ],
 )
@@ -155,6 +156,13 @@ def test_a_pattern_that_fits_nothing_is_told_before_the_first_step(
         fnrecipe.train(lm, configured(texts, *given), tmp_path)
     assert str(caught.value).startswith(f"trainer.trains: expected patterns of parameters that the recipe {message}")
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_tags_choose_what_is_trained(texts: Path) -> None:
+    config = configured(texts, "trainer.trains=['@norms', '@embedding']")
+    params = lm.init(config, random.key(0), replicated)
+    norms = {path for path, leaf in tree.paths(params).items() if leaf.ndim == 1}
+    assert chosen(params, trained(lm, config)) == {"embedding", *norms}
 
 
 def test_of_an_adapter_some_may_be_trained(texts: Path) -> None:
@@ -173,6 +181,9 @@ def test_of_an_adapter_some_may_be_trained(texts: Path) -> None:
             "model.adapter={name: lorra}",
             "model.adapter.name: expected lora or dora or null, found 'lorra'.*; did you mean lora",
         ),
+        ("trainer.trains=['@norm']", "trainer.trains: expected a known tag, found '@norm' .*; did you mean @norms"),
+        ("model.adapter={name: lora, targets: ['@matrix']}", "model.adapter.targets: expected a known tag, .* mean @matrices"),
+        ("model.adapter.dropout=1", "model.adapter.dropout: expected a number from 0 up to, .*, found 1"),
         ("trainer.trains=[]", r"trainer.trains: expected a pattern .*, or null for all, found \[\]"),
     ],
 )

@@ -8,8 +8,9 @@ from typing import Literal
 from attrs import field, frozen
 from attrs.converters import optional
 
-from fnrecipe.config.bounds import Positive, PositiveInt
+from fnrecipe.config.bounds import Positive, PositiveInt, ProperFraction
 from fnrecipe.config.paths import expanded
+from fnrecipe.config.patterns import wrong_tag
 from fnrecipe.errors import Problem
 
 
@@ -18,6 +19,7 @@ class AdapterSection:
     """`name`: its kind; null: there is none, and the weights themselves are trained.
 
     `alpha`: the product of the two matrices counts alpha / rank. `targets`: patterns of the paths of adapted weights.
+    `dropout`: the probability by which an element of what the two matrices multiply is dropped, in training.
     `path`: a directory of peft that gives the adapter to begin with; null: the product begins as zeros.
     """
 
@@ -26,6 +28,7 @@ class AdapterSection:
     rank: PositiveInt = 16
     alpha: Positive = 32.0
     targets: tuple[str, ...] = ("layers.*",)
+    dropout: ProperFraction = 0.0
 
     @property
     def scale(self) -> float:
@@ -36,3 +39,5 @@ class AdapterSection:
             yield Problem("name", "lora or dora beside other keys of the adapter", "null")
         if not self.targets:
             yield Problem("targets", "a pattern of the paths of weights", "[]")
+        if wrong := wrong_tag(self.targets):
+            yield Problem("targets", "a known tag", repr(wrong[0]), hint=wrong[1])

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from fnrecipe.config.affects import RUNTIME
 from fnrecipe.config.bounds import NonNegativeInt, Positive, PositiveInt, PowerOfTwo, ProperFraction
+from fnrecipe.config.patterns import wrong_tag
 from fnrecipe.errors import Problem
 
 
@@ -59,7 +60,7 @@ class AverageSection:
 class TrainerSection:
     """`max_skipped_steps`: how many steps in a row may be skipped as not finite before the run stops.
 
-    `trains`: patterns of the paths of parameters that are trained, of those that the recipe trains; null: all of them.
+    `trains`: patterns of the paths of parameters that are trained, or tags, of those that the recipe trains; null: all of them.
     `fp16_loss_scale`: initial and minimum.
     """
 
@@ -80,6 +81,8 @@ class TrainerSection:
             yield Problem("cuda_graph", "auto or false for trainer.jit=off", "true")
         if self.trains == ():
             yield Problem("trains", "a pattern of the paths of parameters, or null for all", "[]")
+        if wrong := wrong_tag(self.trains or ()):
+            yield Problem("trains", "a known tag", repr(wrong[0]), hint=wrong[1])
         initial, minimum = self.fp16_loss_scale
         if initial < minimum:
             yield Problem("fp16_loss_scale", "an initial scale of at least the minimum", f"{initial:g}, {minimum:g}")

@@ -1,6 +1,6 @@
 """Python sources as examples: a function's head and docstring are the prompt, its body is the response.
 
-As preferences, that response is better than its lines in backward order.
+As preferences, that response is better than its lines in backward order; of short functions alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from fnrecipe.data.formats import text
 from fnrecipe.data.formats.format import Format, Reading
 from fnrecipe.data.tokenizer import Tokenizer
 from fnrecipe.errors import DataError
+
+SHORT = 250
+"""Bytes of a function in a pair at most: both answers with their prompts then fit into a row of 512 tokens, even of bytes."""
 
 
 def read(block: Block, *, limit: int) -> Iterator[Read]:
@@ -58,7 +61,7 @@ def _read(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read
 
 
 def _read_pairs(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterator[Read]:
-    """`{"prompt": …, "chosen": …, "rejected": …}` of each function whose lines read otherwise backwards."""
+    """`{"prompt": …, "chosen": …, "rejected": …}` of each short function whose lines read otherwise backwards."""
     for item in _read(block, reading, tokenizer):
         if isinstance(item, DataError) or item.text is None:
             yield item
@@ -66,7 +69,7 @@ def _read_pairs(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterato
         record = orjson.loads(item.text)
         body = record["completion"]
         backwards = "".join(reversed(list(io.StringIO(body))))
-        if backwards != body:
+        if backwards != body and len((record["prompt"] + body).encode()) <= SHORT:
             pair = {"prompt": record["prompt"], "chosen": body, "rejected": backwards}
             yield Document(orjson.dumps(pair).decode(), bad=item.bad)
 

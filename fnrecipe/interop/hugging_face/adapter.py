@@ -120,7 +120,7 @@ def _config(model: ModelSection, stored: Mapping[str, Stored]) -> dict[str, obje
         "use_rslora": False,
         "fan_in_fan_out": all(place.transposed for place in stored.values()),
         "bias": "none",
-        "lora_dropout": 0.0,
+        "lora_dropout": section.dropout,
         "inference_mode": True,
     }
 

@@ -56,7 +56,9 @@ def _tokenizer_files(section: TokenizerSection, max_seq_len: int) -> TokenizerFi
     path = Path(section.path) / TOKENIZER if Path(section.path).is_dir() else Path(section.path)
     told = path.name == TOKENIZER and (path.parent / TOKENIZER_CONFIG).is_file()
     if not told:
-        return TokenizerFiles(tokenizer, {TOKENIZER: _bytes(path), **_config({}, tokenizer, max_seq_len)}, None)
+        beside = path.parent / CHAT_TEMPLATE
+        template = {CHAT_TEMPLATE: _bytes(beside)} if beside.is_file() else {}
+        return TokenizerFiles(tokenizer, {TOKENIZER: _bytes(path), **_config({}, tokenizer, max_seq_len), **template}, None)
     names = [TOKENIZER, TOKENIZER_CONFIG, *(name for name in BESIDE if (path.parent / name).is_file())]
     files = {name: _bytes(path.parent / name) for name in names}
     values = read_json(path.parent / TOKENIZER_CONFIG)
