@@ -81,7 +81,7 @@ UNITS = {
 def run(rounds: int, models: Sequence[str] = (), pythons: Mapping[str, str] | None = None) -> list[Result]:
     """`models` are names of cases, all by default; `pythons` names the Python of peers that need one of their own."""
     runs = {name: (pythons or {}).get(system.peer, sys.executable) for name, system in SYSTEMS.items()}
-    found = {name: python for name, python in runs.items() if _has(python, SYSTEMS[name].packages)}
+    found = {name: python for name, python in runs.items() if has_packages(python, SYSTEMS[name].packages)}
     with tempfile.TemporaryDirectory() as folder:
         cases.write(Path(folder))
         results = [result for case in models or cases.CASES for result in _measured(case, found, folder, rounds)]
@@ -114,7 +114,7 @@ def _ratios(results: Sequence[Result], num_microbatches: int) -> list[Result]:
     return found
 
 
-def _has(python: str, packages: Sequence[str]) -> bool:
+def has_packages(python: str, packages: Sequence[str]) -> bool:
     program = "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))"
     return subprocess.run([python, "-c", program, *packages], check=False, cwd=tempfile.gettempdir()).returncode == 0
 

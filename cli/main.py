@@ -17,6 +17,7 @@ import attrs
 import click
 
 from fnrecipe.cli.chat import chat
+from fnrecipe.cli.coordinate_check import coordinate_check
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
 from fnrecipe.cli.errors import show
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export, graph, profile, lr_find]
+_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export]
+_COMMANDS += [graph, profile, coordinate_check, lr_find]
 
 
 class _Commands(click.Group):

@@ -27,7 +27,7 @@ from fnrecipe.errors import UsageError
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import cached_by, uncached
-from fnrecipe.models import adapter
+from fnrecipe.models import adapter, transfer
 from fnrecipe.models.flops import TokenFlops
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import Apply
@@ -42,10 +42,14 @@ from fnrecipe.tree import Tree
 
 def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
     """Parameters in the dtype of the section, with its adapter beside them, each of them as `place(path, leaf)` leaves it."""
-    dtype = getattr(torch, model.dtype)
+    dtype, factors = getattr(torch, model.dtype), transfer.rules(model)
+
+    def scaled(path: str, leaf: Tensor) -> Tensor:
+        factor = factors[transfer.role(model, path, leaf.ndim)].init
+        return leaf if factor == 1 else leaf * factor
 
     def base() -> Tree:
-        return find_model(model.family).init(model.config, key, lambda path, leaf: place(path, leaf.to(dtype)))
+        return find_model(model.family).init(model.config, key, lambda path, leaf: place(path, scaled(path, leaf).to(dtype)))
 
     return adapter.init(model, key, place, base)
 
@@ -153,10 +157,17 @@ def schedule(lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> Callabl
 
 
 def update(
-    optimizer: OptimizerSection, lr_scheduler: LRSchedulerSection, trainer: TrainerSection, regime: RegimeSection
+    optimizer: OptimizerSection,
+    lr_scheduler: LRSchedulerSection,
+    trainer: TrainerSection,
+    regime: RegimeSection,
+    model: ModelSection | None = None,
 ) -> Transform:
-    """The optimizer and those of its groups on their schedules, behind clipping by the trainer's global norm."""
+    """The optimizer and those of its groups on their schedules, behind clipping by the trainer's global norm.
+
+    Rates, decays and epsilons are as the model's transfer, if there is one, changes them.
+    """
     schedules, decay = Schedules(schedule(lr_scheduler, regime)), optimizer.weight_decay_scheduler
     if decay is not None:
         schedules = attrs.evolve(schedules, decay=schedule(decay, regime))
-    return make_update(optimizer, schedules, trainer.max_grad_norm)
+    return make_update(optimizer, schedules, trainer.max_grad_norm, model)

@@ -43,8 +43,8 @@ ARROWS = {
     "recipes": "components config data errors interop loss models optim parallel presets recipe streams tree",
     "shell": "build checkpoint compiler config data errors fold generation interop loss models observe optim parallel presets "
     "random recipe recipes runtime step streams transforms tree",
-    "inspect": "build checkpoint compiler components config data errors fold models parallel random recipe runtime shell step "
-    "tree",
+    "inspect": "build checkpoint compiler components config data errors fold models nn parallel random recipe runtime shell "
+    "step tree",
     "cli": "compiler config data errors generation inspect interop runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, gpu, overhead, step
+from benchmarks import cases, gpu, overhead, sft, step
 from benchmarks.report import Result, ratios, show, write
 
 TINY = cases.llama_config(264, 256, 32, 1, 2, 1, 64, tied=True)
@@ -60,6 +60,22 @@ def test_the_gpu_benchmark_runs_on_the_cpu(system: str) -> None:
 
     assert len(rows["per second"]) == 2
     assert rows["loss of the last step"] == pytest.approx([math.log(264)], rel=0.15)  # it learns its one batch
+
+
+@pytest.mark.slow
+def test_fine_tuning_is_measured_by_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [{"instruction": f"Double {n}.", "input": "", "output": f"{2 * n} " * n} for n in range(1, 20)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/alpaca_en_demo.json").write_text(json.dumps(records))
+    monkeypatch.setattr(sft, "VOCABULARY", 264)
+    monkeypatch.setattr(sft, "CONFIG", TINY)
+    monkeypatch.setattr(sft, "LENGTH", 128)
+
+    sft._write(tmp_path, tmp_path)
+    counted, loss = next(sft.train_fnrecipe(tmp_path))
+
+    assert 0 < counted.trained < counted.tokens <= counted.positions == 4 * 128
+    assert loss == pytest.approx(math.log(264), rel=0.05)
 
 
 @pytest.mark.slow

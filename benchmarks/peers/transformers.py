@@ -19,11 +19,11 @@ from fnrecipe.models.llama import LlamaConfig
 
 def make_step(config: LlamaConfig, *, trainer: bool = False) -> Callable[[Batch], Any]:
     torch.manual_seed(0)
-    model = _model(config)
+    model = make_model(config)
     return _trainer_step(model) if trainer else loop(model, _forward(model))
 
 
-def _model(config: LlamaConfig) -> Any:
+def make_model(config: LlamaConfig) -> Any:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab_size,

@@ -6,45 +6,108 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
+from attrs import AttrsInstance
+
+from fnrecipe.config import ModelSection
 from fnrecipe.config.find import find_component
 from fnrecipe.config.patterns import TAGS, fits
 from fnrecipe.config.sections.optim import OPTIMIZERS, OptimizerGroup, OptimizerSection
 from fnrecipe.errors import ConfigError, Problem, did_you_mean
 from fnrecipe.models.parameters import pattern as table_pattern
+from fnrecipe.models.transfer import VOCABULARY, Factors, role, rules
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fnrecipe.optim import Schedules, Transform
 
 REST = ""
 """What the part is called that no group has: its numbers are reported under their own names."""
 
 
-def make_update(optimizer: OptimizerSection, schedules: Schedules, max_norm: float | None) -> Transform:
+@attrs.frozen
+class Part:
+    """Parameters with one optimizer, rate and decay: those of a group, or of none, whose roles have the same factors.
+
+    label  what its numbers are reported as: "" without another word
+    group  the number of the group; that of all groups where none has them
+    roles  by `fnrecipe.models.transfer`; without a transfer there is one
+    """
+
+    label: str
+    optimizer: str
+    config: AttrsInstance
+    lr_scale: float
+    group: int
+    roles: frozenset[str]
+
+
+def make_update(
+    optimizer: OptimizerSection, schedules: Schedules, max_norm: float | None, model: ModelSection | None = None
+) -> Transform:
     """The optimizer on its schedules, behind clipping by the global norm of all gradients; each group its own.
 
     Raises:
         ConfigError: from `init` and `update`, if a pattern is that of no parameter, or a group has none.
     """
-    main = find_component(optimizer.name, OPTIMIZERS).make
-    if not optimizer.groups:
-        return main(optimizer.config, schedules, max_norm)
+    found = parts(optimizer, model)
+
+    def make(part: Part, max_norm: float | None) -> Transform:
+        return find_component(part.optimizer, OPTIMIZERS).make(part.config, schedules.scaled(part.lr_scale), max_norm)
+
+    if len(found) == 1:
+        return make(found[0], max_norm)
     from fnrecipe import optim
 
-    def make(group: OptimizerGroup) -> Transform:
-        name, config = optimizer.of(group)
-        return find_component(name, OPTIMIZERS).make(config, schedules.scaled(group.lr_scale), None)
-
-    transforms = {group.label: make(group) for group in optimizer.groups}
-    whole = {**transforms, REST: main(optimizer.config, schedules, None)}
-    return optim.clipped(optim.partition_by(partial(parts, optimizer.groups), whole), max_norm)
+    transforms = {part.label: make(part, None) for part in found}
+    return optim.clipped(optim.partition_by(partial(members, found, optimizer.groups, model), transforms), max_norm)
 
 
-def parts(groups: Sequence[OptimizerGroup], params: object) -> list[frozenset[str]]:
-    """The paths of the parameters of each group, and last of those that no group has.
+def parts(optimizer: OptimizerSection, model: ModelSection | None) -> list[Part]:
+    """The parts of each group, and last those of what no group has."""
+    alike: dict[Factors, list[str]] = {}
+    for each, factors in rules(model).items():
+        alike.setdefault(factors, []).append(each)
+    owners = [(group.label, *optimizer.of(group), group.lr_scale) for group in optimizer.groups]
+    owners.append((REST, optimizer.name, optimizer.config, 1.0))
+    return [
+        Part(
+            label="/".join(word for word in (label, "" if roles[0] == VOCABULARY else roles[0]) if word),
+            optimizer=name,
+            config=_scaled(config, factors),
+            lr_scale=lr_scale * factors.rate,
+            group=number,
+            roles=frozenset(roles),
+        )
+        for number, (label, name, config, lr_scale) in enumerate(owners)
+        for factors, roles in alike.items()
+    ]
+
+
+def members(
+    found: Sequence[Part], groups: Sequence[OptimizerGroup], model: ModelSection | None, params: object
+) -> list[frozenset[str]]:
+    """The paths of the parameters of each part.
 
     Raises:
         ConfigError: if a pattern is that of no parameter, or a group has none that those before it leave.
     """
+    from fnrecipe import optim
+
+    of_groups = _of_groups(groups, params)
+
+    def those(part: Part) -> frozenset[str]:
+        def mine(path: str, parameter: Tensor) -> bool:
+            return path in of_groups[part.group] and role(model, path, parameter.ndim) in part.roles
+
+        return optim.chosen(params, mine)
+
+    return [those(part) for part in found]
+
+
+def _of_groups(groups: Sequence[OptimizerGroup], params: object) -> list[frozenset[str]]:
+    """The paths of the parameters of each group, and last of those that no group has."""
     from fnrecipe import optim
 
     def those(patterns: Sequence[str]) -> frozenset[str]:
@@ -65,3 +128,10 @@ def parts(groups: Sequence[OptimizerGroup], params: object) -> list[frozenset[st
     if problems:
         raise ConfigError(problems)
     return [*found, rest]
+
+
+def _scaled(config: AttrsInstance, factors: Factors) -> AttrsInstance:
+    """The config of an optimizer with its decay and its epsilon times the factors."""
+    by = {"weight_decay": factors.decay, "eps": factors.eps}
+    names = [field.name for field in attrs.fields(type(config))]
+    return attrs.evolve(config, **{name: getattr(config, name) * by[name] for name in by if name in names and by[name] != 1})  # type: ignore[misc]

@@ -19,6 +19,7 @@ from fnrecipe.config.sections import TensorBoardSection as TensorBoardSection
 from fnrecipe.config.sections import TokenizerSection as TokenizerSection
 from fnrecipe.config.sections import TorchSection as TorchSection
 from fnrecipe.config.sections import TrainerSection as TrainerSection
+from fnrecipe.config.sections import TransferSection as TransferSection
 from fnrecipe.config.sections import WandbSection as WandbSection
 from fnrecipe.config.sections import source_names as source_names
 from fnrecipe.config.shell import ShellConfig as ShellConfig

@@ -8,6 +8,7 @@ from typing import Protocol
 from attrs import evolve
 
 from fnrecipe.config.affects import cut_sizes
+from fnrecipe.config.find import find_component, known
 from fnrecipe.config.sections import (
     DatasetSection,
     GangSection,
@@ -17,6 +18,7 @@ from fnrecipe.config.sections import (
     RegimeSection,
     TrainerSection,
 )
+from fnrecipe.config.sections.optim import OPTIMIZERS
 from fnrecipe.errors import Problem, did_you_mean
 
 
@@ -58,6 +60,7 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
     if average is not None and steps is not None and average.start >= steps:
         yield Problem("trainer.average.start", f"less than regime.num_steps = {steps}", str(average.start))
     yield from _tensor_parallel_conflicts(config)
+    yield from _transfer_conflicts(config)
     yield from _format_conflicts(config)
     of_decay = config.optimizer.weight_decay_scheduler
     schedulers = {"lr_scheduler": config.lr_scheduler, "optimizer.weight_decay_scheduler": of_decay}
@@ -72,6 +75,17 @@ def _tensor_parallel_conflicts(config: DecoderConfig) -> Iterator[Problem]:
     for path, size in {**sizes, "dataset.max_seq_len": config.dataset.max_seq_len}.items():
         if size % ranks:
             yield Problem(path, f"a multiple of gang.tensor_parallel_size = {ranks}", str(size))
+
+
+def _transfer_conflicts(config: DecoderConfig) -> Iterator[Problem]:
+    if config.model.transfer.name is None:
+        return
+    groups = {f"optimizer.groups[{number}].name": group.name for number, group in enumerate(config.optimizer.groups)}
+    for path, name in {"optimizer.name": config.optimizer.name, **groups}.items():
+        if name is not None and not find_component(name, OPTIMIZERS).transfers:
+            of = [each for each in known(OPTIMIZERS) if find_component(each, OPTIMIZERS).transfers]
+            expected = f"an optimizer for which model.transfer.name={config.model.transfer.name} has rules, {', '.join(of)}"
+            yield Problem(path, expected, repr(name))
 
 
 def _format_conflicts(config: DecoderConfig) -> Iterator[Problem]:

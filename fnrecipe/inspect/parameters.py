@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import attrs
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fnrecipe import random, tree
 from fnrecipe.build import trained
-from fnrecipe.components.groups import parts
-from fnrecipe.config import OptimizerSection
-from fnrecipe.config.sections.optim import OptimizerGroup
+from fnrecipe.components.groups import members, parts
+from fnrecipe.config import ModelSection, OptimizerSection
 from fnrecipe.models.parameters import pattern
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.recipe import C, Recipe
@@ -51,19 +50,21 @@ def shares(recipe: Recipe[C], config: C) -> list[Share]:
     moved = {path: leaf for path, leaf in leaves.items() if is_trained(path, leaf)}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in moved}
     section = getattr(config, "optimizer", None)
-    found = [*_trained(section, moved)] if isinstance(section, OptimizerSection) else [_share("trained", "", "", "", moved)]
+    if isinstance(section, OptimizerSection):
+        model = getattr(config, "model", None)
+        found = [*_trained(section, model if isinstance(model, ModelSection) else None, moved)]
+    else:
+        found = [_share("trained", "", "", "", moved)]
     return [*found, *([_share("frozen", "", "", "", frozen)] if frozen else [])]
 
 
-def _trained(section: OptimizerSection, params: dict[str, Tensor]) -> Iterator[Share]:
-    groups: Sequence[OptimizerGroup] = section.groups
-    *of_groups, rest = parts(groups, params)
-    for group, paths in zip(groups, of_groups, strict=True):
-        name, config = section.of(group)
-        yield _share(group.label, name, f"x {group.lr_scale:g}", _decay(config), {path: params[path] for path in sorted(paths)})
-    if rest:
-        those = {path: leaf for path, leaf in params.items() if path in rest}
-        yield _share("others" if groups else "trained", section.name, "x 1", _decay(section.config), those)
+def _trained(section: OptimizerSection, model: ModelSection | None, params: dict[str, Tensor]) -> Iterator[Share]:
+    found = parts(section, model)
+    for part, paths in zip(found, members(found, section.groups, model, params), strict=True):
+        if paths:
+            label = part.label or ("others" if len(found) > 1 else "trained")
+            those = {path: leaf for path, leaf in params.items() if path in paths}
+            yield _share(label, part.optimizer, f"x {part.lr_scale:g}", _decay(part.config), those)
 
 
 def _decay(config: AttrsInstance) -> str:

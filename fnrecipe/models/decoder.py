@@ -142,6 +142,7 @@ def make_model(family: Family[C], decoder: Decoder[C]) -> Model[C]:
         init=partial(init, decoder.table),
         apply=partial(apply, decoder),
         noisy=partial(apply, decoder),
+        stream=partial(apply, attrs.evolve(decoder, logits=lambda config, outer, x, chunk: x)),
         flops=partial(flops, decoder),
         rules=lambda config: cuts(decoder.table(config)),
         cached=Cached(partial(init_cache, decoder), partial(extend, decoder)),

@@ -109,12 +109,15 @@ class Family(Generic[C]):
     parameters    config -> parameters of the vocabulary, and of the layers, to refuse what cannot fit; the config then also has
                   `num_layers`, `model_dim` and `ffn_inner_dim`. None: nothing is refused
     hugging_face  the names and keys of transformers' model of the family. None: there is none
+    scores        the parameter of each layer to which scores of attention are proportional: `model.transfer` knows the family's
+                  parameters by their names. None: it does not, and is refused
     """
 
     config: type[C]
     archs: Mapping[str, C] = attrs.field(factory=dict)
     parameters: Callable[[C], tuple[int, int]] | None = None
     hugging_face: HuggingFace[C] | None = None
+    scores: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -127,6 +130,7 @@ class Model(Family[C]):
     rules  config -> patterns of parameter paths, and the dimension along which tensor parallelism cuts them; those of its
            fields that are divided by it have the metadata `fnrecipe.config.affects.CUT`
     noisy  `apply` with what is random in training; None: the family has none, and a config that asks for it is refused
+    stream `apply` to the end of the layers: the residual stream [B, T, D], which is no logits yet. None: nobody can look at it
     cached `apply` to a few tokens after others, for generation; None: to each token it is applied with all before it
     """
 
@@ -135,6 +139,7 @@ class Model(Family[C]):
     flops: Callable[[C, int], TokenFlops] | None = None
     rules: Callable[[C], Mapping[str, int]] = lambda config: {}
     noisy: NoisyApply[C] | None = None
+    stream: Apply[C] | None = None
     cached: Cached[C] | None = None
 
 

@@ -49,7 +49,7 @@ def loss(config: LMConfig) -> Loss:
 
 
 def update(config: LMConfig) -> Transform:
-    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime)
+    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime, config.model)
 
 
 def positions(config: LMConfig) -> int:

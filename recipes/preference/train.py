@@ -80,7 +80,7 @@ def text_loss(config: PreferenceConfig) -> Loss:
 
 
 def update(config: PreferenceConfig) -> Transform:
-    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime)
+    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime, config.model)
 
 
 def positions(config: PreferenceConfig) -> int:

@@ -50,7 +50,7 @@ def loss(config: SFTConfig) -> Loss:
 
 
 def update(config: SFTConfig) -> Transform:
-    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime)
+    return presets.update(config.optimizer, config.lr_scheduler, config.trainer, config.regime, config.model)
 
 
 def positions(config: SFTConfig) -> int:

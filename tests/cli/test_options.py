@@ -134,7 +134,7 @@ def test_wrong_usage_ends_with_status_2(tmp_path: Path, args: list[str | bytes],
 
 def test_every_command_and_option_is_in_the_help(tmp_path: Path) -> None:
     commands = ["", "train", "dump-config", "data", "data show", "data stats", "data cache", "tokenizer", "tokenizer train"]
-    commands += ["graph", "profile", "lr-find", "new"]
+    commands += ["graph", "profile", "coordinate-check", "lr-find", "new"]
     pages = [fnrecipe(*name.split(), ("-h", "--help")[number % 2], cwd=tmp_path) for number, name in enumerate(commands)]
     assert {(page.status, page.err) for page in pages} == {(0, "")}
     for page, names in zip(
@@ -151,6 +151,7 @@ def test_every_command_and_option_is_in_the_help(tmp_path: Path) -> None:
             ["PATH...", "--out", "--vocab-size", "--special-token", "--format", "--text-key", "--separator"],
             ["RECIPE", "--out", "--config-file", "--config"],
             ["RECIPE", "--out", "--steps", "--config-file", "--config"],
+            ["RECIPE", "--widths", "--depths", "--steps", "--out", "--config-file", "--config"],
             ["RUN|RECIPE", "--out", "--start", "--end", "--steps", "--step", "--config-file", "--config"],
             ["NAME"],
         ],

@@ -185,6 +185,7 @@ def test_a_family_of_a_user_has_its_own_config_and_archs(name: str, here: Path) 
         "arch": "wide",
         "dtype": "float32",
         "adapter": {"name": None, "path": None, "rank": 16, "alpha": 32.0, "targets": ["layers.*"]},
+        "transfer": {"name": None, "base_width": None, "base_depth": None, "base_head_dim": None},
         "dropout_p": 0.0,
         "config": {"vocab_size": 300, "max_seq_len": 256, "width": 70},
     }

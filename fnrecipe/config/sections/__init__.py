@@ -25,3 +25,4 @@ from fnrecipe.config.sections.run import TensorBoardSection as TensorBoardSectio
 from fnrecipe.config.sections.run import TorchSection as TorchSection
 from fnrecipe.config.sections.run import TrainerSection as TrainerSection
 from fnrecipe.config.sections.run import WandbSection as WandbSection
+from fnrecipe.config.sections.transfer import TransferSection as TransferSection

@@ -14,6 +14,7 @@ from fnrecipe.config.find import Kind, NotFoundError, find_component, known
 from fnrecipe.config.model_dir import Described, describe, is_directory
 from fnrecipe.config.paths import expanded
 from fnrecipe.config.sections.adapter import AdapterSection
+from fnrecipe.config.sections.transfer import TransferSection
 from fnrecipe.config.tagged import TagError, Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem, did_you_mean
 
@@ -56,6 +57,7 @@ class ModelSection(Tagged):
 
     `path`: a directory that gives family and shape, and the weights to begin with.
     `dtype`: of the parameters and of what the optimizer keeps for them. `adapter`: what is trained in their place; in float32.
+    `transfer`: the model for which rates were found, if that is another one.
     `dropout_p`: of the embeddings and of what sublayers add to the residual stream, in training.
     """
 
@@ -68,6 +70,7 @@ class ModelSection(Tagged):
     arch: str | None = field(default=Factory(lambda section: section.name, takes_self=True))
     dtype: Literal["float32", "bfloat16"] = "float32"
     adapter: AdapterSection = field(factory=AdapterSection)
+    transfer: TransferSection = field(factory=TransferSection)
     dropout_p: ProperFraction = 0.0
     config: ModelConfig = field(default=Factory(_config, takes_self=True))
 
@@ -75,6 +78,12 @@ class ModelSection(Tagged):
         if self.adapter.path is not None and self.path is None:
             expected = "null without model.path, the model that the adapter was trained beside"
             yield Problem("adapter.path", expected, self.adapter.path)
+        if self.transfer.name is not None:
+            if find_component(self.family, FAMILIES).scores is None:
+                of = [name for name in known(FAMILIES) if find_component(name, FAMILIES).scores]
+                yield Problem("transfer.name", f"null for a family that is none of {', '.join(of)}", repr(self.transfer.name))
+            if self.adapter.name is not None:
+                yield Problem("transfer.name", f"null beside model.adapter.name={self.adapter.name}", repr(self.transfer.name))
 
     @classmethod
     def follow(cls, before: Tags, written: Tags) -> dict[str, object]:

@@ -175,4 +175,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=LlamaConfig, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)
+family = Family(config=LlamaConfig, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, scores="query")

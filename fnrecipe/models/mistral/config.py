@@ -52,4 +52,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=MistralConfig, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)
+family = Family(config=MistralConfig, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, scores="query")

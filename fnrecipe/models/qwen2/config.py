@@ -100,4 +100,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Qwen2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)
+family = Family(config=Qwen2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, scores="query")

@@ -64,4 +64,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Qwen3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)
+family = Family(config=Qwen3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, scores="query_norm")

@@ -65,4 +65,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=SmolLM3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)
+family = Family(config=SmolLM3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, scores="query")

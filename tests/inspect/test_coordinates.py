@@ -1,0 +1,106 @@
+"""Coordinate checks: what steps change is as large in all widths and depths with a transfer, and grows without."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+
+import attrs
+import numpy as np
+import pytest
+
+from fnrecipe.config import resolve
+from fnrecipe.data import Batch, Cursor, LaneAssignment, Source
+from fnrecipe.errors import UsageError
+from fnrecipe.inspect.coordinates import QUANTITIES, Along, Coordinates, coordinates, resized, slope
+from fnrecipe.inspect.picture import log_log
+from fnrecipe.recipes.lm.config import LMConfig, config
+from fnrecipe.recipes.lm.train import recipe as lm
+
+ROWS, LENGTH = 8, 32
+
+
+def stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
+    """Random rows of a few frequent tokens and many rare ones, whose targets follow from them."""
+
+    def source(cursor: Cursor = None) -> Iterator[tuple[Batch, Cursor]]:
+        generator = np.random.default_rng(0)
+        zeros, ones = np.zeros((ROWS, LENGTH), np.int64), np.ones((ROWS, LENGTH), bool)
+        while True:
+            tokens = (200 * generator.random((ROWS, LENGTH)) ** 4).astype(np.int64)
+            places = np.broadcast_to(np.arange(LENGTH), tokens.shape).copy()
+            yield Batch(tokens, (tokens * 7 + 3) % 200, zeros, places, zeros, ones, np.full(ROWS, LENGTH)), None
+
+    return source
+
+
+recipe = attrs.evolve(lm, stream=stream)
+
+
+def sized(*pairs: str) -> LMConfig:
+    shape = "model_dim=32 num_layers=2 num_attn_heads=2 num_key_value_heads=2 ffn_inner_dim=64 vocab_size=264"
+    fixed = [f"model.config.{pair}" for pair in shape.split()]
+    fixed += [f"dataset.max_seq_len={LENGTH}", f"dataset.batch_size={ROWS}", "dataset.num_lanes=1", "gang.num_microbatches=1"]
+    fixed += ["trainer.jit=off", "dataset.prefetch=0"]
+    return resolve(config, [], [*fixed, *pairs])[0]
+
+
+def measured(along: Along, sizes: list[int], *pairs: str, steps: int) -> dict[str, float]:
+    found = coordinates(recipe, sized(*pairs), along, sizes, steps)
+    assert [each.size for each in found] == sizes
+    assert all(len(each.means[name]) == steps + 1 for each in found for name in QUANTITIES)
+    return {name: slope(found, name) for name in QUANTITIES}
+
+
+CHANGES = ("change of stream", "change of logits")
+BASE = "model.transfer.base_width=32"
+
+
+def test_changes_grow_with_the_width_without_mup_and_not_with_it() -> None:
+    sizes, rate = [32, 128], "optimizer.config.lr=1e-2"
+    plain = measured("width", sizes, rate, steps=6)
+    transferred = measured("width", sizes, rate, "model.transfer.name=mup", BASE, steps=6)
+    assert all(plain[name] > 0.7 for name in CHANGES), plain
+    assert all(abs(transferred[name]) < 0.15 for name in CHANGES), transferred
+
+
+@pytest.mark.slow
+def test_changes_grow_with_the_depth_under_mup_and_not_under_completep() -> None:
+    sizes, rate = [2, 8], "optimizer.config.lr=1e-3"
+    mup = measured("depth", sizes, rate, "model.transfer.name=mup", BASE, steps=4)
+    completep = measured("depth", sizes, rate, "model.transfer.name=completep", BASE, "model.transfer.base_depth=2", steps=4)
+    assert mup["change of stream"] > 0.3, mup
+    assert all(abs(completep[name]) < 0.1 for name in CHANGES), completep
+
+
+def test_a_rate_that_changes_nothing_has_no_slope() -> None:
+    with pytest.raises(
+        UsageError, match=r"^optimizer: .* change of stream of the model of width 32 is finite and not 0, found 0.0$"
+    ):
+        measured("width", [32], "optimizer.config.lr=0", steps=1)
+
+
+def test_a_slope_is_the_exponent_of_a_power() -> None:
+    found = [Coordinates(size, dict.fromkeys(QUANTITIES, (1.0, 3 * size**0.7))) for size in (2, 6, 9)]
+    assert slope(found, "logits") == pytest.approx(0.7)
+
+
+def test_heads_keep_their_width_and_their_number_must_be_an_integer() -> None:
+    wide = resized(recipe, sized("model.config.num_key_value_heads=1"), "width", 64).model.config
+    assert (wide.model_dim, wide.num_attn_heads, wide.num_key_value_heads, wide.ffn_inner_dim) == (64, 4, 2, 128)
+    assert wide.head_width == 16
+    with pytest.raises(
+        UsageError, match=r"--widths: expected widths at which model.config.num_attn_heads = 2 at 32 is an integer"
+    ):
+        resized(recipe, sized(), "width", 24)
+
+
+def test_the_picture_is_an_svg_in_which_powers_are_straight() -> None:
+    lines = {f"step {n}": [(x, n * x**0.5) for x in (32.0, 64.0, 256.0)] for n in (1, 2)}
+    root = ET.fromstring(log_log({"a & b": lines, "c": lines}, "width"))  # noqa: S314 our own
+    drawn = [each.get("points", "") for each in root.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert len(drawn) == 4
+    points = [[float(number) for number in pair.split(",")] for pair in drawn[0].split()]
+    (a, b), (c, d), (e, f) = points
+    assert (d - b) / (c - a) == pytest.approx((f - d) / (e - c), abs=0.02)
+    assert (f - b) < 0 < (e - a)
