@@ -29,6 +29,15 @@ NAMES = (
     "stream",
     "updates",
 )
+TAKES = {
+    "models": ("step", "race"),
+    "pythons": ("step", "sft"),
+    "minutes": ("faults", "gpu", "race"),
+    "directory": ("load", "sft"),
+    "keep": ("race",),
+    "picture": ("race",),
+}
+"""Which benchmarks take an option, an argument of their `run`."""
 
 
 @click.command()
@@ -47,40 +56,18 @@ NAMES = (
 )
 @click.option("--keep", type=click.Path(path_type=Path), help="race: a file of the runs that are done, which are not repeated.")
 @click.option("--picture", type=click.Path(path_type=Path), help="race: the losses, as SVG.")
-def main(
-    name: str,
-    rounds: int,
-    path: Path | None,
-    models: tuple[str, ...],
-    pythons: tuple[str, ...],
-    minutes: float | None,
-    directory: Path | None,
-    keep: Path | None,
-    picture: Path | None,
-) -> None:
+def main(name: str, rounds: int, path: Path | None, **options: Any) -> None:
     """Measure NAME and print a table of medians and ranges."""
-    if name not in ("step", "race") and models:
-        raise click.UsageError("--model is an option of step and race")
-    if name not in ("step", "sft") and pythons:
-        raise click.UsageError("--python is an option of step and sft")
-    if name not in ("faults", "gpu", "race") and minutes is not None:
-        raise click.UsageError("--minutes is an option of faults, gpu and race")
-    if name != "race" and (keep or picture):
-        raise click.UsageError("--keep and --picture are options of race")
-    if name not in ("load", "sft") and directory is not None:
-        raise click.UsageError("--directory is an option of load and sft")
-    if name == "sft" and directory is None:
+    given = {option: value for option, value in options.items() if value not in (None, ())}
+    for option in given:
+        if name not in TAKES[option]:
+            flag = option if option == "minutes" else option.removesuffix("s")
+            raise click.UsageError(f"--{flag} is an option of {' and '.join(TAKES[option])}")
+    if name == "sft" and "directory" not in given:
         raise click.UsageError("sft: --directory of LLaMA-Factory's sdist is missing")
-    peers = dict(python.split("=", 1) for python in pythons)
-    options: dict[str, dict[str, Any]] = {
-        "step": {"models": models, "pythons": peers},
-        "sft": {"directory": directory, "pythons": peers},
-        "load": {"directory": directory},
-        "faults": {"minutes": 1.0 if minutes is None else minutes},
-        "gpu": {"minutes": 9.0 if minutes is None else minutes},
-        "race": {"minutes": 25.0 if minutes is None else minutes, "keep": keep, "picture": picture, "models": models},
-    }
-    results = importlib.import_module(f"benchmarks.{name}").run(rounds, **options.get(name, {}))
+    if "pythons" in given:
+        given["pythons"] = dict(python.split("=", 1) for python in given["pythons"])
+    results = importlib.import_module(f"benchmarks.{name}").run(rounds, **given)
     report.show(results)
     if path is not None:
         report.write(results, path)

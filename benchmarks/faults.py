@@ -35,7 +35,7 @@ CONFIG = (
 )
 
 
-def run(rounds: int, minutes: float) -> list[Result]:
+def run(rounds: int, minutes: float = 1.0) -> list[Result]:
     return [*_harness(minutes), *_restarts(rounds)]
 
 

@@ -118,7 +118,7 @@ CASES = {
 """GPT-2's size with Llama's layers; TinyLlama; Llama 2 7B."""
 
 
-def run(rounds: int, *, minutes: float) -> list[Result]:
+def run(rounds: int, *, minutes: float = 9.0) -> list[Result]:
     deadline = time.monotonic() + 60 * minutes
     on_gpu = torch.cuda.is_available()
     chosen = [(system, name) for name, case in CASES.items() if case.cuda == on_gpu for system in case.systems]

@@ -87,7 +87,9 @@ class Job:
     seed: int
 
 
-def run(rounds: int, minutes: float, keep: Path | None, picture: Path | None, models: Sequence[str]) -> list[Result]:
+def run(
+    rounds: int, minutes: float = 25.0, keep: Path | None = None, picture: Path | None = None, models: Sequence[str] = ()
+) -> list[Result]:
     """`minutes` of runs at most; `rounds` counts for nothing: what is noisy here are seeds."""
     end, results = time.monotonic() + 60 * minutes, list[Result]()
     torch.set_num_threads(1)

@@ -59,9 +59,9 @@ class Counted:
 Report: TypeAlias = Callable[[tuple[Counted, float]], object]
 
 
-def run(rounds: int, directory: Path, pythons: Mapping[str, str]) -> list[Result]:
+def run(rounds: int, directory: Path, pythons: Mapping[str, str] | None = None) -> list[Result]:
     """`directory` is that of LLaMA-Factory's sdist; `pythons` names the Python that has `trl`."""
-    trl = pythons.get("trl", sys.executable)
+    trl = (pythons or {}).get("trl", sys.executable)
     systems = [name for name in SYSTEMS if name == "fnrecipe" or has_packages(trl, ("trl", "datasets"))]
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
     with tempfile.TemporaryDirectory() as folder:
