@@ -113,7 +113,7 @@ BAD_LINES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "invalid UTF-8": (b'{"text": "\xc3\xa4\xff"}', ("expected UTF-8, found byte 0xff at byte 12 of the record", "\\xff")),
     "UTF-16": ('{"text": "a"}'.encode("utf-16"), ("expected UTF-8, found UTF-16 (convert it: iconv -f UTF-16 -t UTF-8)",)),
     "UTF-16 without a mark": ('{"text": "a"}'.encode("utf-16-le"), ("expected UTF-8, found what looks like UTF-16 (convert",)),
-    "gzip": (gzip.compress(b"a")[:9], ("expected UTF-8, found gzip data, whose name should end in .gz",)),
+    "gzip": (gzip.compress(b"a", mtime=0)[:9], ("expected UTF-8, found gzip data, whose name should end in .gz",)),
     "cut UTF-8": (b'{"text": "\xf0\x9f\x99"}', ("expected UTF-8, found byte 0xf0 at byte 10 of the record",)),
     "NaN": (b'{"text": NaN}', ("expected text in the field 'text', found float",)),
     "NaN alone": (b"NaN", ("expected a JSON object, found ",)),
