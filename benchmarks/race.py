@@ -28,12 +28,13 @@ from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
 from fnrecipe.fold import fold
 from fnrecipe.inspect.chart import Line, line_chart
-from fnrecipe.optim.schedule_free import schedule_free_average
 from fnrecipe.parallel.mesh import Mesh
+from fnrecipe.recipe import Evaluation
 from fnrecipe.recipes.lm.config import LMConfig
+from fnrecipe.recipes.lm.data import valid_stream
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime import host
-from fnrecipe.step import State
+from fnrecipe.step import shown
 from fnrecipe.transforms import evaluation
 from fnrecipe.tree import Tree
 
@@ -161,7 +162,7 @@ def _train(job: Job) -> Run:
         losses.append((metrics["loss"] / metrics["targets"]).item())
         times.append(time.process_time())
     spent = (times[-1] - times[1]) / (STEPS - 1)  # the first step traces
-    valid = _validate(config, _shown(config, state))
+    valid = _validate(config, shown(recipe.update(config), state))
     return Run(job.model, job.optimizer, job.doublings, job.seed, tuple(losses), valid, spent)
 
 
@@ -173,15 +174,9 @@ def _rows(model: str, seed: int) -> list[Tree]:
     return [to_device(batch, DEVICE) for batch, _ in islice(stream, STEPS)]
 
 
-def _shown(config: LMConfig, state: State) -> Tree:
-    if config.optimizer.name != "schedule_free":
-        return state.params
-    return schedule_free_average(state.optimizer, state.params, config.optimizer.config.betas[0])  # type: ignore[attr-defined]
-
-
 def _validate(config: LMConfig, params: Tree) -> float:
     sums = evaluation(recipe.loss(config), 1)
-    stream = evaluation_batches(recipe, "valid", config, LaneAssignment(), DEVICE)(None)
+    stream = evaluation_batches(recipe, "valid", Evaluation(valid_stream), config, LaneAssignment(), DEVICE)(None)
     found = [sums(params, to_device(batch, DEVICE)) for batch, _ in islice(stream, VALID)]
     return sum(each["loss"].item() for each in found) / sum(each["targets"].item() for each in found)
 
