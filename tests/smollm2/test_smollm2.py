@@ -25,8 +25,6 @@ TRAIN = [
     "dataset.num_lanes=2",
     "dataset.valid_fraction=0",
     "gang.num_microbatches=2",
-    "optimizer.config.lr=5e-5",
-    "lr_scheduler.config.num_warmup_steps=5",
     "regime.num_validation_batches=20",
     "regime.num_sample_tokens=0",
     "regime.publish_metrics_every_n_steps=1",
@@ -69,16 +67,15 @@ def test_the_perplexity_of_a_text_is_that_of_transformers(
     assert json.loads(out.read_text())["total"]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_it_says_what_transformers_says(smollm2: Path, reference: transformers.LlamaForCausalLM) -> None:
+@pytest.mark.parametrize("prompt", ["The capital of France is", "Once upon a time, in a village by the sea,"])
+def test_it_says_what_transformers_says(smollm2: Path, reference: transformers.LlamaForCausalLM, prompt: str) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(smollm2)
-    prompt = "The capital of France is"
     ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
-    options = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "pad_token_id": 2}
+    options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 2, "eos_token_id": 2}
     said = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
     ended = end(start("generate", str(smollm2), "--prompt", prompt, "--temperature", "0", "--max-tokens", "64"))
     assert ended.status == 0, ended.errors
-    ours, theirs = ended.output.rstrip("\n"), tokenizer.decode(said, skip_special_tokens=False)
-    assert theirs.split("<|im_end|>")[0] == ours
+    assert ended.output == tokenizer.decode(said, skip_special_tokens=True) + "\n"
 
 
 def test_imported_and_exported_tensors_have_their_bytes(smollm2: Path, tmp_path: Path) -> None:
@@ -118,14 +115,20 @@ def test_two_processes_go_on_from_one_bit_for_bit(smollm2: Path, corpus: Path, t
     shutil.rmtree(tmp_path / "one")
 
 
-def _pairs(smollm2: Path, corpus: Path, steps: int) -> list[str]:
+def _pairs(smollm2: Path, corpus: Path, steps: int, rate: float = 5e-5) -> list[str]:
     data = [f"model.path={smollm2}", f"dataset.sources={corpus}/train", f"dataset.valid_sources={corpus}/held"]
-    return [*data, *TRAIN, f"regime.num_steps={steps}"]
+    return [
+        *data,
+        *TRAIN,
+        f"regime.num_steps={steps}",
+        f"optimizer.config.lr={rate}",
+        "lr_scheduler.config.num_warmup_steps=0.1",
+    ]
 
 
 def _loss_before(smollm2: Path, corpus: Path, tmp_path: Path) -> float:
     """The loss on the batches that the run validates on."""
-    pairs = [*_pairs(smollm2, corpus, steps=1), "optimizer.config.lr=0"]
+    pairs = _pairs(smollm2, corpus, steps=1, rate=0)
     ended = end(start("train", "lm", "--out", str(tmp_path / "before"), "--config", *pairs))
     assert ended.status == 0, ended.errors
     return _last_loss(tmp_path / "before")
