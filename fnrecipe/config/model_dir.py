@@ -16,6 +16,7 @@ from attrs import AttrsInstance
 
 from fnrecipe.config import yaml
 from fnrecipe.config.find import Kind, NotFoundError, find_component, known
+from fnrecipe.config.nested import nested
 from fnrecipe.config.paths import expanded
 from fnrecipe.config.structure import structure
 from fnrecipe.errors import ConfigError, UsageError, did_you_mean, shortened
@@ -148,21 +149,10 @@ def _run(directory: Path, families: Kind[Family[AttrsInstance]]) -> Described:
     try:
         family = find_component(name, families)
         written = {key.removeprefix("model.config."): v for key, v in values.items() if key.startswith("model.config.")}
-        config = structure(_nested(written), family.config())
+        config = structure(nested(written), family.config())
     except NotFoundError as error:
         raise UsageError(f"{path}: model.family: expected {error.expected}, found {name!r}; {error.hint}") from None
     except ConfigError as error:
         raise UsageError(f"{path}: model.config: {error}") from None
     tokenizer = {key.removeprefix("tokenizer."): v for key, v in values.items() if key.startswith("tokenizer.")}
     return Described(str(path), str(name), config, str(values.get("model.dtype", "")), tokenizer)
-
-
-def _nested(flat: Mapping[str, object]) -> dict[str, object]:
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, key = path.split(".")
-        section = nested
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[key] = value
-    return nested

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnrecipe import random, tree
 from fnrecipe.config import AdapterSection, ModelSection
+from fnrecipe.config.nested import nested
 from fnrecipe.config.patterns import fits
 from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.models.flops import TokenFlops
@@ -119,18 +119,6 @@ def rules(cuts: Mapping[str, int]) -> dict[str, int]:
     """How tensor parallelism cuts adapters of weights that it cuts by `cuts`: b and magnitudes by rows, or a by columns."""
     rows = {f"{ADAPTER}.{path}.{name}": 0 for path, dim in cuts.items() if dim == 0 for name in ("b", "magnitude")}
     return rows | {f"{ADAPTER}.{path}.a": 1 for path, dim in cuts.items() if dim == 1}
-
-
-def nested(values: Mapping[str, Tree]) -> dict[str, Any]:
-    """Nested dicts of values by dotted path."""
-    found: dict[str, Any] = {}
-    for path, value in values.items():
-        *parents, name = path.split(".")
-        node = found
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return found
 
 
 def _shapes(model: ModelSection) -> dict[str, torch.Size]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.config import ModelSection
 from fnrecipe.config.model_dir import is_hugging_face, read_json
+from fnrecipe.config.nested import nested
 from fnrecipe.errors import UsageError, few
 from fnrecipe.interop.hugging_face.directory import FLOATS, Held, tensors_of
 from fnrecipe.interop.hugging_face.export import part_of, save, written
@@ -79,7 +80,7 @@ def read(model: ModelSection, key: Tensor, place: Placement) -> Tree:
             tensor: Tensor = file.get_tensor(name)
             return place(f"{ADAPTER}.{path}", tensor.to(key.device, torch.float32))
 
-        return adapter.nested({path: leaf(path, name) for path, name in names.items()})
+        return nested({path: leaf(path, name) for path, name in names.items()})
 
 
 def _stored(model: ModelSection) -> dict[str, Stored]:
