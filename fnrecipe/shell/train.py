@@ -34,6 +34,7 @@ from fnrecipe.shell.display import Display, duration
 from fnrecipe.shell.evaluate import Evaluator, evaluate, measured, shown_params, sums_of
 from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
+from fnrecipe.shell.keeping import check_evaluation
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
@@ -158,6 +159,7 @@ def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> 
         return partial(sums_of, session, source, make(evaluation) if evaluation.loss else own)
 
     named = recipe.evaluations(config).items()
+    check_evaluation(config.regime, [name for name, _ in named])
     return [Evaluator(name, session, each.every_n_steps or usual, find(name, each)) for name, each in named]
 
 
