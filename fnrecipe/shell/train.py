@@ -42,6 +42,7 @@ from fnrecipe.shell.recorders import recorders_of, recording
 from fnrecipe.shell.sample import sample
 from fnrecipe.shell.save import save
 from fnrecipe.shell.session import Session
+from fnrecipe.shell.space import warn_of_space
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
 from fnrecipe.shell.streams import evaluation_source, training_source
 from fnrecipe.shell.throughput import work_of
@@ -116,6 +117,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
     stack.callback(host.unfreeze_objects)
     start = first_tick(session, with_changes=with_changes)
     first = start.number
+    warn_of_space(session, first, start.state)
     recorders = [*recorders_of(config.common.metric_recorders, unstructure(config)), *recipe.recorders(config)]
     recorded = stack.enter_context(recording(recorders if gang.leads else [], session.out, first))
     write = partial(_write, session, recorded)
