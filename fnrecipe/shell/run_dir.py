@@ -26,6 +26,7 @@ from fnrecipe import checkpoint
 from fnrecipe.config.layers import difference, flatten, read_file, values
 from fnrecipe.errors import FnrecipeError, UsageError, few
 from fnrecipe.runtime.files import opened
+from fnrecipe.shell.redact import redacted_values
 
 CONFIG, RUN = "config.yaml", "run.json"
 CHECKPOINTS, SAMPLE, HUGGING_FACE = "checkpoints", "sample.txt", "hugging_face"
@@ -130,7 +131,7 @@ def check_config(out: Path, config: dict[str, Any], runtime: Collection[str] = (
         raise UsageError(f"{error.filename}: cannot read the output directory: {error.strerror}") from None
     if trained:
         old, new = read_file(path, bounded=False), flatten(config, "")
-        found = difference(values(old), values(new)).items()
+        found = difference(redacted_values(values(old)), redacted_values(values(new))).items()
         changes = {k: v for k, v in found if k not in runtime and not _is_extension(k, *v)}
         if changes:
             raise UsageError(_refusal(out, changes))

@@ -39,6 +39,7 @@ from fnrecipe.shell.observers import announced, evaluated, published, saved, sch
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
 from fnrecipe.shell.recorders import recorders_of, recording
+from fnrecipe.shell.redact import redacted_values
 from fnrecipe.shell.sample import sample
 from fnrecipe.shell.save import save
 from fnrecipe.shell.session import Session
@@ -118,7 +119,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
     start = first_tick(session, with_changes=with_changes)
     first = start.number
     warn_of_space(session, first, start.state)
-    recorders = [*recorders_of(config.common.metric_recorders, unstructure(config)), *recipe.recorders(config)]
+    recorders = [*recorders_of(config.common.metric_recorders, redacted_values(unstructure(config))), *recipe.recorders(config)]
     recorded = stack.enter_context(recording(recorders if gang.leads else [], session.out, first))
     write = partial(_write, session, recorded)
     wait_for_leader(session, first)
