@@ -143,6 +143,7 @@ def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) ->
     Raises:
         UsageError: with the facts about the run that differ, and the names of files that were changed, added or taken away.
     """
+    old, new = redacted_values(dict(old)), redacted_values(dict(new))
     changes = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     facts, files = ([name for name in changes if (": " in name) == is_file] for is_file in (False, True))
     kinds = {
