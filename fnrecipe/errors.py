@@ -7,6 +7,7 @@ messages of these classes without a traceback; every other exception is a defect
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -14,14 +15,34 @@ import attrs
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NON_FINITE = 3
+EXIT_AGAIN = 75
+"""Ended before its end, with all that was done saved: the same command goes on (`EX_TEMPFAIL` of sysexits.h)."""
 SHOWN = 20
 """Problems of one config that are printed; further ones are only counted."""
 
 
+REDACTED = "***"
+"""What is shown and written instead of a secret."""
+# Each class of characters leaves out what follows it, or has a bound: the time is linear in the length of a text.
+_SECRETS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(://)[^\s/?#:'\"]*:[^\s/?#'\"]*(?=@)",  # user:password@
+        r"(://)[^\s/@:'\"]+:(?!\d{1,5}/)[^\s@'\"]{1,200}(?=@)",  # one with a slash in it, which is no port
+        r"(https?://)[^\s/?#@'\"]+(?=@)",  # token@
+        r"([?&][^\s=&?#'\"]{0,40}(?:token|secret|passw|signature|credential|auth|access)[^\s=&?#'\"]{0,40}=)[^\s&#'\"]+",
+        r"([?&](?:[^\s=&?#'\"]{0,40}[_.-])?(?:sig|key|pass|pwd)=)[^\s&#'\"]+",
+    )
+)
+
+
 class FnrecipeError(Exception):
-    """A run failed for a reason that its user can understand and mend."""
+    """A run failed for a reason that its user can understand and mend. Its message shows no secret of an address."""
 
     exit_status = EXIT_FAILED
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class UsageError(FnrecipeError):
@@ -72,6 +93,13 @@ class ConfigError(UsageError):
         more = len(problems) - SHOWN
         super().__init__("\n".join([*map(str, problems[:SHOWN]), *([f"  … and {more:,} more"] if more > 0 else [])]))
         self.problems = tuple(problems)
+
+
+def redacted(text: str) -> str:
+    """`text` without the secrets of the addresses in it: passwords, and tokens, before a host; values in a query."""
+    for secret in _SECRETS:
+        text = secret.sub(rf"\g<1>{REDACTED}", text)
+    return text
 
 
 def one_line(text: str) -> str:

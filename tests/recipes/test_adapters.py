@@ -20,7 +20,7 @@ from fnrecipe import presets, random, tree
 from fnrecipe.build import to_host, trained
 from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
-from fnrecipe.errors import ConfigError, UsageError
+from fnrecipe.errors import EXIT_AGAIN, ConfigError, UsageError
 from fnrecipe.models.adapter import ADAPTER
 from fnrecipe.models.answers import REFERENCE
 from fnrecipe.optim.partition import chosen
@@ -247,7 +247,7 @@ def test_four_ranks_that_are_stopped_and_go_on_as_two_and_one_leave_the_same_byt
     assert fnrecipe.train(lm, resolve(lm.config, pairs=whole)[0], straight) == 0
     cut = ["train", "lm", "--out", str(stopped), "--config", *whole, "gang.sharding=fsdp"]
     for ranks, step in (("4", 5), ("2", 15)):
-        assert signal_at(start(*cut, "--nproc", ranks), stopped, step, signal.SIGTERM).status == 143
+        assert signal_at(start(*cut, "--nproc", ranks), stopped, step, signal.SIGTERM).status == EXIT_AGAIN
         assert step <= last_step(stopped) < 40
     assert end(start(*cut)).status == 0
     ours, theirs = remains(stopped), remains(straight)
