@@ -36,6 +36,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "num_steps",
             "checkpoint_every_n_steps",
             "keep_last_n_checkpoints",
+            "checkpoint_in_background",
             "validate_every_n_steps",
             "num_validation_batches",
             "publish_metrics_every_n_steps",

@@ -38,7 +38,7 @@ from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
 from fnrecipe.shell.recorders import recorders_of, recording
 from fnrecipe.shell.sample import sample
-from fnrecipe.shell.save import save
+from fnrecipe.shell.save import saving
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
 from fnrecipe.shell.streams import evaluation_source, training_source
@@ -119,12 +119,12 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
         display.line("tracing the step")
     source = training_source(session)  # which may look for files, and may be stopped at once
     session.signals.at_once = False  # from here on, a step is finished and saved first
-    with closing(cast("Generator[Any]", source(start.cursor))) as stream:
+    with closing(cast("Generator[Any]", source(start.cursor))) as stream, saving(session, start.cursor) as saver:
         last = observed(
             scheduled(fold(step, start.state, stream), start, config.regime, due, partial(_stop, session)),
             partial(announced, first=partial(_after_first_step, session, unread)),
             partial(published, write=partial(publish, session, work, write), device=device),
-            partial(saved, save=partial(save, session, start.cursor)),
+            partial(saved, saver=saver),
             partial(evaluated, evaluate=partial(_evaluate, evaluators, write)),
             *recipe.observers(config, write),
         )

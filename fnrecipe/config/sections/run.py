@@ -100,6 +100,7 @@ class RegimeSection:
     num_data_epochs: PositiveInt | None = None
     checkpoint_every_n_steps: PositiveInt | None = 1000
     keep_last_n_checkpoints: PositiveInt | None = 3
+    checkpoint_in_background: bool = field(default=True, metadata=RUNTIME)
     validate_every_n_steps: PositiveInt | None = 1000
     num_validation_batches: PositiveInt = 16
     publish_metrics_every_n_steps: PositiveInt = 10
