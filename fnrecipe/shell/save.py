@@ -59,8 +59,9 @@ class Saver(Generic[C]):
     def __init__(self, session: Session[C], start: Cursor) -> None:
         config = session.config
         self._session, self._start = session, start
-        self._beside = config.regime.checkpoint_in_background
-        self._gang = apart(session.gang, config.gang.timeout) if self._beside else session.gang
+        beside = config.regime.checkpoint_in_background
+        self._beside = None if beside else False  # whether there is memory for it, the first state will tell
+        self._gang = apart(session.gang, config.gang.timeout) if beside else session.gang
         self._thread = Background("regime.checkpoint_in_background")
         self._host: dict[str, Tensor] = {}
 
@@ -77,7 +78,7 @@ class Saver(Generic[C]):
         cursor = joint(self._start, all_gather_objects(session.gang, tick.cursor))
         taken = checkpoint.snapshot(state, session.gang, session.mesh)
         write = partial(self._write, tick.number, cursor=cursor, skipped=int(state.skipped))
-        if self._fits(taken):
+        if self._copies(taken):
             copy = checkpoint.copied(taken, self._host)
             self._host = dict(copy.tensors)
             self._thread.start(partial(write, copy))
@@ -119,17 +120,16 @@ class Saver(Generic[C]):
             # what is older than the skipped steps may be what helps a user who cannot go on
             checkpoint.prune(root, keep, step - skipped if skipped else -1)
 
-    def _fits(self, taken: Snapshot) -> bool:
-        """Whether this machine has memory for the copies of its ranks. If not, there are none from then on, as a line says."""
-        if self._host or not self._beside:
-            return self._beside
-        mine = sum(tensor.nbytes for tensor in taken.tensors.values())
-        here = [size for host, size in all_gather_objects(self._gang, (gethostname(), mine)) if host == gethostname()]
-        needed, free = sum(here), capacity.free_memory()
-        self._beside = free is None or needed <= free
-        if free is not None and not self._beside:
-            found = f"a copy of the state takes {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free"
-            self._session.display.line(f"regime.checkpoint_in_background: {found}; steps wait for saves")
+    def _copies(self, taken: Snapshot) -> bool:
+        """Whether states are copied: if the config says so, and this machine has memory for the copies of all its ranks."""
+        if self._beside is None:
+            mine = sum(tensor.nbytes for tensor in taken.tensors.values())
+            sizes = all_gather_objects(self._session.gang, (gethostname(), mine))
+            needed, free = sum(size for host, size in sizes if host == gethostname()), capacity.free_memory()
+            self._beside = free is None or needed <= free
+            if free is not None and not self._beside:
+                found = f"a copy of the state takes {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free"
+                self._session.display.line(f"regime.checkpoint_in_background: {found}; steps wait for saves")
         return self._beside
 
 
