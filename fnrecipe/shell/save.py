@@ -19,7 +19,7 @@ from fnrecipe.observe import Tick
 from fnrecipe.recipe import C
 from fnrecipe.runtime import capacity
 from fnrecipe.runtime.background import Background
-from fnrecipe.runtime.gang import all_gather_objects, apart
+from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.last_words import lost_contact
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.session import Session
@@ -57,11 +57,9 @@ class Saver(Generic[C]):
     # so its order is that of the saves. A rank that copies nothing, for want of memory, joins the others from its main thread.
 
     def __init__(self, session: Session[C], start: Cursor) -> None:
-        config = session.config
         self._session, self._start = session, start
-        beside = config.regime.checkpoint_in_background
-        self._beside = None if beside else False  # whether there is memory for it, the first state will tell
-        self._gang = apart(session.gang, config.gang.timeout) if beside else session.gang
+        # None: whether there is memory for it, the first state tells.
+        self._beside = None if session.config.regime.checkpoint_in_background else False
         self._thread = Background("regime.checkpoint_in_background")
         self._host: dict[str, Tensor] = {}
 
@@ -115,7 +113,7 @@ class Saver(Generic[C]):
     def _write(self, step: int, taken: Snapshot, *, cursor: Cursor, skipped: int) -> None:
         session, keep = self._session, self._session.config.regime.keep_last_n_checkpoints
         root = session.out / run_dir.CHECKPOINTS
-        checkpoint.write(root, step, taken, cursor, session.facts, self._gang)
+        checkpoint.write(root, step, taken, cursor, session.facts, session.beside)
         if session.gang.leads and keep is not None:
             # what is older than the skipped steps may be what helps a user who cannot go on
             checkpoint.prune(root, keep, step - skipped if skipped else -1)

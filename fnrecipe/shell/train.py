@@ -24,7 +24,7 @@ from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
 from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Row, Write
 from fnrecipe.runtime import host
-from fnrecipe.runtime.gang import Gang, check_same, joined, world_size
+from fnrecipe.runtime.gang import Gang, apart, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh
 from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped
@@ -95,7 +95,8 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     tell_left_out(corpora if gang.leads else [])
     mesh = make_mesh(config.gang, gang, device, recipe.rules(config))
-    return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started)
+    beside = apart(gang, config.gang.timeout)
+    return Session(recipe, config, (out, claim), facts, device, gang, beside, mesh, signals, display, started)
 
 
 def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Callable[[], str]) -> int:

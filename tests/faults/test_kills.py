@@ -22,11 +22,12 @@ def truth(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_run_that_is_killed_again_and_again_leaves_what_an_undisturbed_run_leaves(
     truth: Path, texts: Path, tmp_path: Path, seed: int
 ) -> None:
-    assert any(map(any, disturb(Run(texts, tmp_path / "out"), truth, seed, kills=8))), "none was killed"
+    statuses = list(disturb(Run(texts, tmp_path / "out"), truth, seed, kills=8))
+    assert any(map(any, statuses)), "none was killed"
 
 
 @pytest.mark.slow
