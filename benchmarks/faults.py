@@ -15,6 +15,7 @@ often it came back; seconds are those from the kill to the next step.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -67,6 +68,7 @@ def _harness(minutes: float) -> list[Result]:
 
 
 def _saves(minutes: float) -> list[Result]:
+    multiprocessing.set_forkserver_preload([saves.__name__])
     deadline, kills, lost = time.monotonic() + 60 * minutes, 0, 0
     for seed in count():
         with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.checkpoint.store import Snapshot
@@ -24,8 +24,6 @@ from fnrecipe.runtime.gang import Gang, apart
 from fnrecipe.runtime.last_words import lost_contact
 from tests.checkpoints import CURSOR, FINGERPRINTS, assert_is_step, save_two, silent, small_state
 from tests.ranks import mesh_of, on_ranks
-
-FORK = multiprocessing.get_context("forkserver")
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -177,16 +175,18 @@ def killed_before_call(root: Path, last: int) -> None:
     background.wait()
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_at_any_call_of_the_writer_loses_nothing(tmp_path: Path) -> None:
+def kill_at_every_call(_: int, folder: Path) -> None:
+    torch.set_num_threads(1)
     newest = []
     for last in range(100):
-        root = tmp_path / str(last)
+        root = folder / str(last)
         root.mkdir()
         save_two(root)
-        process = FORK.Process(target=killed_before_call, args=(root, last))
-        process.start()
-        process.join()
+        child = os.fork()  # no thread is running here
+        if child == 0:
+            killed_before_call(root, last)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         found = checkpoint.newest(root, silent)
         assert found is not None
         newest.append(found.step)
@@ -197,9 +197,14 @@ def test_a_process_that_is_killed_at_any_call_of_the_writer_loses_nothing(tmp_pa
         checkpoint.prune(root, 2)
         assert {path.name for path in root.iterdir()} == {"step_00000020", "step_00000030"}
         assert_is_step(checkpoint.newest(root, silent), 30)
-        if process.exitcode == 0:
+        if status == 0:
             break
-        assert process.exitcode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
     assert newest == sorted(newest)
     assert newest.count(20) > 15  # calls before the commit
     assert newest.count(30) > 5  # calls behind it
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_at_any_call_of_the_writer_loses_nothing(tmp_path: Path) -> None:
+    multiprocessing.start_processes(kill_at_every_call, (tmp_path,), nprocs=1, start_method="forkserver")

@@ -23,7 +23,6 @@ from fnrecipe.runtime.background import Background
 
 KEEP = 2
 _FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(["fnrecipe.checkpoint", "tests.faults.saves"])
 
 
 def kills(root: Path, seed: int, seconds: float) -> Iterator[int]:
