@@ -12,6 +12,7 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
+from fnrecipe.compiler.products import Choose, by_rule
 from fnrecipe.compiler.pure import without_draws
 from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import ShellConfig
@@ -22,6 +23,7 @@ from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
 from fnrecipe.optim.average import Averaging
+from fnrecipe.optim.fused_adamw import has_triton
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.partition import Mask, chosen
 from fnrecipe.parallel.mesh import Mesh, replicated
@@ -69,7 +71,7 @@ def _check_trains(recipe: Recipe[C], config: C) -> None:
 
 def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
-    update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
+    update = for_mode(recipe.update(config), jit_mode(config.trainer.jit, device), device)
     check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
     loss = checked_loss(recipe.name, recipe.loss(config))
     share = _local_microbatches(config, mesh)
@@ -77,9 +79,16 @@ def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -
 
 
 def make_step(
-    recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, with_progress: Callable[[Backend], Backend] = lambda b: b
+    recipe: Recipe[C],
+    config: C,
+    mesh: Mesh,
+    device: torch.device,
+    with_progress: Callable[[Backend], Backend] = lambda b: b,
+    choose: Choose = by_rule,
 ) -> Step:
     """The train step of a recipe over a mesh, as `trainer.jit` says; `with_progress` may wrap what runs its graph.
+
+    `choose` says what computes its large matrix products on a CPU.
 
     Raises:
         UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured, or
@@ -89,7 +98,7 @@ def make_step(
     step, mode = plain_step(recipe, config, mesh, device), _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(step)
-    backend = with_progress(BACKENDS[mode])
+    backend = with_progress(partial(BACKENDS[mode], choose=choose))
     required = config.trainer.cuda_graph is True
     return jit(step, donate=1, backend=cuda_graph(backend, required=required) if captured else backend)
 
@@ -101,6 +110,7 @@ def make_evaluation(
     mesh: Mesh,
     device: torch.device,
     with_progress: Callable[[Backend], Backend] = lambda b: b,
+    choose: Choose = by_rule,
     *,
     compiled: bool = True,
 ) -> Callable[[Tree, Tree], Sums]:
@@ -113,7 +123,7 @@ def make_evaluation(
     mode = _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(sums)
-    backend = with_progress(BACKENDS[mode if compiled else "trace"])
+    backend = with_progress(partial(BACKENDS[mode if compiled else "trace"], choose=choose))
     return jit(sums, fixed=1, backend=cuda_graph(backend) if _captured(config, mesh, device) else backend)
 
 
@@ -184,6 +194,6 @@ def _local_microbatches(config: ShellConfig, mesh: Mesh) -> int:
     return count
 
 
-def without_fused_update(update: Transform, level: JitMode) -> Transform:
-    """The update as the level wants it: Inductor makes a kernel of the whole by itself, and reads the gradients once."""
-    return attrs.evolve(update, fused_update=None) if level == "inductor" else update
+def for_mode(update: Transform, mode: JitMode, device: torch.device) -> Transform:
+    """The update as the mode wants it: Inductor would run torch's fused kernel on copies, and makes its own of the chain."""
+    return attrs.evolve(update, fused_update=None) if mode == "inductor" and not has_triton(device) else update
