@@ -38,6 +38,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "checkpoint_every_n_steps",
             "checkpoint_every_n_minutes",
             "keep_last_n_checkpoints",
+            "checkpoint_in_background",
             "keep_checkpoint_every_n_steps",
             "keep_best_n_checkpoints",
             "score_metric",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import torch
@@ -124,12 +124,22 @@ def published(ticks: Ticks, *, write: Callable[[Publication], None], device: tor
             pauses.append((pause, record_event(device)))
 
 
-def saved(ticks: Ticks, *, save: Callable[[Tick], None]) -> Ticks:
-    """Saves the state when that is due."""
+class Saves(Protocol):
+    """What `saved` saves by: `save` may return before the state is on disk, `check` raises what failed since."""
+
+    def save(self, tick: Tick, /) -> None: ...
+    def check(self) -> None: ...
+    def wait(self) -> None: ...
+
+
+def saved(ticks: Ticks, *, saver: Saves) -> Ticks:
+    """Saves the state when that is due. What cannot be saved ends the run at the next tick; at the end all is on disk."""
     for tick in ticks:
+        saver.check()
         if tick.save:
-            save(tick)
+            saver.save(tick)
         yield tick
+    saver.wait()
 
 
 def watched(ticks: Ticks, *, before: Mapping[tuple[str, str], Stamp], tell: Callable[[str], None]) -> Ticks:

@@ -27,7 +27,7 @@ from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
 from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Row, Write
 from fnrecipe.runtime import host
-from fnrecipe.runtime.gang import Gang, check_same, joined, world_size
+from fnrecipe.runtime.gang import Gang, apart, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh
 from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Signals, Stopped
@@ -44,7 +44,7 @@ from fnrecipe.shell.publish import publish
 from fnrecipe.shell.recorders import recorders_of, recording
 from fnrecipe.shell.redact import redacted_values
 from fnrecipe.shell.sample import sample
-from fnrecipe.shell.save import save
+from fnrecipe.shell.save import saving
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.space import warn_of_space
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
@@ -108,7 +108,8 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     tell_left_out(corpora if gang.leads else [])
     mesh = make_mesh(config.gang, gang, device, recipe.rules(config))
-    return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started, before)
+    beside = apart(gang, config.gang.timeout)
+    return Session(recipe, config, (out, claim), facts, device, gang, beside, mesh, signals, display, started, before)
 
 
 def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Callable[[], str]) -> int:
@@ -134,13 +135,13 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
         display.line("tracing the step")
     source = training_source(session)  # which may look for files, and may be stopped at once
     session.signals.at_once = False  # from here on, a step is finished and saved first
-    with closing(cast("Generator[Any]", source(start.cursor))) as stream:
+    with closing(cast("Generator[Any]", source(start.cursor))) as stream, saving(session, start.cursor) as saver:
         last = observed(
             scheduled(fold(step, start.state, stream), start, config.regime, due, partial(_stop, session)),
             partial(announced, first=partial(_after_first_step, session, unread)),
             partial(published, write=partial(publish, session, work, write), device=device),
             partial(watched, before=session.stamps, tell=display.line),
-            partial(saved, save=partial(save, session, start.cursor)),
+            partial(saved, saver=saver),
             partial(evaluated, evaluate=partial(_evaluate, evaluators, write)),
             *recipe.observers(config, write),
         )

@@ -104,6 +104,7 @@ class RegimeSection:
     max_minutes: Positive | None = field(default=None, metadata=RUNTIME)
     checkpoint_every_n_steps: PositiveInt | None = field(default=1000, metadata=RUNTIME)
     checkpoint_every_n_minutes: Positive | None = field(default=None, metadata=RUNTIME)
+    checkpoint_in_background: bool = field(default=True, metadata=RUNTIME)
     keep_last_n_checkpoints: PositiveInt | None = field(default=3, metadata=RUNTIME)
     keep_checkpoint_every_n_steps: PositiveInt | None = field(default=None, metadata=RUNTIME)
     keep_best_n_checkpoints: PositiveInt | None = field(default=None, metadata=RUNTIME)
