@@ -2,6 +2,7 @@
 
 from fnrecipe.checkpoint.store import Checkpoint as Checkpoint
 from fnrecipe.checkpoint.store import committed as committed
+from fnrecipe.checkpoint.store import forget_after as forget_after
 from fnrecipe.checkpoint.store import newest as newest
 from fnrecipe.checkpoint.store import of_step as of_step
 from fnrecipe.checkpoint.store import prune as prune

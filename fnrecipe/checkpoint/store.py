@@ -161,6 +161,14 @@ def tidy(root: Path, step: int) -> None:
     _remove_halves(root)
 
 
+def forget_after(root: Path, step: int) -> None:
+    """Removes the checkpoints after `step`, the newest first."""
+    for directory in reversed([directory for directory in committed(root) if _step(directory) > step]):
+        _remove(directory)
+    if root.exists():
+        sync(root)
+
+
 def prune(root: Path, keep: int, after: int = -1) -> None:
     """Removes all but the `keep` newest checkpoints of steps after `after`, and what a killed process left half written.
 
@@ -173,9 +181,13 @@ def prune(root: Path, keep: int, after: int = -1) -> None:
             _set_aside(directory)
     _remove_halves(root)
     for directory in [directory for directory in committed(root) if _step(directory) > after][:-keep]:
-        removed = _with_suffix(directory, _TMP)  # renamed first: no reader finds a checkpoint with some of its files
-        directory.rename(removed)
-        shutil.rmtree(removed)
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    removed = _with_suffix(directory, _TMP)  # renamed first: no reader finds a checkpoint with some of its files
+    directory.rename(removed)
+    shutil.rmtree(removed)
 
 
 def committed(root: Path) -> list[Path]:
