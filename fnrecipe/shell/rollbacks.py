@@ -1,8 +1,8 @@
 """The record of a run's rollbacks, `rollbacks.jsonl`: which batches of its stream are passed over.
 
 A line for each rollback, in the order in which they were made. Batches are numbered from 1 as the stream gives them, also
-those that are passed over. The record alone says which these are: so a run is that of a stream without them, whatever stopped it
-and from whichever checkpoint it goes on.
+those that are passed over. The record alone says which these are: so a run is that of a stream without them, whatever stopped
+it and from whichever checkpoint it goes on.
 """
 
 from __future__ import annotations
