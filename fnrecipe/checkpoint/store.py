@@ -100,21 +100,23 @@ def save(
     return directory
 
 
-def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Checkpoint | None:
-    """The newest undamaged checkpoint below `root`; None if there is no checkpoint at all.
+def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang(), *, up_to: int | None = None) -> Checkpoint | None:
+    """The newest undamaged checkpoint below `root`, of a step `up_to` that one; None if there is no checkpoint at all.
 
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged.
     """
     # Rank 0 says what there is: file systems may show different ranks different moments.
     steps, aside = all_gather_objects(gang, ([_step(path) for path in _named(root)], bool(_named(root, _DAMAGED))))[0]
+    if up_to is not None:
+        steps, aside = [step for step in steps if step <= up_to], False
     for step in reversed(steps):
         directory = _directory(root, step)
         found = _verified(directory, gang)
         if isinstance(found, Manifest):
             return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
         if not all_gather_objects(gang, os.path.lexists(directory))[0]:  # pruned by a run, which has written newer ones
-            return newest(root, warn, gang)
+            return newest(root, warn, gang, up_to=up_to)
         warn(f"{directory}: damaged checkpoint passed over: {found}")
     if steps or aside:
         raise CheckpointError(f"{root}: every checkpoint is damaged; move the directory away to start from scratch")

@@ -24,6 +24,7 @@ from fnrecipe.shell import run_dir
 from fnrecipe.shell.recorders.jsonl import append, path_of
 from fnrecipe.shell.rollbacks import Passed, read, record, strayed
 from fnrecipe.shell.session import Session
+from fnrecipe.shell.start import restored
 from fnrecipe.step import State
 
 SPIKES = "spikes"
@@ -80,17 +81,17 @@ def go_back(session: Session[C], spike: Spike, buffers: State | None) -> Tick:
     """The state from which the run goes on, in `buffers` if there are any; what is behind it is gone, and recorded.
 
     Raises:
-        CheckpointError: if there is no sound checkpoint, but damaged ones.
+        CheckpointError: if all checkpoints to which the run could go back are damaged; nothing is gone then.
     """
     passed, root = agreed(session), session.out / run_dir.CHECKPOINTS
     step = max(spike.step - session.config.regime.spikes.pass_over, 0)
     batches = passed.behind(step, spike.step)
     event = {"step": spike.step, "back_to": step, "batches": [batches[0], batches[-1]], **_facts(session, passed, spike)}
+    found = checkpoint.newest(root, session.display.line, session.gang, up_to=step)
     if session.gang.leads:
         checkpoint.forget_after(root, step)
         record(session.out, event)
     all_gather_objects(session.gang, step)
-    found = checkpoint.newest(root, session.display.line, session.gang)
     number, cursor = (0, None) if found is None else (found.step, found.cursor)
     what = f"batches {batches[0]:,} to {batches[-1]:,} are passed over, and steps behind {step:,} made anew"
     session.display.line(f"step {spike.step:,}: {told(spike.row)}: {what}, going on after step {number:,}")
@@ -98,7 +99,7 @@ def go_back(session: Session[C], spike: Spike, buffers: State | None) -> Tick:
         state = init_train_state(session.recipe, session.config, session.mesh, session.device, pretrained=found is None)
     else:
         state = buffers
-    state = state if found is None else checkpoint.restore(found, state)
+    state = state if found is None else restored(session, found, state)
     if buffers is not None:
         for buffer, value in zip(tree.leaves(buffers), tree.leaves(state), strict=True):
             buffer.copy_(value)

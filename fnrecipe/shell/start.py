@@ -74,7 +74,7 @@ def restored(session: Session[C], found: Checkpoint, state: State) -> State:
         session.display.line("the window of steps by which spikes are judged begins empty")
     others = {path: entry for path, entry in found.tensors.items() if path not in saved}
     without: State = checkpoint.restore(attrs.evolve(found, tensors=others), attrs.evolve(state, spikes=()))
-    return attrs.evolve(without, spikes=state.spikes)
+    return attrs.evolve(without, spikes=tree.map(torch.zeros_like, state.spikes))
 
 
 def _tell_weights(session: Session[C]) -> None:

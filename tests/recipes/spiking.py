@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from fnrecipe.config import RegimeSection, SpikesSection
+from fnrecipe.config import GangSection, RegimeSection, SpikesSection
 from fnrecipe.data import Cursor, LaneAssignment, Source, Stream, map_items, pipe
 from fnrecipe.recipe import Recipe
 from tests.recipes import regression
@@ -51,7 +51,7 @@ def documents(config: Any, assignment: LaneAssignment) -> Source[Sequence[str]]:
 recipe: Recipe[Config] = attrs.evolve(
     regression.recipe,
     name="spiking",
-    config=Config(regime=REGIME),
+    config=Config(gang=GangSection(device="cpu", num_microbatches=2), regime=REGIME),
     stream=stream,
     documents=documents,
 )
