@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 import torch
@@ -113,5 +113,8 @@ def _twice(step: Step, state: State, batch: Tree, number: int, gang: Gang) -> tu
 
 
 def _same_bits(left: Tensor, right: Tensor) -> bool:
-    kind: Callable[[Tensor], Tensor] = lambda leaf: leaf.contiguous().reshape(-1).view(torch.uint8)  # noqa: E731
-    return torch.equal(kind(left), kind(right))
+    return torch.equal(_bytes(left), _bytes(right))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -89,6 +89,6 @@ def passing_over(source: Source[T], cursor: Cursor = None, *, step: int, passed:
             yield entry
 
 
-def strayed(passed: Passed, step: int) -> int:
+def num_passed_before(passed: Passed, step: int) -> int:
     """How many batches are passed over between a step's batch and that of the step before."""
     return passed.batch(step) - passed.batch(step - 1) - 1

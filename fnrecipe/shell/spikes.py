@@ -22,7 +22,7 @@ from fnrecipe.recipe import C, Row
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.recorders.jsonl import append, path_of
-from fnrecipe.shell.rollbacks import Passed, read, record, strayed
+from fnrecipe.shell.rollbacks import Passed, read, record, num_passed_before
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import restored
 from fnrecipe.step import State
@@ -135,7 +135,7 @@ def _facts(session: Session[C], passed: Passed, spike: Spike) -> Mapping[str, ob
 def _documents(session: Session[C], passed: Passed, spike: Spike) -> Sequence[str] | None:
     mine: list[str] | None = None
     if session.recipe.documents is not None:
-        before = strayed(passed, spike.step)
+        before = num_passed_before(passed, spike.step)
         try:
             source = session.recipe.documents(session.config, session.assignment)
             mine = sorted({name for names, _ in islice(source(spike.cursor), before, before + 1) for name in names})

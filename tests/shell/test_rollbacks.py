@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.rollbacks import ROLLBACKS, Passed, passing_over, read, record, strayed
+from fnrecipe.shell.rollbacks import ROLLBACKS, Passed, passing_over, read, record, num_passed_before
 
 MANY = 400
 
@@ -29,7 +29,9 @@ def test_it_is_the_stream_without_what_each_rollback_passed_over(rollbacks: list
     assert [passed.batch(step) for step in range(1, 100)] == left[:99]
     assert passed.batch(0) == 0
     assert [number for number in range(1, left[99]) if number not in passed] == left[:99]
-    assert [strayed(passed, step) for step in range(1, 50)] == [b - a - 1 for a, b in zip([0, *left], left[:49], strict=False)]
+    assert [num_passed_before(passed, step) for step in range(1, 50)] == [
+        b - a - 1 for a, b in zip([0, *left], left[:49], strict=False)
+    ]
     found = list(passing_over(lambda cursor: iter(source(cursor)), passed.batch(start), step=start, passed=passed))
     assert found == [(f"batch {number}", number) for number in left[start:]]
 
