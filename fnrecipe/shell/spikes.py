@@ -22,7 +22,7 @@ from fnrecipe.recipe import C, Row
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.recorders.jsonl import append, path_of
-from fnrecipe.shell.rollbacks import Passed, read, record, num_passed_before
+from fnrecipe.shell.rollbacks import Passed, num_passed_before, read, record
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import restored
 from fnrecipe.step import State

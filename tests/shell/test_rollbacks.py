@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.rollbacks import ROLLBACKS, Passed, passing_over, read, record, num_passed_before
+from fnrecipe.shell.rollbacks import ROLLBACKS, Passed, num_passed_before, passing_over, read, record
 
 MANY = 400
 
