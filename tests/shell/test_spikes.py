@@ -95,7 +95,7 @@ def test_intervals_and_workers_change_nothing(changes: list[str], whole: Path, t
     assert (tmp_path / "out" / tensors).read_bytes() == (whole / tensors).read_bytes()
 
 
-def at_fixed_addresses(graph: Any) -> Callable[..., Any]:
+def at_fixed_addresses(graph: Any, choose: Any) -> Callable[..., Any]:
     """A backend that refuses a state that is not where the first one was, as a CUDA graph does."""
     first: list[list[int]] = []
 
