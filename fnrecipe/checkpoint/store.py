@@ -115,8 +115,8 @@ def write(root: Path, step: int, taken: Snapshot, cursor: Cursor, files: Mapping
     return directory
 
 
-def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Checkpoint | None:
-    """The newest undamaged checkpoint below `root`; None if there is no checkpoint at all.
+def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang(), *, up_to: int | None = None) -> Checkpoint | None:
+    """The newest undamaged checkpoint below `root`, of a step `up_to` that one; None if there is no checkpoint at all.
 
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged.
@@ -124,13 +124,15 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
     # Rank 0 says what there is: file systems may show different ranks different moments.
     aside = bool(_named(root, _DAMAGED) or _named(root, kind=_MODEL))
     steps, aside = all_gather_objects(gang, ([_step(path) for path in _named(root)], aside))[0]
+    if up_to is not None:
+        steps, aside = [step for step in steps if step <= up_to], False
     for step in reversed(steps):
         directory = _directory(root, step)
         found = _verified(directory, gang)
         if isinstance(found, Manifest):
             return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
         if not all_gather_objects(gang, os.path.lexists(directory))[0]:  # pruned by a run, which has written newer ones
-            return newest(root, warn, gang)
+            return newest(root, warn, gang, up_to=up_to)
         warn(f"{directory}: damaged checkpoint passed over: {found}")
     if steps or aside:
         models = ", or holds its model alone" if _named(root, kind=_MODEL) else ""
@@ -178,6 +180,15 @@ def tidy(root: Path, step: int) -> None:
     """
     _set_aside_after(root, step)
     _remove_halves(root)
+
+
+def forget_after(root: Path, step: int) -> None:
+    """Removes the checkpoints after `step`, and the models alone, the newest first."""
+    later = [directory for directory in (*committed(root), *models(root)) if _step(directory) > step]
+    for directory in sorted(later, key=_step, reverse=True):
+        _remove(directory)
+    if root.exists():
+        sync(root)
 
 
 def prune(
