@@ -16,7 +16,7 @@ import attrs
 from fnrecipe import checkpoint, tree
 from fnrecipe.build import init_train_state
 from fnrecipe.data import Cursor
-from fnrecipe.errors import SpikeError, UsageError
+from fnrecipe.errors import SpikeError, UsageError, redacted
 from fnrecipe.observe import Tick
 from fnrecipe.recipe import C, Row
 from fnrecipe.runtime.gang import all_gather_objects
@@ -138,7 +138,7 @@ def _documents(session: Session[C], passed: Passed, spike: Spike) -> Sequence[st
         before = num_passed_before(passed, spike.step)
         try:
             source = session.recipe.documents(session.config, session.assignment)
-            mine = sorted({name for names, _ in islice(source(spike.cursor), before, before + 1) for name in names})
+            mine = sorted({redacted(name) for names, _ in islice(source(spike.cursor), before, before + 1) for name in names})
         except _FAILS:  # the stream is not the recipe's own any more
             mine = None
     found = all_gather_objects(session.gang, mine)
