@@ -169,7 +169,7 @@ def update(
 
     Rates, decays and epsilons are as the model's transfer, if there is one, changes them.
     """
-    schedules, decay = Schedules(schedule(lr_scheduler, regime)), optimizer.weight_decay_scheduler
-    if decay is not None:
-        schedules = attrs.evolve(schedules, decay=schedule(decay, regime))
+    own = {"decay": optimizer.weight_decay_scheduler, "momentum": optimizer.momentum_scheduler}
+    found = {name: schedule(scheduler, regime) for name, scheduler in own.items() if scheduler is not None}
+    schedules = attrs.evolve(Schedules(schedule(lr_scheduler, regime)), **found)
     return make_update(optimizer, schedules, trainer.max_grad_norm, model)

@@ -32,7 +32,8 @@ class Optimizer(Generic[C]):
 
     config   the class of its configs: frozen, by attrs, with a default for each field
     make     (config, schedules, largest global norm of gradients or None) -> transform; `schedules(peak)` is a rate at each
-             step, `schedules.decay(number)` a weight decay
+             step, `schedules.decay(number)` a weight decay, `schedules.momentum(number)` a momentum
+    momentum   config -> its momentum, or first beta, if it is made from `schedules.momentum`
     transfers  whether each element's updates depend on its own gradients alone, and not on their scale but for `eps`: so
              `model.transfer` has rules for it
     moments  tensors like the parameters that it keeps at least: what does not fit is refused beforehand
@@ -41,6 +42,7 @@ class Optimizer(Generic[C]):
     config: type[C]
     make: Callable[[C, Schedules, float | None], Transform]
     moments: int = 0
+    momentum: Callable[[C], float] | None = None
     transfers: bool = False
 
 

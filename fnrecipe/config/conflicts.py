@@ -62,9 +62,8 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
     yield from _tensor_parallel_conflicts(config)
     yield from _transfer_conflicts(config)
     yield from _format_conflicts(config)
-    of_decay = config.optimizer.weight_decay_scheduler
-    schedulers = {"lr_scheduler": config.lr_scheduler, "optimizer.weight_decay_scheduler": of_decay}
-    for path, scheduler in schedulers.items():
+    own = {f"optimizer.{name}": getattr(config.optimizer, name) for name in ("weight_decay_scheduler", "momentum_scheduler")}
+    for path, scheduler in {"lr_scheduler": config.lr_scheduler, **own}.items():
         for problem in scheduler.conflicts_over(config.regime.num_steps) if scheduler else ():
             yield evolve(problem, path=f"{path}.{problem.path}")
 

@@ -23,9 +23,13 @@ def normuon(config: NorMuonConfig, schedule: Schedules, max_norm: float | None) 
     from fnrecipe import optim
 
     direction = optim.scale_by_normuon(
-        config.momentum, config.beta2, nesterov=config.nesterov, method=polar_method(config), scale=config.scale
+        schedule.momentum(config.momentum),
+        config.beta2,
+        nesterov=config.nesterov,
+        method=polar_method(config),
+        scale=config.scale,
     )
     return beside_adamw(config, direction, schedule, max_norm)
 
 
-optimizer = Optimizer(NorMuonConfig, normuon, moments=1)
+optimizer = Optimizer(NorMuonConfig, normuon, moments=1, momentum=lambda config: config.momentum)
