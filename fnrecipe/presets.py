@@ -45,8 +45,8 @@ def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
     dtype, factors = getattr(torch, model.dtype), transfer.rules(model)
 
     def scaled(path: str, leaf: Tensor) -> Tensor:
-        factor = factors[transfer.role(model, path, leaf.ndim)].init
-        return leaf if factor == 1 else leaf * factor
+        mine = factors[transfer.role(model, path, leaf.ndim)]
+        return leaf if (mine.init, mine.shift) == (1, 0) else leaf * mine.init + mine.shift
 
     def base() -> Tree:
         return find_model(model.family).init(model.config, key, lambda path, leaf: place(path, scaled(path, leaf).to(dtype)))

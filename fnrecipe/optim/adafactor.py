@@ -9,7 +9,7 @@ from fnrecipe import tree
 from fnrecipe.optim.descent import descent
 from fnrecipe.optim.moments import counter
 from fnrecipe.optim.partition import Mask, matrices
-from fnrecipe.optim.schedule import Scheduled, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import Report, Transform, stateless
 from fnrecipe.tree import Tree
 

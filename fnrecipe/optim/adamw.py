@@ -15,7 +15,7 @@ from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
 from fnrecipe.optim.descent import descent
 from fnrecipe.optim.moments import counter, running_mean, running_square, zeros
 from fnrecipe.optim.partition import Mask, chosen, matrices
-from fnrecipe.optim.schedule import Scheduled, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import MeanGradient, Report, Transform
 from fnrecipe.parallel.finite import largest
 from fnrecipe.parallel.mesh import Shard, is_shard

@@ -11,7 +11,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.optim.clip import clip_by_global_norm
 from fnrecipe.optim.partition import Mask, chosen, everything, matrices, merged, subset
-from fnrecipe.optim.schedule import Scheduled, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import Report, Transform, chain, stateless
 from fnrecipe.tree import Tree
 

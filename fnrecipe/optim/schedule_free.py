@@ -10,7 +10,7 @@ from fnrecipe.optim.clip import clip_by_global_norm
 from fnrecipe.optim.descent import add_decayed_weights
 from fnrecipe.optim.moments import counter, running_square, zeros
 from fnrecipe.optim.partition import Mask, matrices
-from fnrecipe.optim.schedule import Scheduled, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.optim.transform import Report, Transform, chain
 from fnrecipe.tree import Tree

@@ -6,7 +6,7 @@ from fnrecipe.optim.clip import clip_by_global_norm
 from fnrecipe.optim.descent import add_decayed_weights, scale_by_learning_rate
 from fnrecipe.optim.moments import momentum
 from fnrecipe.optim.partition import Mask, matrices
-from fnrecipe.optim.schedule import Scheduled, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import Transform, chain
 
 

@@ -15,6 +15,7 @@ from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import LMConfig, config
 
 ADAMW = ("lr", "betas", "eps", "weight_decay", "decay_vectors", "cautious_weight_decay")
+OPTIMIZER = ("name", "config", "weight_decay_scheduler", "momentum_scheduler", "groups")
 
 
 def refusal(*pairs: str) -> list[str]:
@@ -93,10 +94,10 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer.config=null", f"a section with the keys {', '.join(ADAMW)}", "null"),
         (
             "optimizer=adamw",
-            "a section with the keys name, config, weight_decay_scheduler, momentum_scheduler, groups",
+            f"a section with the keys {', '.join(OPTIMIZER)}",
             "'adamw'",
         ),
-        ("optimizer=[1]", "a section with the keys name, config, weight_decay_scheduler, momentum_scheduler, groups", "[1]"),
+        ("optimizer=[1]", f"a section with the keys {', '.join(OPTIMIZER)}", "[1]"),
         ("trainer.jit=false", "auto or off or trace or inductor", "false"),
         ("trainer.jit=null", "auto or off or trace or inductor", "null"),
         ("dataset.packing=[1]", "best_fit or concat", "[1]"),

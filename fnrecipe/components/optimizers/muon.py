@@ -71,4 +71,11 @@ def polar_method(config: MuonConfig) -> PolarMethod:
     return {"jordan": optim.JORDAN, "polar_express": optim.POLAR_EXPRESS}[config.coefficients]
 
 
-optimizer = Optimizer(MuonConfig, muon, moments=1, momentum=lambda config: config.momentum)
+def width_power(config: MuonConfig) -> float:
+    """A polar factor's scale by sides that all grow alike stays, or grows with their root."""
+    return 0.5 if config.scale == "match_rms" else 0.0
+
+
+optimizer = Optimizer(
+    MuonConfig, muon, moments=1, momentum=lambda config: config.momentum, transfers=True, width_power=width_power
+)
