@@ -59,6 +59,8 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
     average, steps = config.trainer.average, config.regime.num_steps
     if average is not None and steps is not None and average.start >= steps:
         yield Problem("trainer.average.start", f"less than regime.num_steps = {steps}", str(average.start))
+    for problem in config.regime.batch_size_conflicts(rows, microbatches):
+        yield evolve(problem, path=f"regime.{problem.path}")
     yield from _tensor_parallel_conflicts(config)
     yield from _transfer_conflicts(config)
     yield from _format_conflicts(config)

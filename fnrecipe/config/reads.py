@@ -34,6 +34,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "dataset": ("batch_size", "num_lanes", "num_workers", "prefetch"),
         "regime": (
             "num_steps",
+            "batch_size_schedule",
             "checkpoint_every_n_steps",
             "keep_last_n_checkpoints",
             "validate_every_n_steps",

@@ -117,7 +117,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
         write_facts(recipe, config, device, session.out)
     if jit_mode(config.trainer.jit, device) != "off" and (config.regime.num_steps is None or first < config.regime.num_steps):
         display.line("tracing the step")
-    source = training_source(session)  # which may look for files, and may be stopped at once
+    source = training_source(session, first)  # which may look for files, and may be stopped at once
     session.signals.at_once = False  # from here on, a step is finished and saved first
     with closing(cast("Generator[Any]", source(start.cursor))) as stream:
         last = observed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal
 
 from attrs import field, frozen
@@ -94,10 +95,14 @@ class TrainerSection:
 
 @frozen
 class RegimeSection:
-    """How long to train and what to do when. A null interval means never; the last step is always saved and validated."""
+    """How long to train and what to do when. A null interval means never; the last step is always saved and validated.
+
+    `batch_size_schedule`: pairs (last step, rows) of steps that take less than `dataset.batch_size` rows, first to last.
+    """
 
     num_steps: PositiveInt | None = None
     num_data_epochs: PositiveInt | None = None
+    batch_size_schedule: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     checkpoint_every_n_steps: PositiveInt | None = 1000
     keep_last_n_checkpoints: PositiveInt | None = 3
     validate_every_n_steps: PositiveInt | None = 1000
@@ -110,6 +115,27 @@ class RegimeSection:
     def conflicts(self) -> Iterator[Problem]:
         if self.num_steps is None and self.num_data_epochs is None:
             yield Problem("num_steps", "a number where regime.num_data_epochs is null", "null")
+
+    def part(self, step: int, batch_size: int) -> tuple[int, int]:
+        """Which part of a batch that is read the step, counted from 1, takes; and of how many."""
+        begun = 0
+        for last, rows in self.batch_size_schedule:
+            if step <= last:
+                parts = batch_size // rows
+                return (step - 1 - begun) % parts, parts
+            begun = last
+        return 0, 1
+
+    def batch_size_conflicts(self, batch_size: int, num_microbatches: int) -> Iterator[Problem]:
+        """What of the schedule does not cut batches of so many rows, in so many microbatches, into equal parts."""
+        for number, ((begun, _), (last, rows)) in enumerate(pairwise([(0, 0), *self.batch_size_schedule])):
+            where = f"batch_size_schedule[{number}]"
+            if batch_size % rows or rows % num_microbatches:
+                of = f"gang.num_microbatches = {num_microbatches} that divide dataset.batch_size = {batch_size}"
+                yield Problem(f"{where}[1]", f"rows that are a multiple of {of}", str(rows))
+            elif last <= begun or (last - begun) % (batch_size // rows):
+                expected = f"{begun} and a multiple of {batch_size // rows}, the steps of {rows} rows that use up a batch"
+                yield Problem(f"{where}[0]", expected, str(last))
 
 
 @frozen
