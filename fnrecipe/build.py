@@ -76,7 +76,7 @@ def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -
     update = for_mode(recipe.update(config), jit_mode(config.trainer.jit, device), device)
     check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
     loss = checked_loss(recipe.name, recipe.loss(config))
-    share = _local_microbatches(config, mesh)
+    share = local_microbatches(config, mesh)
     also = _scaling(config), trained(recipe, config), _averaging(config), _guard(config)
     return train_step(loss, update, share, mesh, *also)
 
@@ -122,7 +122,7 @@ def make_evaluation(
     Without `compiled`, it is traced where the train step is compiled: compiling takes longer than a few batches save.
     """
     loss = evaluation.loss(config) if evaluation.loss else recipe.loss(config)
-    sums = evaluate(checked_loss(recipe.name, loss), _local_microbatches(config, mesh), mesh)
+    sums = evaluate(checked_loss(recipe.name, loss), local_microbatches(config, mesh), mesh)
     mode = _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(sums)
@@ -197,7 +197,8 @@ def _checked_mode(config: ShellConfig, mesh: Mesh, device: torch.device) -> JitM
     return mode
 
 
-def _local_microbatches(config: ShellConfig, mesh: Mesh) -> int:
+def local_microbatches(config: ShellConfig, mesh: Mesh) -> int:
+    """How many of the microbatches of a step are this rank's."""
     count: int = config.gang.num_microbatches // (mesh.replica.size * mesh.shard.size)
     return count
 

@@ -45,8 +45,8 @@ def init(model: ModelSection, key: Tensor, place: Placement) -> Tree:
     dtype, factors = getattr(torch, model.dtype), transfer.rules(model)
 
     def scaled(path: str, leaf: Tensor) -> Tensor:
-        factor = factors[transfer.role(model, path, leaf.ndim)].init
-        return leaf if factor == 1 else leaf * factor
+        mine = factors[transfer.role(model, path, leaf.ndim)]
+        return leaf if (mine.init, mine.shift) == (1, 0) else leaf * mine.init + mine.shift
 
     def base() -> Tree:
         return find_model(model.family).init(model.config, key, lambda path, leaf: place(path, scaled(path, leaf).to(dtype)))
@@ -169,7 +169,7 @@ def update(
 
     Rates, decays and epsilons are as the model's transfer, if there is one, changes them.
     """
-    schedules, decay = Schedules(schedule(lr_scheduler, regime)), optimizer.weight_decay_scheduler
-    if decay is not None:
-        schedules = attrs.evolve(schedules, decay=schedule(decay, regime))
+    own = {"decay": optimizer.weight_decay_scheduler, "momentum": optimizer.momentum_scheduler}
+    found = {name: schedule(scheduler, regime) for name, scheduler in own.items() if scheduler is not None}
+    schedules = attrs.evolve(Schedules(schedule(lr_scheduler, regime)), **found)
     return make_update(optimizer, schedules, trainer.max_grad_norm, model)

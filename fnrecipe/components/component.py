@@ -32,16 +32,21 @@ class Optimizer(Generic[C]):
 
     config   the class of its configs: frozen, by attrs, with a default for each field
     make     (config, schedules, largest global norm of gradients or None) -> transform; `schedules(peak)` is a rate at each
-             step, `schedules.decay(number)` a weight decay
-    transfers  whether each element's updates depend on its own gradients alone, and not on their scale but for `eps`: so
-             `model.transfer` has rules for it
+             step, `schedules.decay(number)` a weight decay, `schedules.momentum(number)` a momentum
+    momentum   config -> its momentum, or first beta, if it is made from `schedules.momentum`
+    transfers  whether updates do not depend on the scale of a matrix's gradients but for `eps`: so `model.transfer` has rules
+               for it
+    width_power  config -> what power of the width those changes grow with that its updates of matrices make to their outputs:
+                 1 where each element moves by as much at any width, as Adam's do
     moments  tensors like the parameters that it keeps at least: what does not fit is refused beforehand
     """
 
     config: type[C]
     make: Callable[[C, Schedules, float | None], Transform]
     moments: int = 0
+    momentum: Callable[[C], float] | None = None
     transfers: bool = False
+    width_power: Callable[[C], float] = lambda config: 1.0
 
 
 @attrs.frozen

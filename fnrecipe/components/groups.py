@@ -66,9 +66,6 @@ def make_update(
 
 def parts(optimizer: OptimizerSection, model: ModelSection | None) -> list[Part]:
     """The parts of each group, and last those of what no group has."""
-    alike: dict[Factors, list[str]] = {}
-    for each, factors in rules(model).items():
-        alike.setdefault(factors, []).append(each)
     owners = [(group.label, *optimizer.of(group), group.lr_scale) for group in optimizer.groups]
     owners.append((REST, optimizer.name, optimizer.config, 1.0))
     return [
@@ -81,8 +78,16 @@ def parts(optimizer: OptimizerSection, model: ModelSection | None) -> list[Part]
             roles=frozenset(roles),
         )
         for number, (label, name, config, lr_scale) in enumerate(owners)
-        for factors, roles in alike.items()
+        for factors, roles in _alike(name, config, model).items()
     ]
+
+
+def _alike(name: str, config: AttrsInstance, model: ModelSection | None) -> dict[Factors, list[str]]:
+    """Which roles have the same factors of rate, decay and epsilon under an optimizer."""
+    found: dict[Factors, list[str]] = {}
+    for each, factors in rules(model, find_component(name, OPTIMIZERS).width_power(config)).items():
+        found.setdefault(attrs.evolve(factors, init=1.0, shift=0.0), []).append(each)
+    return found
 
 
 def members(
@@ -131,7 +136,9 @@ def _of_groups(groups: Sequence[OptimizerGroup], params: object) -> list[frozens
 
 
 def _scaled(config: AttrsInstance, factors: Factors) -> AttrsInstance:
-    """The config of an optimizer with its decay and its epsilon times the factors."""
+    """The config of an optimizer, and those in it, with decay and epsilon times the factors."""
     by = {"weight_decay": factors.decay, "eps": factors.eps}
-    names = [field.name for field in attrs.fields(type(config))]
-    return attrs.evolve(config, **{name: getattr(config, name) * by[name] for name in by if name in names and by[name] != 1})  # type: ignore[misc]
+    values = {field.name: getattr(config, field.name) for field in attrs.fields(type(config))}
+    inner = {name: _scaled(value, factors) for name, value in values.items() if attrs.has(type(value))}
+    changed = {name: values[name] * factor for name, factor in by.items() if name in values and factor != 1}
+    return attrs.evolve(config, **changed, **inner)  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from attrs import evolve
+from attrs import evolve, fields_dict
 
 from fnrecipe.config.affects import cut_sizes
 from fnrecipe.config.find import find_component, known
@@ -59,12 +59,13 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
     average, steps = config.trainer.average, config.regime.num_steps
     if average is not None and steps is not None and average.start >= steps:
         yield Problem("trainer.average.start", f"less than regime.num_steps = {steps}", str(average.start))
+    for problem in config.regime.batch_size_conflicts(rows, microbatches):
+        yield evolve(problem, path=f"regime.{problem.path}")
     yield from _tensor_parallel_conflicts(config)
     yield from _transfer_conflicts(config)
     yield from _format_conflicts(config)
-    of_decay = config.optimizer.weight_decay_scheduler
-    schedulers = {"lr_scheduler": config.lr_scheduler, "optimizer.weight_decay_scheduler": of_decay}
-    for path, scheduler in schedulers.items():
+    own = {f"optimizer.{name}": getattr(config.optimizer, name) for name in ("weight_decay_scheduler", "momentum_scheduler")}
+    for path, scheduler in {"lr_scheduler": config.lr_scheduler, **own}.items():
         for problem in scheduler.conflicts_over(config.regime.num_steps) if scheduler else ():
             yield evolve(problem, path=f"{path}.{problem.path}")
 
@@ -80,12 +81,20 @@ def _tensor_parallel_conflicts(config: DecoderConfig) -> Iterator[Problem]:
 def _transfer_conflicts(config: DecoderConfig) -> Iterator[Problem]:
     if config.model.transfer.name is None:
         return
-    groups = {f"optimizer.groups[{number}].name": group.name for number, group in enumerate(config.optimizer.groups)}
-    for path, name in {"optimizer.name": config.optimizer.name, **groups}.items():
+    optimizer = config.optimizer
+    owners = {f"optimizer.groups[{number}]": (group.name, group.config) for number, group in enumerate(optimizer.groups)}
+    for path, (name, chosen) in {"optimizer": (optimizer.name, optimizer.config), **owners}.items():
         if name is not None and not find_component(name, OPTIMIZERS).transfers:
             of = [each for each in known(OPTIMIZERS) if find_component(each, OPTIMIZERS).transfers]
             expected = f"an optimizer for which model.transfer.name={config.model.transfer.name} has rules, {', '.join(of)}"
-            yield Problem(path, expected, repr(name))
+            yield Problem(f"{path}.name", expected, repr(name))
+        patterns = getattr(chosen, "adamw_params", None)
+        if patterns is not None and patterns not in (
+            fields_dict(type(chosen))["adamw_params"].default,
+            ("@embedding", "@head"),
+        ):
+            expected = "['@embedding', '@head'] beside model.transfer, whose rules are those of Muon for matrices in layers"
+            yield Problem(f"{path}.config.adamw_params", expected, str([*patterns]))
 
 
 def _format_conflicts(config: DecoderConfig) -> Iterator[Problem]:

@@ -35,6 +35,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "regime": (
             "num_steps",
             "max_minutes",
+            "batch_size_schedule",
             "checkpoint_every_n_steps",
             "checkpoint_every_n_minutes",
             "keep_last_n_checkpoints",

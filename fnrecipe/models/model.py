@@ -100,6 +100,23 @@ class Cached(Generic[C]):
     extend: Extend[C]
 
 
+@attrs.frozen
+class Roles:
+    """What `model.transfer` must know of a family whose parameters have the names of the others.
+
+    scores            the parameter of each layer to which scores of attention are proportional, beside their 1 / √E; None: they
+                      have no such factor, so that heads must keep their width
+    writers           those to which what is added to the residual stream is proportional
+    norm_offset       what norms add to their weights
+    scaled_embedding  whether what is looked up is multiplied by the root of the width
+    """
+
+    scores: str | None
+    writers: tuple[str, ...] = ("output", "down")
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+
+
 @attrs.frozen(kw_only=True)
 class Family(Generic[C]):
     """What a config is resolved by.
@@ -109,15 +126,14 @@ class Family(Generic[C]):
     parameters    config -> parameters of the vocabulary, and of the layers, to refuse what cannot fit; the config then also has
                   `num_layers`, `model_dim` and `ffn_inner_dim`. None: nothing is refused
     hugging_face  the names and keys of transformers' model of the family. None: there is none
-    scores        the parameter of each layer to which scores of attention are proportional: `model.transfer` knows the family's
-                  parameters by their names. None: it does not, and is refused
+    roles         what `model.transfer` must know of it. None: it has no rules for the family, and is refused
     """
 
     config: type[C]
     archs: Mapping[str, C] = attrs.field(factory=dict)
     parameters: Callable[[C], tuple[int, int]] | None = None
     hugging_face: HuggingFace[C] | None = None
-    scores: str | None = None
+    roles: Roles | None = None
 
 
 @attrs.frozen(kw_only=True)

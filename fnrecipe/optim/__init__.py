@@ -41,8 +41,8 @@ from fnrecipe.optim.polar import NEWTON_SCHULZ as NEWTON_SCHULZ
 from fnrecipe.optim.polar import POLAR_EXPRESS as POLAR_EXPRESS
 from fnrecipe.optim.polar import PolarMethod as PolarMethod
 from fnrecipe.optim.polar import polar_factor as polar_factor
-from fnrecipe.optim.schedule import Decay as Decay
 from fnrecipe.optim.schedule import Schedule as Schedule
+from fnrecipe.optim.schedule import Scheduled as Scheduled
 from fnrecipe.optim.schedule import Schedules as Schedules
 from fnrecipe.optim.schedule import constant as constant
 from fnrecipe.optim.schedule import cosine_annealing as cosine_annealing

@@ -9,7 +9,7 @@ from fnrecipe import tree
 from fnrecipe.optim.descent import descent
 from fnrecipe.optim.moments import counter
 from fnrecipe.optim.partition import Mask, matrices
-from fnrecipe.optim.schedule import Decay, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import Report, Transform, stateless
 from fnrecipe.tree import Tree
 
@@ -20,7 +20,7 @@ def adafactor(
     beta2_decay: float = -0.8,
     eps: tuple[float | None, float] = (None, 1e-3),
     d: float = 1.0,
-    weight_decay: Decay = 0.0,
+    weight_decay: Scheduled = 0.0,
     mask: Mask = matrices,
     max_norm: float | None = None,
 ) -> Transform:

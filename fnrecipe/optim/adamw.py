@@ -15,29 +15,42 @@ from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
 from fnrecipe.optim.descent import descent
 from fnrecipe.optim.moments import counter, running_mean, running_square, zeros
 from fnrecipe.optim.partition import Mask, chosen, matrices
-from fnrecipe.optim.schedule import Decay, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import MeanGradient, Report, Transform
 from fnrecipe.parallel.finite import largest
 from fnrecipe.parallel.mesh import Shard, is_shard
 from fnrecipe.tree import Tree
 
 
-def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transform:
+def scale_by_adam(b1: Scheduled = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transform:
     """Adam's direction (Kingma & Ba 2015, arXiv:1412.6980): the bias-corrected mean over the root of the mean square.
 
-    State: `mean` and `square`, like the parameters, and `count`, int64 [], of the updates made.
+    A `b1` that changes over steps, b1[t] at update t, is reported as `momentum`. The weights of the gradients in the mean then
+    add up to 1 - b1[1] b1[2] … b1[t], by which it is divided.
+
+    State: `mean` and `square`, like the parameters, and `count`, int64 [], of the updates made; `product`, float64 [], of all
+    b1 so far, if they change.
     """
 
     def init(params: Tree) -> Tree:
-        return {**zeros(params, "mean", "square"), "count": counter(params)}
+        count = counter(params)
+        product = {"product": torch.ones_like(count, dtype=torch.float64)} if callable(b1) else {}
+        return {**zeros(params, "mean", "square"), **product, "count": count}
 
     def update(gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:
         count = state["count"] + 1
-        mean, square = running_mean(state["mean"], gradients, b1), running_square(state["square"], gradients, b2)
-        mean_bias, root_bias = (1 - torch.pow(b, count.to(torch.float64)) for b in (b1, b2))
-        scale, root = 1 / mean_bias, 1 / root_bias.sqrt()
+        new, report = {"count": count}, Report()
+        if callable(b1):
+            now = b1(step)
+            product = state["product"] * now
+            new, report = {"product": product, **new}, {"momentum": now}
+            mean = running_mean(state["mean"], gradients, now)
+        else:
+            product, mean = torch.pow(b1, count.to(torch.float64)), running_mean(state["mean"], gradients, b1)
+        square = running_square(state["square"], gradients, b2)
+        scale, root = 1 / (1 - product), 1 / (1 - torch.pow(b2, count.to(torch.float64))).sqrt()
         direction = tree.map(lambda m, s: (m * scale / (s.sqrt() * root + eps)).to(m.dtype), mean, square)
-        return direction, {"mean": mean, "square": square, "count": count}, {}
+        return direction, {"mean": mean, "square": square, **new}, report
 
     return Transform(init, update)
 
@@ -45,9 +58,9 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Tran
 def adamw(
     schedule: Schedule,
     *,
-    betas: tuple[float, float] = (0.9, 0.95),
+    betas: tuple[Scheduled, float] = (0.9, 0.95),
     eps: float = 1e-8,
-    weight_decay: Decay = 0.1,
+    weight_decay: Scheduled = 0.1,
     mask: Mask = matrices,
     max_norm: float | None = None,
     cautious_weight_decay: bool = False,
@@ -56,8 +69,8 @@ def adamw(
 
     As the whole update it runs torch's fused kernel, which takes one pass over memory for what takes the chain fifteen.
     Unless `eps` or `1 - betas` are next to nothing, it knows beforehand that what it makes is finite: a step at whose sizes
-    an element could overflow is not made, even if none would. With cautious decay, or one that changes over steps, it is always
-    the chain.
+    an element could overflow is not made, even if none would. With cautious decay, or a decay or a beta that changes over
+    steps, it is always the chain.
     """
     clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
     whole = descent(
@@ -68,7 +81,8 @@ def adamw(
         max_norm=max_norm,
         cautious_weight_decay=cautious_weight_decay,
     )
-    if cautious_weight_decay or callable(weight_decay):
+    b1, b2 = betas
+    if cautious_weight_decay or callable(weight_decay) or callable(b1):
         return whole
 
     def fused_update(
@@ -77,7 +91,7 @@ def adamw(
         divisor = gradients.count if max_norm is None else gradients.count / clip_factor(gradients.norm, max_norm)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
         rate, count = schedule(step), moments["count"] + 1
-        options = {"divisor": divisor, "count": count, "rate": rate, "betas": betas, "eps": eps, "accept": accept}
+        options = {"divisor": divisor, "count": count, "rate": rate, "betas": (b1, b2), "eps": eps, "accept": accept}
         kernel = partial(fused_adamw.adamw, **options)
         leaves = [*map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"]))]
         decaying = chosen(params, mask)
@@ -98,9 +112,9 @@ def adamw(
 
     def bounded(gradients: MeanGradient, state: Tree, params: Tree, step: Tensor) -> Tensor:
         rate, size = schedule(step), largest((params, state[len(clip)]["mean"]), params)
-        return _adamw_is_bounded(gradients.norm, size, rate, betas[0], eps, weight_decay)
+        return _adamw_is_bounded(gradients.norm, size, rate, b1, eps, weight_decay)
 
-    tame = eps >= 1e-30 and max(betas) <= 1 - 1e-6
+    tame = eps >= 1e-30 and max(b1, b2) <= 1 - 1e-6
     return attrs.evolve(whole, fused_update=fused_update, bounded=bounded if tame else None)
 
 

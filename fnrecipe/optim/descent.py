@@ -11,7 +11,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.optim.clip import clip_by_global_norm
 from fnrecipe.optim.partition import Mask, chosen, everything, matrices, merged, subset
-from fnrecipe.optim.schedule import Decay, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import Report, Transform, chain, stateless
 from fnrecipe.tree import Tree
 
@@ -19,7 +19,7 @@ from fnrecipe.tree import Tree
 def descent(
     *directions: Transform,
     schedule: Schedule,
-    weight_decay: Decay = 0.0,
+    weight_decay: Scheduled = 0.0,
     mask: Mask = matrices,
     max_norm: float | None = None,
     cautious_weight_decay: bool = False,
@@ -34,7 +34,7 @@ def descent(
     return chain(*clip, *directions, *decay, scale_by_learning_rate(schedule))
 
 
-def add_decayed_weights(rate: Decay, mask: Mask = everything) -> Transform:
+def add_decayed_weights(rate: Scheduled, mask: Mask = everything) -> Transform:
     """Adds `rate` times each parameter for which `mask` holds (decoupled decay, Loshchilov & Hutter, arXiv:1711.05101).
 
     A rate that changes over steps is reported as `weight_decay`.
@@ -42,7 +42,7 @@ def add_decayed_weights(rate: Decay, mask: Mask = everything) -> Transform:
     return _add(rate, mask, lambda update, parameter: parameter)
 
 
-def add_cautious_decayed_weights(rate: Decay, mask: Mask = everything) -> Transform:
+def add_cautious_decayed_weights(rate: Scheduled, mask: Mask = everything) -> Transform:
     """As `add_decayed_weights`, of those elements that the updates, which are to be subtracted, bring nearer to 0 too.
 
     (Chen et al. 2025, arXiv:2510.12402.)
@@ -51,7 +51,7 @@ def add_cautious_decayed_weights(rate: Decay, mask: Mask = everything) -> Transf
     return _add(rate, mask, lambda update, parameter: torch.where(update * parameter >= 0, parameter, 0.0))
 
 
-def _add(rate: Decay, mask: Mask, part: Callable[[Tensor, Tensor], Tensor]) -> Transform:
+def _add(rate: Scheduled, mask: Mask, part: Callable[[Tensor, Tensor], Tensor]) -> Transform:
     """Adds `rate` times `part(update, parameter)` where the mask holds."""
 
     def decay(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Report]:

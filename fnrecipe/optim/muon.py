@@ -11,6 +11,7 @@ from torch import Tensor
 from fnrecipe import tree
 from fnrecipe.optim.moments import momentum
 from fnrecipe.optim.polar import JORDAN, PolarMethod, polar_factor
+from fnrecipe.optim.schedule import Scheduled
 from fnrecipe.optim.transform import Report, Transform, chain, stateless
 from fnrecipe.parallel.mesh import global_slice, is_shard
 from fnrecipe.tree import Tree
@@ -29,7 +30,7 @@ match_rms  its root mean square is that of AdamW's, whose rates and decay fit (L
 
 
 def scale_by_muon(
-    decay: float = 0.95, *, nesterov: bool = True, method: PolarMethod = JORDAN, scale: Scale = "jordan"
+    decay: Scheduled = 0.95, *, nesterov: bool = True, method: PolarMethod = JORDAN, scale: Scale = "jordan"
 ) -> Transform:
     """Muon's direction, of matrices only (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, orthogonalised.
 

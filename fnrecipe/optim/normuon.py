@@ -9,12 +9,13 @@ from fnrecipe import tree
 from fnrecipe.optim.moments import momentum
 from fnrecipe.optim.muon import Scale, orthogonalize, scale_by_shape
 from fnrecipe.optim.polar import JORDAN, PolarMethod
+from fnrecipe.optim.schedule import Scheduled
 from fnrecipe.optim.transform import Report, Transform, chain
 from fnrecipe.tree import Tree
 
 
 def scale_by_normuon(
-    decay: float = 0.95,
+    decay: Scheduled = 0.95,
     b2: float = 0.95,
     *,
     nesterov: bool = True,

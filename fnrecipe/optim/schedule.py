@@ -17,20 +17,22 @@ from torch import Tensor
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
 """int64 [] -> float64 []"""
 
-Decay: TypeAlias = float | Schedule
-"""A weight decay: one number, or one for each step."""
+Scheduled: TypeAlias = float | Schedule
+"""A weight decay, or a momentum: one number, or one for each step."""
 
 
 @attrs.frozen
 class Schedules:
     """What an optimizer changes over steps.
 
-    rate   the greatest learning rate -> its schedule; the schedules themselves, called with it, give the same
-    decay  the greatest weight decay -> it at each step
+    rate      the greatest learning rate -> its schedule; the schedules themselves, called with it, give the same
+    decay     the greatest weight decay -> it at each step
+    momentum  the greatest momentum, or first beta -> it at each step
     """
 
     rate: Callable[[float], Schedule]
-    decay: Callable[[float], Decay] = lambda number: number
+    decay: Callable[[float], Scheduled] = lambda number: number
+    momentum: Callable[[float], Scheduled] = lambda number: number
 
     def __call__(self, peak: float) -> Schedule:
         return self.rate(peak)
@@ -54,9 +56,10 @@ _TAILS: dict[Tail, Callable[[Tensor], Tensor]] = {
 """What share of the way down is behind after each share of the steps of a decay."""
 
 
-def constant(peak: float, *, num_warmup_steps: int = 0) -> Schedule:
-    """Warm-up, then `peak`."""
-    return polynomial_decay(peak, num_warmup_steps=num_warmup_steps, num_steps=num_warmup_steps, final_lr=peak)
+def constant(peak: float, *, num_warmup_steps: int = 0, start_lr: float = 0.0) -> Schedule:
+    """Warm-up from `start_lr`, then `peak`."""
+    warmup = num_warmup_steps
+    return polynomial_decay(peak, num_warmup_steps=warmup, num_steps=warmup, start_lr=start_lr, final_lr=peak)
 
 
 def linear(peak: float, *, num_warmup_steps: int, num_steps: int, final_scale: float = 0.0) -> Schedule:
@@ -193,8 +196,9 @@ def wsd(
     num_steps: int,
     final_scale: float,
     decay_type: Tail = "linear",
+    start_lr: float = 0.0,
 ) -> Schedule:
-    """Warm-up, then `peak`, and in the last steps a line, 1 - sqrt or half a cosine down to `final_scale * peak`.
+    """Warm-up from `start_lr`, then `peak`, and in the last steps a line, 1 - sqrt or half a cosine to `final_scale * peak`.
 
     Without decay the rate stays at its peak: a longer training has the same rates before its decay. (Hu et al. 2024,
     arXiv:2404.06395, and Haegele et al. 2024, arXiv:2405.18392, for the line and for 1 - sqrt.)
@@ -206,7 +210,7 @@ def wsd(
     def schedule(step: Tensor) -> Tensor:
         number = step.to(torch.float64)
         decayed = _TAILS[decay_type](torch.clamp((number - stable) / span, 0.0, 1.0)) if num_decay_steps else 0.0
-        return peak * torch.clamp(number / top, max=1.0) * (1 - (1 - final_scale) * decayed)
+        return _warmed(peak, number.clamp(max=top), top, start_lr) * (1 - (1 - final_scale) * decayed)
 
     return schedule
 

@@ -10,7 +10,7 @@ from fnrecipe.optim.clip import clip_by_global_norm
 from fnrecipe.optim.descent import add_decayed_weights
 from fnrecipe.optim.moments import counter, running_square, zeros
 from fnrecipe.optim.partition import Mask, matrices
-from fnrecipe.optim.schedule import Decay, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.optim.transform import Report, Transform, chain
 from fnrecipe.tree import Tree
@@ -21,7 +21,7 @@ def schedule_free_adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: Decay = 0.0,
+    weight_decay: Scheduled = 0.0,
     mask: Mask = matrices,
     power: float = 0.0,
     rate_power: float = 2.0,

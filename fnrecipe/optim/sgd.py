@@ -6,16 +6,16 @@ from fnrecipe.optim.clip import clip_by_global_norm
 from fnrecipe.optim.descent import add_decayed_weights, scale_by_learning_rate
 from fnrecipe.optim.moments import momentum
 from fnrecipe.optim.partition import Mask, matrices
-from fnrecipe.optim.schedule import Decay, Schedule
+from fnrecipe.optim.schedule import Schedule, Scheduled
 from fnrecipe.optim.transform import Transform, chain
 
 
 def sgd(
     schedule: Schedule,
     *,
-    decay: float = 0.0,
+    decay: Scheduled = 0.0,
     nesterov: bool = False,
-    weight_decay: Decay = 0.0,
+    weight_decay: Scheduled = 0.0,
     mask: Mask = matrices,
     max_norm: float | None = None,
 ) -> Transform:

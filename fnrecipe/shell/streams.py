@@ -8,10 +8,14 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from fnrecipe.build import batches, empty_batch, evaluation_batches, to_device
+import attrs
+from torch import Tensor
+
+from fnrecipe import tree
+from fnrecipe.build import batches, empty_batch, evaluation_batches, local_microbatches, to_device
 from fnrecipe.data import Cursor, Source, Stream, endless, map_items, pipe
 from fnrecipe.data.stream import T
-from fnrecipe.errors import CheckpointError, one_line
+from fnrecipe.errors import CheckpointError, ConfigError, one_line
 from fnrecipe.recipe import C, Evaluation
 from fnrecipe.runtime.lockstep import in_lockstep
 from fnrecipe.runtime.signals import until_signal
@@ -20,12 +24,60 @@ from fnrecipe.shell.throughput import timed
 from fnrecipe.tree import Tree
 
 
-def training_source(session: Session[C]) -> Source[Tree]:
-    """The training batches, each with its `Position`."""
-    source = batches(session.recipe, session.config, session.assignment, session.device)
+def training_source(session: Session[C], made: int) -> Source[Tree]:
+    """The training batches, each with its `Position`, behind so many steps that are `made`.
+
+    Raises:
+        ConfigError: if the config's schedule of batch sizes does not cut batches into equal parts.
+    """
+    config = session.config
+    if found := [*config.regime.batch_size_conflicts(config.dataset.batch_size, config.gang.num_microbatches)]:
+        raise ConfigError([attrs.evolve(problem, path=f"regime.{problem.path}") for problem in found])
+    part = partial(config.regime.part, batch_size=config.dataset.batch_size)
+    cut = partial(part_of_microbatches, num_microbatches=local_microbatches(config, session.mesh))
+    source = batches(session.recipe, config, session.assignment, session.device)
     heeding = partial(until_signal, signals=session.signals)
     agreed = _on_ranks(session, partial(_heard, session), partial(_elapsed, session))
-    return pipe(source, endless, heeding, resumed, timed, *agreed)
+    read = pipe(source, endless, heeding, resumed, timed, *agreed)
+    return pipe(read, partial(in_parts, made=made, part=part, cut=cut))
+
+
+def in_parts(
+    source: Source[T],
+    cursor: Cursor = None,
+    *,
+    made: int,
+    part: Callable[[int], tuple[int, int]],
+    cut: Callable[[T, int, int], T],
+) -> Stream[T]:
+    """The batch of each step behind those that are `made`: `cut(batch, *part(step))` of one that is read, in turn.
+
+    The place in a batch that is read follows from the step, so cursors are those of batches: that behind one comes with its
+    last part, that before it with the others.
+    """
+    before, step = cursor, made
+    for batch, position in source(cursor):
+        used_up = False
+        while not used_up:
+            step += 1
+            number, parts = part(step)
+            used_up = number + 1 == parts
+            yield (
+                batch if parts == 1 else cut(batch, number, parts),
+                position if used_up else attrs.evolve(position, cursor=before),
+            )
+            position = attrs.evolve(position, waited=0.0)
+        before = position.cursor
+
+
+def part_of_microbatches(batch: Tree, number: int, parts: int, num_microbatches: int) -> Tree:
+    """Part `number` of the rows of each microbatch: which rows these are does not depend on the number of ranks."""
+
+    def rows(tensor: Tensor) -> Tensor:
+        size = len(tensor) // (num_microbatches * parts)
+        return tensor.reshape(num_microbatches, parts, size, *tensor.shape[1:])[:, number].flatten(0, 1)
+
+    return tree.map(rows, batch)
 
 
 def evaluation_source(session: Session[C], name: str, evaluation: Evaluation[C]) -> Source[Tree]:

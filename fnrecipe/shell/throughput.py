@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -22,14 +22,16 @@ from fnrecipe.runtime.position import Position
 class Work:
     """What each step does, by all ranks together.
 
-    positions  of its rows, with padding: what costs FLOPs
+    positions  of its rows, with padding: what costs FLOPs; of a step that takes a part of a batch, times that part
     flops      of the model a position, if the recipe tells
     peak       FLOP/s of all devices together, if they are known
+    parts      into how many parts a batch is cut at a step, of which that takes one
     """
 
     positions: int
     flops: TokenFlops | None
     peak: float | None
+    parts: Callable[[int], int] = lambda step: 1
 
 
 @attrs.frozen
@@ -54,13 +56,22 @@ class Speed:
 
 def work_of(recipe: Recipe[Any], config: Any, device: Any, ranks: int) -> Work:
     flops, peak = recipe.flops(config) if recipe.flops else None, peak_flops(host.device_name(device))
-    return Work(config.dataset.batch_size * recipe.positions(config), flops, peak * ranks if peak else None)
+    rows = config.dataset.batch_size
+
+    def parts(step: int) -> int:
+        _, found = config.regime.part(step, rows)
+        return int(found)
+
+    return Work(rows * recipe.positions(config), flops, peak * ranks if peak else None, parts)
 
 
-def speed(work: Work, targets: Sequence[float], waits: Sequence[float], seconds: float) -> Speed:
-    """The speed of steps with so many `targets` each, that took `seconds` in all and `waits` of them for data."""
+def speed(work: Work, targets: Sequence[float], waits: Sequence[float], seconds: float, batches: float | None = None) -> Speed:
+    """The speed of steps with so many `targets` each, that took `seconds` in all and `waits` of them for data.
+
+    `batches`: how many of these the steps took together; None: one each.
+    """
     steps, tokens = len(targets) / seconds, sum(targets) / seconds
-    positions = work.positions * steps
+    positions = work.positions * (len(targets) if batches is None else batches) / seconds
     full, causal = (work.flops.full * positions, work.flops.causal * positions) if work.flops else (None, None)
     shares = [flops / work.peak if flops is not None and work.peak else None for flops in (full, causal)]
     return Speed(tokens, positions, steps, sum(waits) / seconds, full, causal, *shares)
@@ -84,7 +95,9 @@ class Clock:
         """The speed of the steps of `rows` behind the one it was started after, without the time of `pauses`, to `ended`."""
         first = sum(row["step"] <= self.step for row in rows)
         seconds = ended.since(self.started) - sum(end.since(began) for began, end in pauses)
-        return speed(work, [row.get("tokens", row["targets"]) for row in rows[first:]], waits[first:], seconds)
+        targets = [row.get("tokens", row["targets"]) for row in rows[first:]]
+        batches = sum(1 / work.parts(int(row["step"])) for row in rows[first:])
+        return speed(work, targets, waits[first:], seconds, batches)
 
 
 def timed(source: Source[T], cursor: Cursor = None) -> Stream[T]:

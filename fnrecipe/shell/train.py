@@ -168,7 +168,7 @@ def _go_on(session: Session[C], parts: _Parts[C], start: Tick, after_first_step:
         wait_for_leader(session, first)
         if gang.leads:
             write_facts(recipe, config, session.device, session.out)
-        source = training_source(session)  # which may look for files, and may be stopped at once
+        source = training_source(session, first)  # which may look for files, and may be stopped at once
         session.signals.at_once = False  # from here on, a step is finished and saved first
         step = recomputed(parts.step, regime.recompute_every_n_steps, first, gang)
         batches = passing_over(source, start.cursor, step=first, passed=passed)

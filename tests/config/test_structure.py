@@ -15,6 +15,7 @@ from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import LMConfig, config
 
 ADAMW = ("lr", "betas", "eps", "weight_decay", "decay_vectors", "cautious_weight_decay")
+OPTIMIZER = ("name", "config", "weight_decay_scheduler", "momentum_scheduler", "groups")
 
 
 def refusal(*pairs: str) -> list[str]:
@@ -91,8 +92,12 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer.config.betas=[]", "a list of 2 values", "[]"),
         ("optimizer.config.betas=[0.9, 0.95, 0.99]", "a list of 2 values", "[0.9, 0.95, 0.99]"),
         ("optimizer.config=null", f"a section with the keys {', '.join(ADAMW)}", "null"),
-        ("optimizer=adamw", "a section with the keys name, config, weight_decay_scheduler, groups", "'adamw'"),
-        ("optimizer=[1]", "a section with the keys name, config, weight_decay_scheduler, groups", "[1]"),
+        (
+            "optimizer=adamw",
+            f"a section with the keys {', '.join(OPTIMIZER)}",
+            "'adamw'",
+        ),
+        ("optimizer=[1]", f"a section with the keys {', '.join(OPTIMIZER)}", "[1]"),
         ("trainer.jit=false", "auto or off or trace or inductor", "false"),
         ("trainer.jit=null", "auto or off or trace or inductor", "null"),
         ("dataset.packing=[1]", "best_fit or concat", "[1]"),
@@ -269,6 +274,7 @@ def test_data_is_plain_and_in_the_order_of_the_fields() -> None:
             "cautious_weight_decay": False,
         },
         "weight_decay_scheduler": None,
+        "momentum_scheduler": None,
         "groups": [],
     }
     assert structure(data, config) == config

@@ -198,6 +198,7 @@ def test_an_optimizer_of_a_user_has_its_own_config() -> None:
         "name": "my_optimizer:sgd",
         "config": {"lr": 0.1, "momentum": 0.9},
         "weight_decay_scheduler": None,
+        "momentum_scheduler": None,
         "groups": [],
     }
     assert unstructure(found.optimizer) == expected

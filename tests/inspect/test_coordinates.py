@@ -64,6 +64,47 @@ def test_changes_grow_with_the_width_without_mup_and_not_with_it() -> None:
     assert all(abs(transferred[name]) < 0.15 for name in CHANGES), transferred
 
 
+GEMMA = ["model.config.head_dim=16", "model.config.query_pre_attn_scalar=16"]
+NORMED = {
+    "olmo2": [],
+    "gemma2": ["model.config.tied_embeddings=false", *GEMMA],
+    "gemma3": GEMMA,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NORMED)
+def test_changes_do_not_depend_on_the_width_of_models_with_norms_behind_branches(name: str) -> None:
+    pairs = [f"model.family={name}", "optimizer.config.lr=1e-2", *NORMED[name]]
+    plain = measured("width", [32, 128], *pairs, steps=6)
+    transferred = measured("width", [32, 128], *pairs, "model.transfer.name=mup", BASE, steps=6)
+    assert max(abs(plain[each]) for each in CHANGES) > 0.2, plain
+    assert all(abs(transferred[each]) < 0.15 for each in CHANGES), transferred
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["olmo2", "gemma2"])
+def test_changes_do_not_depend_on_their_depth(name: str) -> None:
+    pairs = [f"model.family={name}", "optimizer.config.lr=1e-3", *NORMED[name]]
+    mup = measured("depth", [2, 8], *pairs, "model.transfer.name=mup", BASE, steps=4)
+    base = ["model.transfer.name=completep", BASE, "model.transfer.base_depth=2"]
+    completep = measured("depth", [2, 8], *pairs, *base, steps=4)
+    assert mup["change of stream"] > 0.6, mup
+    assert all(abs(completep[each]) < 0.2 for each in CHANGES), completep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["muon", "normuon", "muon, match_rms"])
+def test_changes_by_muon_do_not_depend_on_the_width(name: str) -> None:
+    scale = "match_rms" if "," in name else "spectral"
+    pairs = [f"optimizer.name={name.partition(',')[0]}", "optimizer.config.lr=2e-2", f"optimizer.config.scale={scale}"]
+    pairs += ["optimizer.config.adamw.lr=1e-2"]
+    plain = measured("width", [32, 128], *pairs, steps=6)
+    transferred = measured("width", [32, 128], *pairs, "model.transfer.name=mup", BASE, steps=6)
+    assert plain["change of logits"] > 0.7, plain
+    assert all(abs(transferred[each]) < 0.15 for each in CHANGES), transferred
+
+
 @pytest.mark.slow
 def test_changes_grow_with_the_depth_under_mup_and_not_under_completep() -> None:
     sizes, rate = [2, 8], "optimizer.config.lr=1e-3"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -17,6 +18,8 @@ from torch import Tensor
 from fnrecipe import nn, optim, random, tree
 from fnrecipe.components.groups import parts
 from fnrecipe.config import ModelSection, resolve
+from fnrecipe.config.find import known
+from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.errors import ConfigError
 from fnrecipe.inspect.parameters import shares
 from fnrecipe.models import decoder, pieces, transfer
@@ -136,30 +139,56 @@ def test_multipliers_in_weights_are_multipliers(name: str, tied: bool) -> None:
         assert_close(ours(large, steps), by_the_papers(large.model, name, steps), 1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2"])
-def test_scores_and_logits_are_multiplied_in_each_family_that_is_known(family: str) -> None:
-    """Biases are not zero, as they may be after some steps."""
+class Slowed(Piece):
+    """A piece whose branches are divided by the depth."""
+
+    def attended(self, function: Callable[..., Tensor], *names: str) -> Callable[..., Tensor]:
+        return super().attended(lambda *args: function(*args) / DEPTH, *names)
+
+    def fed(self, function: Callable[..., Tensor], *names: str) -> Callable[..., Tensor]:
+        return super().fed(lambda *args: function(*args) / DEPTH, *names)
+
+
+@pytest.mark.parametrize("family", known(FAMILIES))
+@pytest.mark.parametrize("tied", [False, True])
+def test_scores_branches_and_logits_are_multiplied_in_each_family(family: str, tied: bool) -> None:
+    """Biases are not zero, and norms not one, as they may be after some steps."""
     sizes = {**SIZES, "num_key_value_heads": 2, **TINY[family]}
-    known = {field.name for field in attrs.fields(find_model(family).config)}
-    sizes = {name: value for name, value in sizes.items() if name in known and name not in ("vocab_size", "max_seq_len")}
+    fields = {field.name for field in attrs.fields(find_model(family).config)}
+    sizes = {name: value for name, value in sizes.items() if name in fields and name not in ("vocab_size", "max_seq_len")}
     sizes = {name: value for name, value in sizes.items() if name != "rope_scaling"}
-    large = sized(sizes, family, {"name": "mup", "base_width": 8, "base_head_dim": 3})
+    sizes = {**sizes, "tied_embeddings": tied} if "tied_embeddings" in fields else sizes
+    roles = find_model(family).roles
+    assert roles
+    given = {"base_head_dim": 3} if roles.scores else {}
+    sizes["num_layers"] = DEPTH
+    sizes |= {"final_logit_softcapping": "null"} if "final_logit_softcapping" in fields else {}  # no product with the logits'
+    large = sized(sizes, family, {"name": "completep", "base_width": 8, "base_depth": 1, **given})
     known_decoder = importlib.import_module(f"fnrecipe.models.{family}.model").decoder
     section, width = large.model, large.model.config.head_width
     params = tree.map(lambda leaf: leaf.double() + 0.02, recipe.init(sized(sizes, family), KEY, replicated))
     factors = transfer.rules(section)
 
     def taken_in(path: str, leaf: Tensor) -> Tensor:
-        mine = factors[transfer.role(section, path, leaf.ndim)].init
-        own = 4**-0.5 if path.startswith("layers.") and leaf.ndim == 2 else 1
-        return leaf * mine / own
+        mine = factors[transfer.role(section, path, leaf.ndim)]
+        own = 4**-0.5 if hidden(path) and leaf.ndim == 2 else 1
+        own = own * DEPTH**0.5 if path.rpartition(".")[2] in ("output", "down") else own
+        return leaf * mine.init / own + mine.shift
 
     changed = tree.from_paths(params, {path: taken_in(path, leaf) for path, leaf in tree.paths(params).items()})
 
     def kind(config: Any, number: int) -> decoder.Kind:
-        return attrs.evolve(known_decoder.kind(config, number), scale=math.sqrt(3) / width)
+        plain = known_decoder.kind(config, number)
+        return attrs.evolve(plain, scale=math.sqrt(3) / width) if roles.scores else plain
 
-    reference = attrs.evolve(known_decoder, kind=kind)
+    def rest(config: Any, piece: Piece, x: Tensor, mixed: Tensor) -> Tensor:
+        return known_decoder.rest(config, Slowed(piece.wrap, piece.config, piece.weights), x, mixed)
+
+    def embed(config: Any, outer: Tree, x: Tensor, positions: Tensor) -> Tensor:
+        found = known_decoder.embed(config, outer, x, positions)
+        return found / 2 if roles.scaled_embedding else found
+
+    reference = attrs.evolve(known_decoder, kind=kind, rest=rest, embed=embed)
     found = nn.all_logits(find_model(family).apply(section.config, changed, *tokens()))
     assert_close(found, nn.all_logits(decoder.apply(reference, section.config, params, *tokens())) / 4, 1e-9)
 
@@ -211,14 +240,38 @@ def test_keys_that_do_not_fit_are_refused(pairs: Mapping[str, object], message: 
     ("pair", "message"),
     [
         (
-            "model.family=gemma2",
-            "expected null for a family that is none of gpt2, llama, mistral, qwen2, qwen3, smollm3, found",
+            "model={family: gemma2, transfer: {base_head_dim: 16}}",
+            "model.transfer.base_head_dim: expected null for the family gemma2, whose scores depend on query_pre_attn_scalar",
+        ),
+        (
+            "optimizer={name: muon, config: {adamw_params: ['*']}}",
+            "optimizer.config.adamw_params: expected ['@embedding', '@head'] beside model.transfer, whose",
         ),
         ("model.adapter.name=lora", "model.transfer.name: expected null beside model.adapter.name=lora, found 'mup'"),
-        ("optimizer.name=muon", "optimizer.name: expected an optimizer for which model.transfer.name=mup has rules, adamw, "),
+        ("optimizer.name=soap", "optimizer.name: expected an optimizer for which model.transfer.name=mup has rules, adamw, "),
         ("optimizer.groups=[{params: [head], name: sgd}]", "optimizer.groups[0].name: expected an optimizer for which"),
     ],
 )
 def test_what_has_no_rules_is_refused(pair: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         resolve(config, [], ["model.transfer.name=mup", "model.transfer.base_width=64", pair])
+
+
+def test_a_family_without_roles_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("import attrs\nfrom fnrecipe.models.llama.model import model\nmodel = attrs.evolve(model, roles=None)\n")
+    expected = r"^model\.transfer\.name: expected null for a family that is none of gemma2, gemma3, gpt2, llama, "
+    with pytest.raises(ConfigError, match=expected):
+        resolve(config, [], ["model.transfer={name: mup, base_width: 64}", f"model.family={mine}"])
+
+
+@pytest.mark.parametrize("scale", ["jordan", "match_rms"])
+def test_muons_matrices_keep_their_rate_unless_their_updates_grow(scale: str) -> None:
+    muon = f"optimizer={{name: muon, config: {{scale: {scale}, adamw: {{eps: 1}}}}}}"
+    large = resolve(sized(LARGE, transfer={"name": "mup", "base_width": 16}), [], [muon])[0]
+    found = {part.label: part for part in parts(large.optimizer, large.model)}
+    slower = 2 if scale == "match_rms" else 1
+    matrices = next(part for part in found.values() if "matrices" in part.roles)
+    assert (matrices.lr_scale, attrs.asdict(matrices.config)["weight_decay"]) == (1 / slower, 0.1 * slower)
+    assert {label: attrs.asdict(part.config)["adamw"]["eps"] for label, part in found.items()}["last_norm"] == 1
+    assert attrs.asdict(found[""].config)["adamw"]["eps"] == 1 / WIDTH

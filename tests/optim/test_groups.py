@@ -284,7 +284,7 @@ def test_what_cannot_stand_in_a_group_is_told(value: str, message: str) -> None:
 
 def test_a_decay_of_an_optimizer_without_one_is_told() -> None:
     group, without = OptimizerGroup(("norm",), weight_decay=0.1), RegimeSection(num_steps=3)
-    problems = OptimizerSection("mine.py", without, LRSchedulerSection(), (group,)).conflicts()
+    problems = OptimizerSection("mine.py", without, LRSchedulerSection(), groups=(group,)).conflicts()
     expected = "null for optimizer.name=mine.py, whose config has no weight_decay"
     assert [*map(str, problems)] == [
         f"groups[0].weight_decay: expected {expected}, found 0.1",

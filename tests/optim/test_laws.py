@@ -37,6 +37,7 @@ BY_HAND: Mapping[str, Transform] = {
     "sgd with momentum": named("sgd", momentum=0.9, nesterov=True, weight_decay=0.1),
     "nadamw with decay": named("nadamw", weight_decay=0.1),
     "lion, cautious decay": named("lion", weight_decay=0.1, cautious_weight_decay=True),
+    "adamw, beta warming up": optim.adamw(RATE, betas=(constant(0.9, num_warmup_steps=3, start_lr=0.5), 0.95)),
     "adamw, cautious decay": named("adamw", cautious_weight_decay=True),
     "adafactor with decay": named("adafactor", weight_decay=0.1),
     "ademamix warming up": named("ademamix", num_alpha_steps=3, num_beta3_steps=5, weight_decay=0.1),

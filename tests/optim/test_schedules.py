@@ -73,6 +73,7 @@ def half_cosine(n: int, decay: int = 40) -> float:
 
 CASES: Mapping[str, tuple[optim.Schedule, Form]] = {
     "constant": (optim.constant(0.3, num_warmup_steps=7), by_hand(0.3, 7, lambda n: 0.3)),
+    "constant from a start": (optim.constant(0.9, num_warmup_steps=7, start_lr=0.5), by_hand(0.9, 7, lambda n: 0.9, 0.5)),
     "constant from the start": (optim.constant(0.3), lambda step: 0.3),
     "linear": (
         optim.linear(0.3, num_warmup_steps=7, num_steps=90, final_scale=0.1),
@@ -120,6 +121,10 @@ CASES: Mapping[str, tuple[optim.Schedule, Form]] = {
     "wsd, 1-sqrt": (
         optim.wsd(2.0, num_warmup_steps=6, num_decay_steps=40, num_steps=100, final_scale=0.1, decay_type="1-sqrt"),
         stable(6, 40, 100, 0.1, one_minus_sqrt),
+    ),
+    "wsd from a start": (
+        optim.wsd(0.9, num_warmup_steps=6, num_decay_steps=40, num_steps=100, final_scale=0.5, start_lr=0.3),
+        by_hand(0.9, 6, lambda n: 0.9 - 0.45 * min(max(n - 54, 0), 40) / 40, 0.3),
     ),
     "wsd, cosine": (
         optim.wsd(2.0, num_warmup_steps=6, num_decay_steps=40, num_steps=100, final_scale=0.1, decay_type="cosine"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from fnrecipe.components.component import LRScheduler
+from fnrecipe.config.bounds import NonNegative
 from fnrecipe.config.sections.optim import OpenWarmUp
 
 if TYPE_CHECKING:
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 
 @frozen
 class ConstantConfig(OpenWarmUp):
-    pass
+    start_lr: NonNegative = 0.0
 
 
 def constant(config: ConstantConfig, num_steps: int | None) -> Callable[[float], Schedule]:
     from fnrecipe import optim
 
-    return partial(optim.constant, num_warmup_steps=config.warmup(num_steps or 1))
+    return partial(optim.constant, num_warmup_steps=config.warmup(num_steps or 1), start_lr=config.start_lr)
 
 
 lr_scheduler = LRScheduler(ConstantConfig, constant)

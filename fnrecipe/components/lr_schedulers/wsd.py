@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import frozen
 
 from fnrecipe.components.component import LRScheduler
-from fnrecipe.config.bounds import Fraction, NonNegativeInt, StepFraction
+from fnrecipe.config.bounds import Fraction, NonNegative, NonNegativeInt, StepFraction
 from fnrecipe.config.sections.optim import WarmUp
 from fnrecipe.errors import Problem
 
@@ -24,6 +24,7 @@ class WSDConfig(WarmUp):
     num_decay_steps: NonNegativeInt | StepFraction = 0.2
     final_lr_scale: Fraction = 0.0
     decay_type: Literal["linear", "1-sqrt", "cosine"] = "linear"
+    start_lr: NonNegative = 0.0
 
     def decay(self, num_steps: int) -> int:
         written = self.num_decay_steps
@@ -53,6 +54,7 @@ def wsd(config: WSDConfig, num_steps: int | None) -> Callable[[float], Schedule]
         num_steps=last,
         final_scale=config.final_lr_scale,
         decay_type=config.decay_type,
+        start_lr=config.start_lr,
     )
 
 

@@ -28,7 +28,7 @@ def adamw(config: AdamWConfig, schedule: Schedules, max_norm: float | None) -> T
 
     return optim.adamw(
         schedule(config.lr),
-        betas=config.betas,
+        betas=(schedule.momentum(config.betas[0]), config.betas[1]),
         eps=config.eps,
         weight_decay=schedule.decay(config.weight_decay),
         mask=optim.decaying(config.decay_vectors),
@@ -37,4 +37,4 @@ def adamw(config: AdamWConfig, schedule: Schedules, max_norm: float | None) -> T
     )
 
 
-optimizer = Optimizer(AdamWConfig, adamw, moments=2, transfers=True)
+optimizer = Optimizer(AdamWConfig, adamw, moments=2, momentum=lambda config: config.betas[0], transfers=True)

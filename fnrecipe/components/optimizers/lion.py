@@ -26,7 +26,7 @@ def lion(config: LionConfig, schedule: Schedules, max_norm: float | None) -> Tra
     from fnrecipe import optim
 
     return optim.descent(
-        optim.scale_by_lion(*config.betas),
+        optim.scale_by_lion(schedule.momentum(config.betas[0]), config.betas[1]),
         schedule=schedule(config.lr),
         weight_decay=schedule.decay(config.weight_decay),
         mask=optim.decaying(config.decay_vectors),
@@ -35,4 +35,4 @@ def lion(config: LionConfig, schedule: Schedules, max_norm: float | None) -> Tra
     )
 
 
-optimizer = Optimizer(LionConfig, lion, moments=1, transfers=True)
+optimizer = Optimizer(LionConfig, lion, moments=1, momentum=lambda config: config.betas[0], transfers=True)

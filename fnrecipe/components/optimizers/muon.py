@@ -39,12 +39,16 @@ class MuonConfig:
 def muon(config: MuonConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
-    direction = optim.scale_by_muon(config.momentum, nesterov=config.nesterov, method=polar_method(config), scale=config.scale)
+    momentum = schedule.momentum(config.momentum)
+    direction = optim.scale_by_muon(momentum, nesterov=config.nesterov, method=polar_method(config), scale=config.scale)
     return beside_adamw(config, direction, schedule, max_norm)
 
 
 def beside_adamw(config: MuonConfig, direction: Transform, schedule: Schedules, max_norm: float | None) -> Transform:
-    """The direction for matrices, AdamW for those that the config names and for vectors; clipping sees all gradients."""
+    """The direction for matrices, AdamW for those that the config names and for vectors; clipping sees all gradients.
+
+    A schedule of momentum is that of the direction alone.
+    """
     from fnrecipe import optim
 
     def hidden(path: str, parameter: Tensor) -> bool:
@@ -56,7 +60,8 @@ def beside_adamw(config: MuonConfig, direction: Transform, schedule: Schedules, 
         weight_decay=schedule.decay(config.weight_decay),
         cautious_weight_decay=config.cautious_weight_decay,
     )
-    both = optim.split(hidden, matrices, adamw(config.adamw, schedule, None))
+    others = adamw(config.adamw, optim.Schedules(schedule.rate, schedule.decay), None)
+    both = optim.split(hidden, matrices, others)
     return both if max_norm is None else optim.chain(optim.clip_by_global_norm(max_norm), both)
 
 
@@ -66,4 +71,11 @@ def polar_method(config: MuonConfig) -> PolarMethod:
     return {"jordan": optim.JORDAN, "polar_express": optim.POLAR_EXPRESS}[config.coefficients]
 
 
-optimizer = Optimizer(MuonConfig, muon, moments=1)
+def width_power(config: MuonConfig) -> float:
+    """A polar factor's scale by sides that all grow alike stays, or grows with their root."""
+    return 0.5 if config.scale == "match_rms" else 0.0
+
+
+optimizer = Optimizer(
+    MuonConfig, muon, moments=1, momentum=lambda config: config.momentum, transfers=True, width_power=width_power
+)

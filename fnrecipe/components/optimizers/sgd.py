@@ -29,7 +29,7 @@ def sgd(config: SGDConfig, schedule: Schedules, max_norm: float | None) -> Trans
 
     return optim.sgd(
         schedule(config.lr),
-        decay=config.momentum,
+        decay=schedule.momentum(config.momentum),
         nesterov=config.nesterov,
         weight_decay=schedule.decay(config.weight_decay),
         mask=optim.decaying(config.decay_vectors),
@@ -37,4 +37,4 @@ def sgd(config: SGDConfig, schedule: Schedules, max_norm: float | None) -> Trans
     )
 
 
-optimizer = Optimizer(SGDConfig, sgd)
+optimizer = Optimizer(SGDConfig, sgd, momentum=lambda config: config.momentum)

@@ -79,9 +79,13 @@ class ModelSection(Tagged):
             expected = "null without model.path, the model that the adapter was trained beside"
             yield Problem("adapter.path", expected, self.adapter.path)
         if self.transfer.name is not None:
-            if find_component(self.family, FAMILIES).scores is None:
-                of = [name for name in known(FAMILIES) if find_component(name, FAMILIES).scores]
+            roles = find_component(self.family, FAMILIES).roles
+            if roles is None:
+                of = [name for name in known(FAMILIES) if find_component(name, FAMILIES).roles]
                 yield Problem("transfer.name", f"null for a family that is none of {', '.join(of)}", repr(self.transfer.name))
+            elif roles.scores is None and self.transfer.base_head_dim is not None:
+                expected = f"null for the family {self.family}, whose scores depend on query_pre_attn_scalar"
+                yield Problem("transfer.base_head_dim", expected, str(self.transfer.base_head_dim))
             if self.adapter.name is not None:
                 yield Problem("transfer.name", f"null beside model.adapter.name={self.adapter.name}", repr(self.transfer.name))
 

@@ -9,7 +9,7 @@ import attrs
 from attrs import AttrsInstance, Factory, field, frozen
 
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, ProperFraction, StepFraction
-from fnrecipe.config.find import Kind
+from fnrecipe.config.find import Kind, find_component, known
 from fnrecipe.config.patterns import wrong_tag
 from fnrecipe.config.tagged import Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem
@@ -162,12 +162,14 @@ class OptimizerGroup(Tagged):
 class OptimizerSection(Tagged):
     """
     weight_decay_scheduler   what becomes of weight decays over steps, as of the rate by `lr_scheduler`; null: they stay
+    momentum_scheduler       the same of momenta, or first betas, of those optimizers that say which they have
     groups   parameters that differ; the first that fits a parameter has it, and the optimizer itself has the rest
     """
 
     name: str = "adamw"
     config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
     weight_decay_scheduler: LRSchedulerSection | None = None
+    momentum_scheduler: LRSchedulerSection | None = None
     groups: tuple[OptimizerGroup, ...] = ()
 
     @classmethod
@@ -187,6 +189,26 @@ class OptimizerSection(Tagged):
             given["weight_decay_scheduler"] = self.weight_decay_scheduler.name
         for path, value in given.items() if not _has_decay(self.config) else ():
             yield Problem(path, f"null for optimizer.name={self.name}, whose config has no weight_decay", value)
+        if self.momentum_scheduler is not None:
+            yield from self._momentum_conflicts(self.momentum_scheduler)
+
+    def _momentum_conflicts(self, scheduler: LRSchedulerSection) -> Iterator[Problem]:
+        owners = {f"groups[{n}].": (group.name, group.config) for n, group in enumerate(self.groups) if group.name is not None}
+        for path, (name, config) in {"": (self.name, self.config), **owners}.items():
+            momentum = find_component(name, OPTIMIZERS).momentum
+            if momentum is None:
+                have = ", ".join(each for each in known(OPTIMIZERS) if find_component(each, OPTIMIZERS).momentum)
+                expected = f"an optimizer whose momentum may change beside optimizer.momentum_scheduler, {have}"
+                yield Problem(f"{path}name", expected, repr(name))
+            elif momentum(config) == 0:
+                expected = f"null where the momentum of optimizer.{path}config is 0"
+                yield Problem("momentum_scheduler", expected, scheduler.name)
+        for key, value in attrs.asdict(scheduler.config, recurse=False).items():
+            if key in ("start_lr", "final_lr") and value >= 1:
+                yield Problem(f"momentum_scheduler.config.{key}", "a momentum, less than 1", f"{value:g}")
+            if key in ("start_lr_scale", "final_lr_scale", "lr_mul") and value > 1:
+                expected = "at most 1, or momentum would be more than that of the optimizer"
+                yield Problem(f"momentum_scheduler.config.{key}", expected, f"{value:g}")
 
 
 def _has_decay(config: AttrsInstance) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal
 
 from attrs import field, frozen
@@ -114,11 +115,14 @@ class RegimeSection:
 
     The last step is always saved and validated, and a run that a signal or `max_minutes` ends saves first.
 
+    `batch_size_schedule`: pairs (last step, rows) of steps that take less than `dataset.batch_size` rows, first to last.
+
     `on_spike`: what is done at a step whose loss or gradient norm is far above those before it.
     """
 
     num_steps: PositiveInt | None = None
     num_data_epochs: PositiveInt | None = None
+    batch_size_schedule: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     max_minutes: Positive | None = field(default=None, metadata=RUNTIME)
     checkpoint_every_n_steps: PositiveInt | None = field(default=1000, metadata=RUNTIME)
     checkpoint_every_n_minutes: Positive | None = field(default=None, metadata=RUNTIME)
@@ -153,6 +157,9 @@ class RegimeSection:
             yield Problem("keep_model_only", expected, "true")
         if not all(self.score_metric.partition("/")):
             yield Problem("score_metric", "EVALUATION/NAME, such as valid/loss", repr(self.score_metric))
+        if self.batch_size_schedule and self.on_spike == "rollback":
+            expected = "[] for regime.on_spike=rollback, which passes over batches and not over parts of them"
+            yield Problem("batch_size_schedule", expected, str([list(pair) for pair in self.batch_size_schedule]))
         default = SpikesSection()
         unread = {"ignore": ("window", "bound", "pass_over", "max_rollbacks"), "skip": ("pass_over", "max_rollbacks")}
         for name in unread.get(self.on_spike, ()):
@@ -161,6 +168,27 @@ class RegimeSection:
                 yield Problem(
                     f"spikes.{name}", f"{usual:g} for regime.on_spike={self.on_spike}, which does not read it", f"{found:g}"
                 )
+
+    def part(self, step: int, batch_size: int) -> tuple[int, int]:
+        """Which part of a batch that is read the step, counted from 1, takes; and of how many."""
+        begun = 0
+        for last, rows in self.batch_size_schedule:
+            if step <= last:
+                parts = batch_size // rows
+                return (step - 1 - begun) % parts, parts
+            begun = last
+        return 0, 1
+
+    def batch_size_conflicts(self, batch_size: int, num_microbatches: int) -> Iterator[Problem]:
+        """What of the schedule does not cut batches of so many rows, in so many microbatches, into equal parts."""
+        for number, ((begun, _), (last, rows)) in enumerate(pairwise([(0, 0), *self.batch_size_schedule])):
+            where = f"batch_size_schedule[{number}]"
+            if batch_size % rows or rows % num_microbatches:
+                of = f"gang.num_microbatches = {num_microbatches} that divide dataset.batch_size = {batch_size}"
+                yield Problem(f"{where}[1]", f"rows that are a multiple of {of}", str(rows))
+            elif last <= begun or (last - begun) % (batch_size // rows):
+                expected = f"{begun} and a multiple of {batch_size // rows}, the steps of {rows} rows that use up a batch"
+                yield Problem(f"{where}[0]", expected, str(last))
 
 
 @frozen

@@ -9,7 +9,7 @@ from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
 from fnrecipe.models.hugging_face_keys import DECODER_KEYS, Keys, fixed, reader, rope, same, windows, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
-from fnrecipe.models.model import Family
+from fnrecipe.models.model import Family, Roles
 from fnrecipe.models.parameters import Parameter, count, in_layers
 
 
@@ -87,4 +87,5 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Gemma2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)
+ROLES = Roles(None, writers=("attention_post_norm", "ffn_post_norm"), norm_offset=1.0, scaled_embedding=True)
+family = Family(config=Gemma2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=ROLES)

@@ -74,4 +74,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Gemma3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face)
+family = Family(config=Gemma3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=gemma2.ROLES)

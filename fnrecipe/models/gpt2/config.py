@@ -11,7 +11,7 @@ from fnrecipe.config.bounds import Positive, PositiveInt
 from fnrecipe.errors import Problem
 from fnrecipe.models.hugging_face import HuggingFace, Stored
 from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, same, writer
-from fnrecipe.models.model import Family
+from fnrecipe.models.model import Family, Roles
 from fnrecipe.models.parameters import Parameter, count, in_layers
 
 
@@ -139,4 +139,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=GPT2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, scores="query")
+family = Family(config=GPT2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=Roles("query"))

@@ -8,7 +8,7 @@ from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
 from fnrecipe.models.hugging_face_keys import Keys, all_layers, fixed, reader, rope, same, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
-from fnrecipe.models.model import Family
+from fnrecipe.models.model import Family, Roles
 from fnrecipe.models.parameters import Parameter, count, in_layers
 
 
@@ -100,4 +100,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Qwen2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, scores="query")
+family = Family(config=Qwen2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=Roles("query"))
