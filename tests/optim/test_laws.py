@@ -41,6 +41,7 @@ BY_HAND: Mapping[str, Transform] = {
     "adafactor with decay": named("adafactor", weight_decay=0.1),
     "ademamix warming up": named("ademamix", num_alpha_steps=3, num_beta3_steps=5, weight_decay=0.1),
     "muon, polar express": named("muon", coefficients="polar_express", scale="match_rms", nesterov=False),
+    "dion2, most rows": named("dion2", fraction=0.6, coefficients="jordan", ef_decay=0.5, adamw_params=("head",)),
     "normuon, spectral": named("normuon", scale="spectral", adamw_params=("head",)),
     "mars with decay": named("mars", weight_decay=0.1, cautious_weight_decay=True),
     "schedule-free with decay": named("schedule_free", weight_decay=0.1, power=2.0),
@@ -56,7 +57,7 @@ BY_HAND: Mapping[str, Transform] = {
 }
 ALL = {**BY_NAME, **BY_HAND}
 over_all = pytest.mark.parametrize("transform", ALL.values(), ids=ALL.keys())
-DECAYS = {"adamw": 0.1, "muon": 0.1, "normuon": 0.1, "soap": 0.01}
+DECAYS = {"adamw": 0.1, "dion2": 0.01, "muon": 0.1, "normuon": 0.1, "soap": 0.01}
 """The decay of those that decay by default."""
 
 
@@ -217,7 +218,7 @@ def test_all_are_the_same_bits_on_two_ranks() -> None:
 
 def check_other_ranks(rank: int, size: int, root: str) -> None:
     """Steps on all ranks go on in one process, and steps of one process on all ranks, out of a checkpoint."""
-    names = ("adafactor", "normuon", "soap", "cautious")
+    names = ("adafactor", "normuon", "dion2", "soap", "cautious")
     for name in names:
         meshes = [mesh_of(0, 1), mesh_of(rank, size), mesh_of(rank, size, sharding="fsdp", shard_size=2), mesh_of(0, 1)]
         gangs = [Gang() if mesh.ranks == 1 else Gang(rank, size) for mesh in meshes]
