@@ -36,12 +36,15 @@ class Optimizer(Generic[C]):
     transfers  whether each element's updates depend on its own gradients alone, and not on their scale but for `eps`: so
              `model.transfer` has rules for it
     moments  tensors like the parameters that it keeps at least: what does not fit is refused beforehand
+    low_precision  whether these may have a `state_dtype` of their own: moments of single elements, as `optim.low_precision`
+                   keeps them
     """
 
     config: type[C]
     make: Callable[[C, Schedules, float | None], Transform]
     moments: int = 0
     transfers: bool = False
+    low_precision: bool = False
 
 
 @attrs.frozen

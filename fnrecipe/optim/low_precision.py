@@ -57,7 +57,9 @@ def low_precision(transform: Transform, dtype: StateDtype) -> Transform:
         UsageError: if the transform needs more than single elements, or a part of a state is dealt over ranks.
     """
     if transform.needs != "elements":
-        raise UsageError(f"optim.low_precision: expected a transform that needs elements, found one that needs {transform.needs}")
+        raise UsageError(
+            f"optim.low_precision: expected a transform that needs elements, found one that needs {transform.needs}"
+        )
 
     def init(params: Tree) -> Tree:
         state, owners = transform.init(params), tree.paths(params, is_shard)
@@ -96,8 +98,11 @@ def quantize(value: Tensor | Shard, signed: bool) -> Quantized:
     scale = blocks.abs().amax(-1, keepdim=True).float()
     places = encode(blocks.float() / torch.where(scale > 0, scale, 1.0), signed)
     codes = places.flatten(-2)[..., : tensor.shape[along]]
-    local = (turned.transpose(along, -1).contiguous() for turned in (codes, scale.squeeze(-1)))
-    return Quantized(*(tree.like(value, [part]) for part in local), signed=signed, dtype=wide(tensor).dtype)
+
+    def like(turned: Tensor) -> Tree:
+        return tree.like(value, [turned.transpose(along, -1).contiguous()])
+
+    return Quantized(like(codes), like(scale.squeeze(-1)), signed, wide(tensor).dtype)
 
 
 def dequantize(value: Quantized) -> Tensor | Shard:

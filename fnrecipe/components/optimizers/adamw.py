@@ -37,4 +37,4 @@ def adamw(config: AdamWConfig, schedule: Schedules, max_norm: float | None) -> T
     )
 
 
-optimizer = Optimizer(AdamWConfig, adamw, moments=2, transfers=True)
+optimizer = Optimizer(AdamWConfig, adamw, moments=2, transfers=True, low_precision=True)

@@ -76,4 +76,4 @@ def polar_method(config: MatrixConfig) -> PolarMethod:
     return {"jordan": optim.JORDAN, "polar_express": optim.POLAR_EXPRESS}[config.coefficients]
 
 
-optimizer = Optimizer(MuonConfig, muon, moments=1)
+optimizer = Optimizer(MuonConfig, muon, moments=1, low_precision=True)

@@ -28,4 +28,4 @@ def normuon(config: NorMuonConfig, schedule: Schedules, max_norm: float | None) 
     return beside_adamw(config, direction, schedule, max_norm)
 
 
-optimizer = Optimizer(NorMuonConfig, normuon, moments=1)
+optimizer = Optimizer(NorMuonConfig, normuon, moments=1, low_precision=True)

@@ -37,4 +37,4 @@ def sgd(config: SGDConfig, schedule: Schedules, max_norm: float | None) -> Trans
     )
 
 
-optimizer = Optimizer(SGDConfig, sgd)
+optimizer = Optimizer(SGDConfig, sgd, low_precision=True)

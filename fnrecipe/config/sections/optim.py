@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
 
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, ProperFraction, StepFraction
-from fnrecipe.config.find import Kind
+from fnrecipe.config.find import Kind, find_component
 from fnrecipe.config.patterns import wrong_tag
 from fnrecipe.config.tagged import Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem
@@ -161,12 +161,14 @@ class OptimizerGroup(Tagged):
 @frozen
 class OptimizerSection(Tagged):
     """
+    state_dtype   in which moments of matrices are kept between updates; null: as the parameters are
     weight_decay_scheduler   what becomes of weight decays over steps, as of the rate by `lr_scheduler`; null: they stay
     groups   parameters that differ; the first that fits a parameter has it, and the optimizer itself has the rest
     """
 
     name: str = "adamw"
     config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
+    state_dtype: Literal["bfloat16", "8bit"] | None = None
     weight_decay_scheduler: LRSchedulerSection | None = None
     groups: tuple[OptimizerGroup, ...] = ()
 
@@ -187,6 +189,11 @@ class OptimizerSection(Tagged):
             given["weight_decay_scheduler"] = self.weight_decay_scheduler.name
         for path, value in given.items() if not _has_decay(self.config) else ():
             yield Problem(path, f"null for optimizer.name={self.name}, whose config has no weight_decay", value)
+        names = dict.fromkeys([self.name, *(self.of(group)[0] for group in self.groups)])
+        for name in names if self.state_dtype is not None else ():
+            if not find_component(name, OPTIMIZERS).low_precision:
+                expected = f"null for the optimizer {name}, which keeps more than moments of single elements"
+                yield Problem("state_dtype", expected, repr(self.state_dtype))
 
 
 def _has_decay(config: AttrsInstance) -> bool:
