@@ -91,8 +91,8 @@ def with_value(path: str, value: object) -> dict[str, Any]:
         ("optimizer.config.betas=[]", "a list of 2 values", "[]"),
         ("optimizer.config.betas=[0.9, 0.95, 0.99]", "a list of 2 values", "[0.9, 0.95, 0.99]"),
         ("optimizer.config=null", f"a section with the keys {', '.join(ADAMW)}", "null"),
-        ("optimizer=adamw", "a section with the keys name, config, weight_decay_scheduler, groups", "'adamw'"),
-        ("optimizer=[1]", "a section with the keys name, config, weight_decay_scheduler, groups", "[1]"),
+        ("optimizer=adamw", "a section with the keys name, config, state_dtype, weight_decay_scheduler, groups", "'adamw'"),
+        ("optimizer=[1]", "a section with the keys name, config, state_dtype, weight_decay_scheduler, groups", "[1]"),
         ("trainer.jit=false", "auto or off or trace or inductor", "false"),
         ("trainer.jit=null", "auto or off or trace or inductor", "null"),
         ("dataset.packing=[1]", "best_fit or concat", "[1]"),
@@ -268,6 +268,7 @@ def test_data_is_plain_and_in_the_order_of_the_fields() -> None:
             "decay_vectors": False,
             "cautious_weight_decay": False,
         },
+        "state_dtype": None,
         "weight_decay_scheduler": None,
         "groups": [],
     }
