@@ -265,7 +265,7 @@ def test_a_pattern_without_parameters_is_an_error_of_one_line(groups: list[Mappi
         ),
         (
             "[{params: [a], name: adam}]",
-            "optimizer.groups[0].name: expected adafactor or adamw or ademamix or lion or mars or muon or nadamw or "
+            "optimizer.groups[0].name: expected adafactor or adamw or ademamix or dion2 or lion or mars or muon or nadamw or "
             "normuon or schedule_free or sgd or soap or path/to/file.py or module:attribute, "
             "found 'adam' (command line); did you mean adamw?",
         ),
@@ -336,7 +336,7 @@ def test_moments_that_cannot_be_narrow_are_told(pairs: list[str], expected: str)
 
 
 def test_narrow_moments_of_narrow_parameters_are_told() -> None:
-    with pytest.raises(ConfigError, match="expected null or 8bit for model.dtype=bfloat16, in which moments are too"):
+    with pytest.raises(ConfigError, match=r"expected null or 8bit for model\.dtype=bfloat16, in which moments are too"):
         resolve(config, pairs=["optimizer.state_dtype=bfloat16", "model.dtype=bfloat16"])
 
 
