@@ -39,6 +39,8 @@ class Optimizer(Generic[C]):
     width_power  config -> what power of the width those changes grow with that its updates of matrices make to their outputs:
                  1 where each element moves by as much at any width, as Adam's do
     moments  tensors like the parameters that it keeps at least: what does not fit is refused beforehand
+    low_precision  whether these may have a `state_dtype` of their own: moments of single elements, as `optim.low_precision`
+                   keeps them
     """
 
     config: type[C]
@@ -47,6 +49,7 @@ class Optimizer(Generic[C]):
     momentum: Callable[[C], float] | None = None
     transfers: bool = False
     width_power: Callable[[C], float] = lambda config: 1.0
+    low_precision: bool = False
 
 
 @attrs.frozen

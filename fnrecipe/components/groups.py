@@ -53,13 +53,14 @@ def make_update(
     """
     found = parts(optimizer, model)
 
+    from fnrecipe import optim
+
     def make(part: Part, max_norm: float | None) -> Transform:
-        return find_component(part.optimizer, OPTIMIZERS).make(part.config, schedules.scaled(part.lr_scale), max_norm)
+        made = find_component(part.optimizer, OPTIMIZERS).make(part.config, schedules.scaled(part.lr_scale), max_norm)
+        return made if optimizer.state_dtype is None else optim.low_precision(made, optimizer.state_dtype)
 
     if len(found) == 1:
         return make(found[0], max_norm)
-    from fnrecipe import optim
-
     transforms = {part.label: make(part, None) for part in found}
     return optim.clipped(optim.partition_by(partial(members, found, optimizer.groups, model), transforms), max_norm)
 

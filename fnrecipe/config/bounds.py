@@ -24,5 +24,6 @@ NonNegative = Annotated[float, Bound("a number of at least 0", lambda x: x >= 0)
 NonPositive = Annotated[float, Bound("a number of at most 0", lambda x: x <= 0)]
 AtLeastOne = Annotated[float, Bound("a number of at least 1", lambda x: x >= 1)]
 Fraction = Annotated[float, Bound("a number from 0 up to 1", lambda x: 0 <= x <= 1)]
+PositiveFraction = Annotated[float, Bound("a number above 0, up to 1", lambda x: 0 < x <= 1)]
 ProperFraction = Annotated[float, Bound("a number from 0 up to, but not including, 1", lambda x: 0 <= x < 1)]
 StepFraction = Annotated[float, Bound("a fraction below 1", lambda x: 0 <= x < 1)]

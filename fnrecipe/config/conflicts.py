@@ -56,6 +56,8 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
         yield Problem("dataset.num_lanes", expected, str(dataset.num_lanes))
     if config.model.dtype == "bfloat16" and config.trainer.dtype == "float16":
         yield Problem("trainer.dtype", "float32 or bfloat16 for model.dtype=bfloat16", "'float16'")
+    if config.model.dtype == config.optimizer.state_dtype == "bfloat16":
+        yield Problem("optimizer.state_dtype", "null or 8bit for model.dtype=bfloat16, in which moments are too", "'bfloat16'")
     average, steps = config.trainer.average, config.regime.num_steps
     if average is not None and steps is not None and average.start >= steps:
         yield Problem("trainer.average.start", f"less than regime.num_steps = {steps}", str(average.start))
@@ -72,6 +74,8 @@ def decoder_conflicts(config: DecoderConfig) -> Iterator[Problem]:
 
 def _tensor_parallel_conflicts(config: DecoderConfig) -> Iterator[Problem]:
     ranks = config.gang.tensor_parallel_size
+    if ranks > 1 and config.optimizer.state_dtype == "8bit":
+        yield Problem("optimizer.state_dtype", f"null or bfloat16 for gang.tensor_parallel_size = {ranks}", "'8bit'")
     sizes = {f"model.config.{name}": size for name, size in cut_sizes(config.model.config).items()}
     for path, size in {**sizes, "dataset.max_seq_len": config.dataset.max_seq_len}.items():
         if size % ranks:

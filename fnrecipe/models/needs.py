@@ -28,6 +28,8 @@ def model_needs(
         return []
     names = [optimizer.of(group)[0] for group in optimizer.groups]
     moments = min(find_component(name, OPTIMIZERS).moments for name in [optimizer.name, *names])
+    if optimizer.state_dtype is not None:  # in parameters, rounded down
+        moments = moments * {"bfloat16": 2, "8bit": 1}[optimizer.state_dtype] // {"float32": 4, "bfloat16": 2}[model.dtype]
     moments += trainer.average is not None
     all_trained = model.adapter.name is None and trainer.trains is None
     kept = 2 + moments if all_trained else 1

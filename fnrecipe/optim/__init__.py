@@ -15,10 +15,14 @@ from fnrecipe.optim.descent import add_cautious_decayed_weights as add_cautious_
 from fnrecipe.optim.descent import add_decayed_weights as add_decayed_weights
 from fnrecipe.optim.descent import descent as descent
 from fnrecipe.optim.descent import scale_by_learning_rate as scale_by_learning_rate
+from fnrecipe.optim.dion2 import orthogonalize_largest as orthogonalize_largest
+from fnrecipe.optim.dion2 import scale_by_dion2 as scale_by_dion2
 from fnrecipe.optim.hyperball import hyperball as hyperball
 from fnrecipe.optim.hyperball import keep_parameter_norm as keep_parameter_norm
 from fnrecipe.optim.hyperball import scale_by_parameter_norm as scale_by_parameter_norm
 from fnrecipe.optim.lion import scale_by_lion as scale_by_lion
+from fnrecipe.optim.low_precision import StateDtype as StateDtype
+from fnrecipe.optim.low_precision import low_precision as low_precision
 from fnrecipe.optim.mars import correct_by_last_gradient as correct_by_last_gradient
 from fnrecipe.optim.mars import scale_by_mars as scale_by_mars
 from fnrecipe.optim.moments import momentum as momentum

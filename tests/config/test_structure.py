@@ -273,6 +273,7 @@ def test_data_is_plain_and_in_the_order_of_the_fields() -> None:
             "decay_vectors": False,
             "cautious_weight_decay": False,
         },
+        "state_dtype": None,
         "weight_decay_scheduler": None,
         "momentum_scheduler": None,
         "groups": [],

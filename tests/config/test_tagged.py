@@ -197,6 +197,7 @@ def test_an_optimizer_of_a_user_has_its_own_config() -> None:
     expected = {
         "name": "my_optimizer:sgd",
         "config": {"lr": 0.1, "momentum": 0.9},
+        "state_dtype": None,
         "weight_decay_scheduler": None,
         "momentum_scheduler": None,
         "groups": [],

@@ -39,6 +39,7 @@ def matrix(path: str, parameter: Tensor) -> bool:
 
 TRANSFORMS = {
     "muon": optim.masked(optim.scale_by_muon(), matrix),
+    "dion2": optim.masked(optim.scale_by_dion2(), matrix),
     "normuon and the size of parameters": optim.masked(
         optim.chain(optim.scale_by_normuon(), optim.scale_by_parameter_rms()), matrix
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -365,6 +366,43 @@ def test_soap_turns_with_its_gradients() -> None:
             other, second, _ = transform.update({"a": rows @ g @ columns}, states[1], turned, number)
             states = first, second
         assert ((rows @ found["a"] @ columns - other["a"]).abs().max() < 1e-6) == same
+
+
+def dion2_by_loops(matrix: Tensor, turned: bool, fraction: float, decay: float) -> Tensor:
+    """Five updates as the authors' code makes them, of columns; the polar factor by singular values."""
+    (rows, columns), momentum = matrix.shape, torch.zeros_like(matrix)
+    for step in range(1, 6):
+        momentum += gradient(step)
+        sizes = [sum(abs(momentum[row, column].item()) for row in range(rows)) for column in range(columns)]
+        taken = sorted(range(columns), key=lambda column: -sizes[column])[: max(1, math.ceil(fraction * columns))]
+        left, _, right = torch.linalg.svd(momentum[:, taken], full_matrices=False)
+        matrix = matrix * (1 - 0.02 * 0.1)
+        matrix[:, taken] -= 0.02 * math.sqrt(columns / rows if turned else rows / columns) * left @ right
+        momentum[:, taken] *= decay
+    return matrix
+
+
+@pytest.mark.parametrize(("fraction", "decay"), [(0.25, 0.95), (0.5, 0.6), (1.0, 0.9)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_dion2_is_the_authors_of_fewer_rows_or_columns(fraction: float, decay: float, turned: bool) -> None:
+    transform = fast(optim.scale_by_dion2(fraction, decay, method=NEWTON_SCHULZ))
+    params: Tree = {"a": begin().mT if turned else begin()}
+    state = transform.init(params)
+    for step in range(1, 6):
+        g = gradient(step).mT if turned else gradient(step)
+        updates, state, _ = transform.update({"a": g}, state, params, torch.tensor(step))
+        params = optim.apply_updates(params, updates)
+    expected = dion2_by_loops(begin(), turned, fraction, decay)
+    assert ((params["a"].mT if turned else params["a"]) - expected).abs().max() < 1e-9
+
+
+def test_dion2_of_all_rows_is_muon_and_of_a_stack_that_of_each_matrix() -> None:
+    muon = optim.chain(optim.momentum(0.95), optim.orthogonalize(NEWTON_SCHULZ), optim.scale_by_shape("spectral"))
+    assert (after(fast(optim.scale_by_dion2(1.0, method=NEWTON_SCHULZ))) - after(fast(muon))).abs().max() < 1e-12
+    stack = torch.stack([gradient(1), gradient(2), gradient(3)])
+    each = torch.stack([one(optim.scale_by_dion2(0.5), matrix) for matrix in stack])
+    assert torch.allclose(one(optim.scale_by_dion2(0.5), stack), each, rtol=0, atol=1e-12)
+    assert (each == 0).sum() == 12  # a column of each three
 
 
 def test_soap_goes_into_muon() -> None:

@@ -265,7 +265,7 @@ def test_a_pattern_without_parameters_is_an_error_of_one_line(groups: list[Mappi
         ),
         (
             "[{params: [a], name: adam}]",
-            "optimizer.groups[0].name: expected adafactor or adamw or ademamix or lion or mars or muon or nadamw or "
+            "optimizer.groups[0].name: expected adafactor or adamw or ademamix or dion2 or lion or mars or muon or nadamw or "
             "normuon or schedule_free or sgd or soap or path/to/file.py or module:attribute, "
             "found 'adam' (command line); did you mean adamw?",
         ),
@@ -284,7 +284,7 @@ def test_what_cannot_stand_in_a_group_is_told(value: str, message: str) -> None:
 
 def test_a_decay_of_an_optimizer_without_one_is_told() -> None:
     group, without = OptimizerGroup(("norm",), weight_decay=0.1), RegimeSection(num_steps=3)
-    problems = OptimizerSection("mine.py", without, LRSchedulerSection(), groups=(group,)).conflicts()
+    problems = OptimizerSection("mine.py", without, weight_decay_scheduler=LRSchedulerSection(), groups=(group,)).conflicts()
     expected = "null for optimizer.name=mine.py, whose config has no weight_decay"
     assert [*map(str, problems)] == [
         f"groups[0].weight_decay: expected {expected}, found 0.1",
@@ -306,6 +306,38 @@ def test_what_groups_need_is_what_the_leanest_optimizer_does() -> None:
         return next(need.size for need in needs if need.part == "state")
 
     assert kept(section([OWN])) == kept(section([], name="sgd")) == kept(section([])) // 2
+    assert kept(section([], state_dtype="8bit")) == kept(section([], name="sgd"))
+    assert kept(section([], state_dtype="bfloat16")) == kept(section([], name="sgd")) * 3 // 2
+
+
+def test_groups_have_narrow_moments_too() -> None:
+    begin = params(torch.float32)
+    state = tree.paths(update_of([OWN, *GROUPS], state_dtype="8bit").init(begin))
+    of_matrices = [path for path, leaf in tree.paths(begin).items() if leaf.ndim > 1 and path != "embedding"]
+    codes = [path for path, leaf in state.items() if leaf.dtype == torch.uint8]
+    assert len(codes) == 2 * len(of_matrices) + 1  # AdamW's two, and the momentum of SGD
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        (["optimizer.name=soap"], "null for the optimizer soap, which keeps more than moments of single elements"),
+        (
+            ["optimizer.groups=[{params: ['@head'], name: dion2}]"],
+            "null for the optimizer dion2, which keeps more than moments of single elements",
+        ),
+        (["gang.tensor_parallel_size=2"], "null or bfloat16 for gang.tensor_parallel_size = 2"),
+    ],
+)
+def test_moments_that_cannot_be_narrow_are_told(pairs: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        resolve(config, pairs=["optimizer.state_dtype=8bit", *pairs])
+    assert f"optimizer.state_dtype: expected {expected}, found '8bit'" in str(raised.value)
+
+
+def test_narrow_moments_of_narrow_parameters_are_told() -> None:
+    with pytest.raises(ConfigError, match=r"expected null or 8bit for model\.dtype=bfloat16, in which moments are too"):
+        resolve(config, pairs=["optimizer.state_dtype=bfloat16", "model.dtype=bfloat16"])
 
 
 FEW = [{"params": ["@norms"], "weight_decay": 0.3, "lr_scale": 2.0}, {"params": ["layers.1.*"], "lr_scale": 0.5}]

@@ -42,9 +42,13 @@ BY_HAND: Mapping[str, Transform] = {
     "adafactor with decay": named("adafactor", weight_decay=0.1),
     "ademamix warming up": named("ademamix", num_alpha_steps=3, num_beta3_steps=5, weight_decay=0.1),
     "muon, polar express": named("muon", coefficients="polar_express", scale="match_rms", nesterov=False),
+    "dion2, most rows": named("dion2", fraction=0.6, coefficients="jordan", ef_decay=0.5, adamw_params=("head",)),
     "normuon, spectral": named("normuon", scale="spectral", adamw_params=("head",)),
     "mars with decay": named("mars", weight_decay=0.1, cautious_weight_decay=True),
     "schedule-free with decay": named("schedule_free", weight_decay=0.1, power=2.0),
+    "adamw of 8 bits": optim.low_precision(named("adamw"), "8bit"),
+    "lion of 8 bits": optim.low_precision(named("lion", weight_decay=0.1), "8bit"),
+    "normuon of 8 bits": optim.low_precision(named("normuon"), "8bit"),
     "muonh": optim.chain(
         optim.clip_adaptively(), optim.split(matrices, optim.scale_by_muon(), optim.scale_by_adam()), optim.hyperball(RATE)
     ),
@@ -57,7 +61,7 @@ BY_HAND: Mapping[str, Transform] = {
 }
 ALL = {**BY_NAME, **BY_HAND}
 over_all = pytest.mark.parametrize("transform", ALL.values(), ids=ALL.keys())
-DECAYS = {"adamw": 0.1, "muon": 0.1, "normuon": 0.1, "soap": 0.01}
+DECAYS = {"adamw": 0.1, "dion2": 0.01, "muon": 0.1, "normuon": 0.1, "soap": 0.01}
 """The decay of those that decay by default."""
 
 
@@ -213,12 +217,12 @@ def check_ranks(rank: int, size: int, names: list[str], modes: dict[str, dict[st
 
 @pytest.mark.slow
 def test_all_are_the_same_bits_on_two_ranks() -> None:
-    on_ranks(2, check_ranks, [*BY_NAME, "cautious", "muonh"], chosen("fsdp"), False)
+    on_ranks(2, check_ranks, [*BY_NAME, "cautious", "muonh", "lion of 8 bits", "normuon of 8 bits"], chosen("fsdp"), False)
 
 
 def check_other_ranks(rank: int, size: int, root: str) -> None:
     """Steps on all ranks go on in one process, and steps of one process on all ranks, out of a checkpoint."""
-    names = ("adafactor", "normuon", "soap", "cautious")
+    names = ("adafactor", "normuon", "dion2", "soap", "cautious", "adamw of 8 bits")
     for name in names:
         meshes = [mesh_of(0, 1), mesh_of(rank, size), mesh_of(rank, size, sharding="fsdp", shard_size=2), mesh_of(0, 1)]
         gangs = [Gang() if mesh.ranks == 1 else Gang(rank, size) for mesh in meshes]
@@ -249,9 +253,9 @@ def test_they_go_on_under_another_sharding_on_another_number_of_ranks(tmp_path: 
 
 @pytest.mark.slow
 def test_they_are_under_every_sharding() -> None:
-    on_ranks(2, check_ranks, ["muon"], MODES, False)
+    on_ranks(2, check_ranks, ["muon", "adamw of 8 bits"], MODES, False)
 
 
 @pytest.mark.slow
 def test_whole_matrices_are_the_same_bits_on_four_ranks_and_traced() -> None:
-    on_ranks(4, check_ranks, ["muon"], chosen("hybrid fsdp"), True)
+    on_ranks(4, check_ranks, ["muon", "dion2", "adamw of 8 bits"], chosen("hybrid fsdp"), True)

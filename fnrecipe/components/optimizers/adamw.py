@@ -37,4 +37,6 @@ def adamw(config: AdamWConfig, schedule: Schedules, max_norm: float | None) -> T
     )
 
 
-optimizer = Optimizer(AdamWConfig, adamw, moments=2, momentum=lambda config: config.betas[0], transfers=True)
+optimizer = Optimizer(
+    AdamWConfig, adamw, moments=2, momentum=lambda config: config.betas[0], transfers=True, low_precision=True
+)

@@ -48,4 +48,4 @@ def ademamix(config: AdEMAMixConfig, schedule: Schedules, max_norm: float | None
     )
 
 
-optimizer = Optimizer(AdEMAMixConfig, ademamix, moments=3, transfers=True)
+optimizer = Optimizer(AdEMAMixConfig, ademamix, moments=3, transfers=True, low_precision=True)

@@ -35,4 +35,4 @@ def lion(config: LionConfig, schedule: Schedules, max_norm: float | None) -> Tra
     )
 
 
-optimizer = Optimizer(LionConfig, lion, moments=1, momentum=lambda config: config.betas[0], transfers=True)
+optimizer = Optimizer(LionConfig, lion, moments=1, momentum=lambda config: config.betas[0], transfers=True, low_precision=True)

@@ -42,4 +42,4 @@ def mars(config: MARSConfig, schedule: Schedules, max_norm: float | None) -> Tra
     )
 
 
-optimizer = Optimizer(MARSConfig, mars, moments=2)
+optimizer = Optimizer(MARSConfig, mars, moments=2, low_precision=True)

@@ -20,20 +20,30 @@ if TYPE_CHECKING:
 
     from fnrecipe.optim import PolarMethod, Schedules, Transform
 
+Coefficients = Literal["jordan", "polar_express"]
+Scale = Literal["jordan", "spectral", "match_rms"]
+
 
 @frozen
-class MuonConfig:
-    """`adamw_params`: patterns of the paths, or tags, of the matrices that AdamW takes; those in layers are Muon's."""
+class MatrixConfig:
+    """The base of configs of optimizers whose direction is orthogonal, beside AdamW.
+
+    `adamw_params`: patterns of the paths, or tags, of the matrices that AdamW takes; those in layers are not AdamW's.
+    """
 
     lr: NonNegative = 0.02
-    momentum: ProperFraction = 0.95
-    nesterov: bool = True
-    coefficients: Literal["jordan", "polar_express"] = "jordan"
-    scale: Literal["jordan", "spectral", "match_rms"] = "jordan"
+    coefficients: Coefficients = "jordan"
+    scale: Scale = "jordan"
     weight_decay: NonNegative = 0.1
     cautious_weight_decay: bool = False
     adamw_params: tuple[str, ...] = ("*embed*", "*positions*", "*head*")
     adamw: AdamWConfig = field(factory=partial(AdamWConfig, eps=1e-10))
+
+
+@frozen
+class MuonConfig(MatrixConfig):
+    momentum: ProperFraction = 0.95
+    nesterov: bool = True
 
 
 def muon(config: MuonConfig, schedule: Schedules, max_norm: float | None) -> Transform:
@@ -44,7 +54,7 @@ def muon(config: MuonConfig, schedule: Schedules, max_norm: float | None) -> Tra
     return beside_adamw(config, direction, schedule, max_norm)
 
 
-def beside_adamw(config: MuonConfig, direction: Transform, schedule: Schedules, max_norm: float | None) -> Transform:
+def beside_adamw(config: MatrixConfig, direction: Transform, schedule: Schedules, max_norm: float | None) -> Transform:
     """The direction for matrices, AdamW for those that the config names and for vectors; clipping sees all gradients.
 
     A schedule of momentum is that of the direction alone.
@@ -65,7 +75,7 @@ def beside_adamw(config: MuonConfig, direction: Transform, schedule: Schedules, 
     return both if max_norm is None else optim.chain(optim.clip_by_global_norm(max_norm), both)
 
 
-def polar_method(config: MuonConfig) -> PolarMethod:
+def polar_method(config: MatrixConfig) -> PolarMethod:
     from fnrecipe import optim
 
     return {"jordan": optim.JORDAN, "polar_express": optim.POLAR_EXPRESS}[config.coefficients]
@@ -77,5 +87,11 @@ def width_power(config: MuonConfig) -> float:
 
 
 optimizer = Optimizer(
-    MuonConfig, muon, moments=1, momentum=lambda config: config.momentum, transfers=True, width_power=width_power
+    MuonConfig,
+    muon,
+    moments=1,
+    momentum=lambda config: config.momentum,
+    transfers=True,
+    width_power=width_power,
+    low_precision=True,
 )

@@ -37,4 +37,4 @@ def nadamw(config: NAdamWConfig, schedule: Schedules, max_norm: float | None) ->
     )
 
 
-optimizer = Optimizer(NAdamWConfig, nadamw, moments=2, transfers=True)
+optimizer = Optimizer(NAdamWConfig, nadamw, moments=2, transfers=True, low_precision=True)

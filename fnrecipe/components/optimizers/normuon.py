@@ -33,5 +33,11 @@ def normuon(config: NorMuonConfig, schedule: Schedules, max_norm: float | None) 
 
 
 optimizer = Optimizer(
-    NorMuonConfig, normuon, moments=1, momentum=lambda config: config.momentum, transfers=True, width_power=width_power
+    NorMuonConfig,
+    normuon,
+    moments=1,
+    momentum=lambda config: config.momentum,
+    transfers=True,
+    width_power=width_power,
+    low_precision=True,
 )

@@ -37,4 +37,4 @@ def sgd(config: SGDConfig, schedule: Schedules, max_norm: float | None) -> Trans
     )
 
 
-optimizer = Optimizer(SGDConfig, sgd, momentum=lambda config: config.momentum)
+optimizer = Optimizer(SGDConfig, sgd, momentum=lambda config: config.momentum, low_precision=True)

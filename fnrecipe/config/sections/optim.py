@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
 from attrs import AttrsInstance, Factory, field, frozen
@@ -161,6 +161,7 @@ class OptimizerGroup(Tagged):
 @frozen
 class OptimizerSection(Tagged):
     """
+    state_dtype   in which moments of matrices are kept between updates; null: as the parameters are
     weight_decay_scheduler   what becomes of weight decays over steps, as of the rate by `lr_scheduler`; null: they stay
     momentum_scheduler       the same of momenta, or first betas, of those optimizers that say which they have
     groups   parameters that differ; the first that fits a parameter has it, and the optimizer itself has the rest
@@ -168,6 +169,7 @@ class OptimizerSection(Tagged):
 
     name: str = "adamw"
     config: AttrsInstance = field(default=Factory(Tagged.default_config, takes_self=True))
+    state_dtype: Literal["bfloat16", "8bit"] | None = None
     weight_decay_scheduler: LRSchedulerSection | None = None
     momentum_scheduler: LRSchedulerSection | None = None
     groups: tuple[OptimizerGroup, ...] = ()
@@ -191,6 +193,11 @@ class OptimizerSection(Tagged):
             yield Problem(path, f"null for optimizer.name={self.name}, whose config has no weight_decay", value)
         if self.momentum_scheduler is not None:
             yield from self._momentum_conflicts(self.momentum_scheduler)
+        names = dict.fromkeys([self.name, *(self.of(group)[0] for group in self.groups)])
+        for name in names if self.state_dtype is not None else ():
+            if not find_component(name, OPTIMIZERS).low_precision:
+                expected = f"null for the optimizer {name}, which keeps more than moments of single elements"
+                yield Problem("state_dtype", expected, repr(self.state_dtype))
 
     def _momentum_conflicts(self, scheduler: LRSchedulerSection) -> Iterator[Problem]:
         owners = {f"groups[{n}].": (group.name, group.config) for n, group in enumerate(self.groups) if group.name is not None}
