@@ -17,6 +17,7 @@ import attrs
 import click
 
 from fnrecipe.cli.chat import chat
+from fnrecipe.cli.checkpoint import checkpoint
 from fnrecipe.cli.coordinate_check import coordinate_check
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export]
+_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export, checkpoint]
 _COMMANDS += [graph, profile, coordinate_check, lr_find]
 
 

@@ -47,7 +47,7 @@ ARROWS = {
     "parallel random recipe recipes runtime step streams transforms tree",
     "inspect": "build checkpoint compiler components config data errors fold models nn parallel random recipe runtime shell "
     "step tree",
-    "cli": "compiler config data errors generation inspect interop recipe runtime shell",
+    "cli": "checkpoint compiler config data errors generation inspect interop recipe runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
 PURE = {

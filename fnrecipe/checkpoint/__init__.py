@@ -7,4 +7,5 @@ from fnrecipe.checkpoint.store import of_step as of_step
 from fnrecipe.checkpoint.store import prune as prune
 from fnrecipe.checkpoint.store import restore as restore
 from fnrecipe.checkpoint.store import save as save
+from fnrecipe.checkpoint.store import step_of as step_of
 from fnrecipe.checkpoint.store import tidy as tidy

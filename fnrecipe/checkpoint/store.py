@@ -121,17 +121,18 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
     return None
 
 
-def of_step(root: Path, step: int) -> Checkpoint:
+def of_step(root: Path, step: int, gang: Gang = Gang()) -> Checkpoint:
     """The checkpoint of `step` below `root`.
 
     Raises:
         CheckpointError: if there is none, or it is damaged.
     """
     directory = _directory(root, step)
-    if not os.path.lexists(directory):
-        there = [f"{_step(path):,}" for path in _named(root)]
-        raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {', '.join(there) or 'no step'}")
-    found = _verified(directory, Gang())
+    steps = all_gather_objects(gang, [_step(path) for path in _named(root)])[0]
+    if step not in steps:
+        there = ", ".join(f"{each:,}" for each in steps) or "no step"
+        raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {there}")
+    found = _verified(directory, gang)
     if not isinstance(found, Manifest):
         raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {found}")
     return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
@@ -181,6 +182,11 @@ def prune(root: Path, keep: int, after: int = -1) -> None:
 def committed(root: Path) -> list[Path]:
     """The checkpoint directories below `root`, oldest first."""
     return [path for path in _named(root) if path.is_dir() and not path.is_symlink()]
+
+
+def step_of(directory: Path) -> int | None:
+    """The step that a directory's name says; None if it is not the name of a checkpoint."""
+    return _step(directory) if _NAME.fullmatch(directory.name) else None
 
 
 def _named(root: Path, suffix: str = "") -> list[Path]:
