@@ -14,6 +14,8 @@ import attrs
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NON_FINITE = 3
+EXIT_AGAIN = 75
+"""Ended before its end, with all that was done saved: the same command goes on (`EX_TEMPFAIL` of sysexits.h)."""
 SHOWN = 20
 """Problems of one config that are printed; further ones are only counted."""
 

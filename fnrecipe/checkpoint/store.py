@@ -7,6 +7,7 @@
 
     step_00000100.tmp       half written or half removed, by a process that was killed
     step_00000100.damaged   the damaged checkpoint that was set aside last; it counts for nothing
+    model_00000100/…        what is kept of an older one: the same files, with the model alone; no run goes on from it
 
 All ranks save and restore together, in a directory that all of them see; none holds more than its own shards. Loading checks
 every byte against SHA256SUMS, each rank some of the files, and SHA256SUMS, state.json, the headers of the files and the
@@ -22,14 +23,16 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar, cast
 
 import attrs
 import safetensors
 
-from fnrecipe.checkpoint import manifest
+from fnrecipe.checkpoint import keep, manifest
 from fnrecipe.checkpoint import tensors as shards
 from fnrecipe.checkpoint.damage import DAMAGE, STATE, SUMS, UNKNOWN, check, described, digest, told, visible_damage
+from fnrecipe.checkpoint.keep import Policy
 from fnrecipe.checkpoint.manifest import Manifest
 from fnrecipe.checkpoint.tensors import Entry, Saved
 from fnrecipe.data.stream import Cursor
@@ -39,8 +42,11 @@ from fnrecipe.runtime.files import sync
 from fnrecipe.runtime.gang import Gang, all_gather_objects
 from fnrecipe.tree import Tree
 
-_NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,})")
+_NAME = re.compile(r"(step|model)_([0-9]{8}|[1-9][0-9]{8,})")
+_WHOLE, _MODEL = "step_", "model_"
 _TMP, _DAMAGED = ".tmp", ".damaged"
+MODEL = ("params", "average")
+"""The parts of a state that hold its model: the parameters, and their average."""
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -107,7 +113,8 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
         CheckpointError: if there are checkpoints and every one is damaged.
     """
     # Rank 0 says what there is: file systems may show different ranks different moments.
-    steps, aside = all_gather_objects(gang, ([_step(path) for path in _named(root)], bool(_named(root, _DAMAGED))))[0]
+    aside = bool(_named(root, _DAMAGED) or _named(root, kind=_MODEL))
+    steps, aside = all_gather_objects(gang, ([_step(path) for path in _named(root)], aside))[0]
     for step in reversed(steps):
         directory = _directory(root, step)
         found = _verified(directory, gang)
@@ -117,21 +124,23 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
             return newest(root, warn, gang)
         warn(f"{directory}: damaged checkpoint passed over: {found}")
     if steps or aside:
-        raise CheckpointError(f"{root}: every checkpoint is damaged; move the directory away to start from scratch")
+        models = ", or holds its model alone" if _named(root, kind=_MODEL) else ""
+        raise CheckpointError(f"{root}: every checkpoint is damaged{models}; move the directory away to start from scratch")
     return None
 
 
 def of_step(root: Path, step: int, gang: Gang = Gang()) -> Checkpoint:
-    """The checkpoint of `step` below `root`.
+    """The checkpoint of `step` below `root`, or what holds the model of one alone.
 
     Raises:
         CheckpointError: if there is none, or it is damaged.
     """
-    directory = _directory(root, step)
-    steps = all_gather_objects(gang, [_step(path) for path in _named(root)])[0]
-    if step not in steps:
-        there = ", ".join(f"{each:,}" for each in steps) or "no step"
-        raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {there}")
+    there = {_step(path): path.name for path in [*_named(root, kind=_MODEL), *_named(root)]}
+    names = all_gather_objects(gang, there)[0]
+    if step not in names:
+        known = ", ".join(f"{each:,}" for each in sorted(names)) or "no step"
+        raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {known}")
+    directory = root / names[step]
     found = _verified(directory, gang)
     if not isinstance(found, Manifest):
         raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {found}")
@@ -162,21 +171,36 @@ def tidy(root: Path, step: int) -> None:
     _remove_halves(root)
 
 
-def prune(root: Path, keep: int, after: int = -1) -> None:
-    """Removes all but the `keep` newest checkpoints of steps after `after`, and what a killed process left half written.
+def prune(
+    root: Path,
+    policy: Policy,
+    scores: Mapping[int, float] = MappingProxyType({}),
+    *,
+    untouched: int = -1,
+    model: Sequence[str] = MODEL,
+) -> None:
+    """Keeps what a policy says, by the scores of steps, and removes the rest and what a killed process left half written.
+
+    Checkpoints up to the step `untouched` stay as they are. What keeps its model alone keeps the tensors below `model`.
 
     A damaged checkpoint does not count and is set aside; all but the bytes of its tensors is read to find that.
     """
-    for directory in committed(root):
+    for directory in [*committed(root), *models(root)]:
         problem = visible_damage(directory, _step(directory))
         if problem:
             _log.warning("%s: damaged checkpoint set aside: %s", directory, problem)
             _set_aside(directory)
     _remove_halves(root)
-    for directory in [directory for directory in committed(root) if _step(directory) > after][:-keep]:
-        removed = _with_suffix(directory, _TMP)  # renamed first: no reader finds a checkpoint with some of its files
-        directory.rename(removed)
-        shutil.rmtree(removed)
+    whole = {_step(path): path for path in committed(root)}
+    small = {_step(path): path for path in models(root)}
+    there = [keep.Entry(step, scores.get(step), model_only=step not in whole) for step in whole.keys() | small.keys()]
+    found = keep.plan(there, policy, untouched=untouched)
+    for step in found.model_only:
+        if step in whole and (step in small or _reduce(whole[step], model)):
+            _remove(whole[step])
+    for step in found.removed:
+        for directory in (place[step] for place in (whole, small) if step in place):
+            _remove(directory)
 
 
 def committed(root: Path) -> list[Path]:
@@ -189,17 +213,59 @@ def step_of(directory: Path) -> int | None:
     return _step(directory) if _NAME.fullmatch(directory.name) else None
 
 
-def _named(root: Path, suffix: str = "") -> list[Path]:
-    """The paths below `root` that have the name of a checkpoint and `suffix`, by step."""
+def models(root: Path) -> list[Path]:
+    """The directories below `root` that hold the model of a checkpoint alone, oldest first."""
+    return [path for path in _named(root, kind=_MODEL) if path.is_dir() and not path.is_symlink()]
+
+
+def _reduce(directory: Path, model: Sequence[str]) -> bool:
+    """Writes the model of a checkpoint beside it, as a checkpoint of its own; whether that has succeeded."""
+    step = _step(directory)
+    small = _directory(directory.parent, step, _MODEL)
+    tmp = _with_suffix(small, _TMP)
     try:
-        paths = [path for path in root.iterdir() if _NAME.fullmatch(path.name.removesuffix(suffix))]
+        found, sums = described(directory, step)
+        check(directory, found, found.shards, sums)  # or the sums of the copy would confirm what is damaged
+        tensors = {path: saved for path, saved in found.tensors.items() if path.split(".")[0] in model}
+        tmp.mkdir()
+        shards_of = {name: [path for path, saved in tensors.items() if name in saved.slices] for name in found.shards}
+        lines = [_copied(directory / name, tmp / name, paths) for name, paths in shards_of.items() if paths]
+        names = [line.split()[1] for line in lines]
+        _write_state(tmp, lines, attrs.evolve(found, shards=names, tensors=tensors))
+        tmp.rename(small)
+        sync(small.parent)
+    except DAMAGE as error:
+        shutil.rmtree(tmp, ignore_errors=True)
+        _log.warning("%s: cannot reduce it to its model, so that it stays as it is: %s", directory, told(error))
+        return False
+    return True
+
+
+def _copied(source: Path, target: Path, names: Sequence[str]) -> str:
+    """Copies some tensors of a file; the line of the new one in SHA256SUMS."""
+    shards.copy(source, target, names)
+    sync(target)
+    return f"{digest(target)}  {target.name}\n"
+
+
+def _remove(directory: Path) -> None:
+    removed = _with_suffix(directory, _TMP)  # renamed first: no reader finds a checkpoint with some of its files
+    directory.rename(removed)
+    shutil.rmtree(removed)
+
+
+def _named(root: Path, suffix: str = "", kind: str = _WHOLE) -> list[Path]:
+    """The paths below `root` that have the name of a checkpoint of a kind and `suffix`, by step."""
+    try:
+        paths = [path for path in root.iterdir() if path.name.startswith(kind)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted((path for path in paths if path.name.endswith(suffix)), key=_step)
+    named = [path for path in paths if path.name.endswith(suffix) and _NAME.fullmatch(path.name.removesuffix(suffix))]
+    return sorted(named, key=_step)
 
 
-def _directory(root: Path, step: int) -> Path:
-    return root / f"step_{step:08d}"
+def _directory(root: Path, step: int, kind: str = _WHOLE) -> Path:
+    return root / f"{kind}{step:08d}"
 
 
 def _with_suffix(directory: Path, suffix: str) -> Path:
@@ -207,7 +273,7 @@ def _with_suffix(directory: Path, suffix: str) -> Path:
 
 
 def _step(directory: Path) -> int:
-    return int(directory.name.removeprefix("step_").partition(".")[0])
+    return int(directory.name.partition("_")[2].partition(".")[0])
 
 
 def _on_all_ranks(gang: Gang, directory: Path, work: Callable[[], T]) -> list[T]:
@@ -269,18 +335,19 @@ def _verified(directory: Path, gang: Gang) -> Manifest | str:
 
 
 def _set_aside_after(root: Path, step: int) -> None:
-    for directory in committed(root):
+    for directory in [*committed(root), *models(root)]:
         if _step(directory) > step:
             _set_aside(directory)
 
 
 def _set_aside(directory: Path) -> None:
     """Renames a damaged checkpoint, and removes the one that was set aside before it."""
-    for before in _named(directory.parent, _DAMAGED):
+    kind = _MODEL if directory.name.startswith(_MODEL) else _WHOLE
+    for before in _named(directory.parent, _DAMAGED, kind):
         shutil.rmtree(before, ignore_errors=True)
     directory.rename(_with_suffix(directory, _DAMAGED))
 
 
 def _remove_halves(root: Path) -> None:
-    for path in _named(root, _TMP):
+    for path in [*_named(root, _TMP), *_named(root, _TMP, _MODEL)]:
         shutil.rmtree(path, ignore_errors=True)  # leaves files and links alone

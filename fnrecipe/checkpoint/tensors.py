@@ -5,9 +5,10 @@ Slices are recorded in coordinates of the unsharded tensors, so that a state may
 
 from __future__ import annotations
 
+import math
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -75,6 +76,23 @@ def write(path: Path, state: Tree, mesh: Mesh) -> dict[str, Saved]:
         for name, leaf in primary.items()
         for shape, ranges in [global_slice(leaf)]
     }
+
+
+def copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Writes some tensors of a file to another one, whose mode is that of the first.
+
+    Raises:
+        OSError, safetensors.SafetensorError: if one cannot be read, or the other not written.
+    """
+    with safe_open(source, framework="pt") as file:
+        safetensors.torch.save_file({name: file.get_tensor(name) for name in names}, target)
+    target.chmod(stat.S_IMODE(source.stat().st_mode))
+
+
+def num_bytes(state: Tree, names: Callable[[str], bool] = lambda name: True) -> int:
+    """Bytes of the tensors of a state on disk, each element once, whatever its sharding; of those with some `names` alone."""
+    leaves = [leaf for name, leaf in tree.paths(state, is_shard).items() if names(name)]
+    return sum(math.prod(global_slice(leaf)[0]) * tree.leaves(leaf)[0].element_size() for leaf in leaves)
 
 
 def merged(written: Iterable[Mapping[str, Saved]]) -> dict[str, Saved]:

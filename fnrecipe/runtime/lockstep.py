@@ -15,12 +15,18 @@ from fnrecipe.runtime.signals import Stopped
 
 
 def in_lockstep(
-    source: Source[T | None], cursor: Cursor = None, *, gang: Gang, padding: T, word: Callable[[], int] = int
+    source: Source[T | None],
+    cursor: Cursor = None,
+    *,
+    gang: Gang,
+    padding: T,
+    word: Callable[[], int] = int,
+    clock: Callable[[], float] = float,
 ) -> Stream[T]:
     """The batches of all ranks in step, until none of them has one; `padding` for None, of a rank that has none left.
 
-    Each item's cursor is a `Position`; `heard` is the greatest of what `word()` gave on any rank before it: all ranks see the
-    same.
+    Each item's cursor is a `Position`; `heard` is the greatest of what `word()` gave on any rank before it, and `clock` is what
+    `clock()` gave on rank 0, in milliseconds: all ranks see the same.
 
     Raises:
         Stopped: on all ranks, by the signal that `word()` gave on one whose stream it has ended.
@@ -30,22 +36,23 @@ def in_lockstep(
         for batch, position in stream:
             if batch is None:
                 return
-            yield batch, attrs.evolve(position, heard=word())
+            yield batch, attrs.evolve(position, heard=word(), clock=clock())
         return
     entry = next(stream, None)
     while True:
         there = entry is not None and entry[0] is not None
-        said = torch.tensor([there, word(), entry is None], dtype=torch.int64)
+        now = int(1000 * clock()) if gang.leads else 0
+        said = torch.tensor([there, word(), entry is None, now], dtype=torch.int64)
         work = dist.all_reduce(said, dist.ReduceOp.MAX, group=gang.control, async_op=True)
         following = None if entry is None else next(stream, None)
         assert work is not None
         work.wait()
-        any_there, heard, ended = said.tolist()
+        any_there, heard, ended, now = said.tolist()
         if ended and heard:
             raise Stopped(Signal(heard))
         if ended or not any_there:
             return
         assert entry is not None
         batch, position = entry
-        yield padding if batch is None else batch, attrs.evolve(position, heard=heard)
+        yield padding if batch is None else batch, attrs.evolve(position, heard=heard, clock=now / 1000)
         entry = following

@@ -14,8 +14,10 @@ class Position:
     cursor  from which the data goes on behind the batch
     waited  seconds that the consumer waited for the batch
     heard   number of the signal that any rank heard before the batch; 0: none
+    clock   seconds since the run began, by rank 0's clock, before the batch
     """
 
     cursor: Cursor
     waited: float = 0.0
     heard: int = 0
+    clock: float = 0.0

@@ -11,8 +11,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 from fnrecipe.data.stream import Cursor, Source, Stream, T
+from fnrecipe.errors import EXIT_AGAIN
 
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 0}
+EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: EXIT_AGAIN, signal.SIGHUP: 129, signal.SIGUSR1: EXIT_AGAIN}
+ALARM = signal.SIGALRM
+"""The signal that a process gets when the time is up that it was given; `EXIT_AGAIN` goes with it."""
 _ECHO = 0.1
 """Seconds."""
 
@@ -33,6 +36,7 @@ def heard() -> list[signal.Signals]:
 class Signals:
     """While entered, records the first of SIGINT, SIGTERM, SIGHUP and SIGUSR1 in `received`; a second has its default effect.
 
+    seconds  after these `ALARM` comes and is recorded too; it is neither a first signal nor a second
     parting  the message that a second one writes to standard error
     at_once  whether the first also raises `Stopped`
     once     whether a second one is ignored: a launcher forwards what the rank got as a member of the process group, too,
@@ -43,7 +47,10 @@ class Signals:
     Python delivers signals to the main thread only; entered in another one, nothing is recorded.
     """
 
-    def __init__(self, parting: Callable[[], str] = str, *, at_once: bool = False, once: bool = False) -> None:
+    def __init__(
+        self, parting: Callable[[], str] = str, *, seconds: float | None = None, at_once: bool = False, once: bool = False
+    ) -> None:
+        self._seconds = seconds
         self.received: signal.Signals | None = None
         self._when, self._once = 0.0, once
         self.at_once = at_once
@@ -52,10 +59,15 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in heard()}
+            numbers = [*heard(), *([] if self._seconds is None else [ALARM])]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
+            if self._seconds is not None:
+                signal.setitimer(signal.ITIMER_REAL, max(self._seconds, 1e-3))  # 0 would be never
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if ALARM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -71,10 +83,13 @@ class Signals:
             self.at_once = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        before, self._when = self._when, time.monotonic()
-        if self.received is not None and (self._once or (number == self.received and self._when < before + _ECHO)):
+        first = self.received in (None, ALARM)
+        if not first and number == ALARM:
             return
-        if self.received is not None:
+        before, self._when = self._when, time.monotonic()
+        if not first and (self._once or (number == self.received and self._when < before + _ECHO)):
+            return
+        if not first:
             signal.signal(number, signal.SIG_DFL)
             with suppress(OSError):
                 os.write(2, self._parting().encode())

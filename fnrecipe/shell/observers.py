@@ -44,12 +44,12 @@ def scheduled(
     """A tick for the start, one for each step up to `regime.num_steps` or a signal, and one for the end.
 
     `due` tells whether an evaluation is to be made after so many steps. `stopped` gives the signal to stop at, by the one that
-    was heard on the way to a batch (0: none).
+    was heard on the way to a batch (0: none). Minutes count from the start of the run, and from each save.
 
     Raises:
         FnrecipeError: if an observer keeps the state of a tick.
     """
-    saved = start.number
+    saved, saved_at = start.number, 0.0
     tick = attrs.evolve(start, evaluate=start.number > 0 and due(start.number))
     yield tick
     stop = stopped(0)
@@ -63,9 +63,11 @@ def scheduled(
             if old() is not None:
                 why = "an observer keeps it, and the next step has written over it; copy the tensors that are needed"
                 raise FnrecipeError(f"the state of step {tick.number}: {why}")
-            tick = _stepped(tick.number + 1, *entry, regime, due, stopped)
+            now = entry[2].clock
+            late = regime.checkpoint_every_n_minutes is not None and now - saved_at >= 60 * regime.checkpoint_every_n_minutes
+            tick = _stepped(tick.number + 1, *entry, regime, late, due, stopped)
             del entry
-            saved = tick.number if tick.save else saved
+            saved, saved_at = (tick.number, now) if tick.save else (saved, saved_at)
             yield tick
             stop = tick.stop or stopped(0)  # a signal may have ended an evaluation
     except Stopped as signal:  # several ranks agreed on it while one of them waited for data
@@ -81,12 +83,16 @@ def _stepped(
     metrics: Metrics,
     position: Position,
     regime: RegimeSection,
+    late: bool,
     due: Callable[[int], bool],
     stopped: Callable[[int], int | None],
 ) -> Tick:
-    """The tick after a step. At a signal the state is saved, and evaluations wait until the run goes on."""
+    """The tick after a step. At a signal the state is saved, and evaluations wait until the run goes on.
+
+    `late`: whether the last save is so long ago that the state is saved, whatever the step.
+    """
     stop = stopped(position.heard)
-    save = stop is not None or _due(regime.checkpoint_every_n_steps, number)
+    save = stop is not None or late or _due(regime.checkpoint_every_n_steps, number)
     publish = save or _due(regime.publish_metrics_every_n_steps, number)
     evaluate = stop is None and due(number)
     return Tick(number, position.cursor, metrics, position.waited, stop, publish, save, evaluate, states=[state])

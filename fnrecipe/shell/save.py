@@ -11,6 +11,7 @@ from fnrecipe.observe import Tick
 from fnrecipe.recipe import C
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell import run_dir
+from fnrecipe.shell.keeping import prune
 from fnrecipe.shell.session import Session
 from fnrecipe.step import State
 
@@ -21,13 +22,12 @@ def save(session: Session[C], start: Cursor, tick: Tick) -> None:
     Raises:
         NonFiniteError: if it is not finite: what is saved can always go on.
     """
-    state, gang, keep = tick.state, session.gang, session.config.regime.keep_last_n_checkpoints
+    state, gang = tick.state, session.gang
     check_finite(session, state, f"step {tick.number}: the state, which is not saved,")
     root, cursors = session.out / run_dir.CHECKPOINTS, all_gather_objects(gang, tick.cursor)
     checkpoint.save(root, tick.number, state, joint(start, cursors), session.facts, gang, session.mesh)
-    if gang.leads and keep is not None:
-        skipped = int(state.skipped)  # what is older than these steps may be what helps a user who cannot go on
-        checkpoint.prune(root, keep, tick.number - skipped if skipped else -1)
+    if gang.leads:
+        prune(session, tick.number, int(state.skipped))
 
 
 def check_finite(session: Session[C], state: State, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import chain, islice
@@ -23,25 +24,30 @@ def training_source(session: Session[C]) -> Source[Tree]:
     """The training batches, each with its `Position`."""
     source = batches(session.recipe, session.config, session.assignment, session.device)
     heeding = partial(until_signal, signals=session.signals)
-    return pipe(source, endless, heeding, resumed, timed, *_on_ranks(session, partial(_heard, session)))
+    agreed = _on_ranks(session, partial(_heard, session), partial(_elapsed, session))
+    return pipe(source, endless, heeding, resumed, timed, *agreed)
 
 
 def evaluation_source(session: Session[C], name: str, evaluation: Evaluation[C]) -> Source[Tree]:
     """The batches of an evaluation; several ranks do not end them at a signal, which they would have to agree on."""
     source = evaluation_batches(session.recipe, name, evaluation, session.config, session.assignment, session.device)
     heeding = [partial(until_signal, signals=session.signals)] if session.gang.alone else []
-    return pipe(source, endless, *heeding, timed, *_on_ranks(session, int))
+    return pipe(source, endless, *heeding, timed, *_on_ranks(session, int, float))
 
 
-def _on_ranks(session: Session[C], word: Callable[[], int]) -> list[Callable[..., Stream[Any]]]:
+def _on_ranks(session: Session[C], word: Callable[[], int], clock: Callable[[], float]) -> list[Callable[..., Stream[Any]]]:
     """In step with the other ranks, and on the device."""
     padding = empty_batch(session.recipe, session.config, session.assignment, session.device)
-    agreed = partial(in_lockstep, gang=session.gang, padding=padding, word=word)
+    agreed = partial(in_lockstep, gang=session.gang, padding=padding, word=word, clock=clock)
     return [agreed, partial(map_items, function=partial(to_device, device=session.device))]
 
 
 def _heard(session: Session[C]) -> int:
     return session.signals.received or 0
+
+
+def _elapsed(session: Session[C]) -> float:
+    return time.monotonic() - session.started
 
 
 def resumed(source: Source[T], cursor: Cursor = None) -> Stream[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
@@ -14,12 +15,12 @@ from fnrecipe import checkpoint
 from fnrecipe.build import make_evaluation, make_step
 from fnrecipe.compiler import Backend
 from fnrecipe.compiler.modes import jit_mode
-from fnrecipe.config import unstructure
+from fnrecipe.config import RegimeSection, ShellConfig, unstructure
 from fnrecipe.config.affects import runtime_paths
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.data import Corpus, tell_left_out
 from fnrecipe.data.survey import NO_ROW
-from fnrecipe.errors import FnrecipeError, UsageError
+from fnrecipe.errors import EXIT_AGAIN, FnrecipeError, UsageError
 from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
 from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Row, Write
@@ -27,12 +28,13 @@ from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh
-from fnrecipe.runtime.signals import EXIT_STATUS, Signals, Stopped
+from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Signals, Stopped
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.display import Display, duration
 from fnrecipe.shell.evaluate import Evaluator, evaluate, measured, shown_params, sums_of
 from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
+from fnrecipe.shell.keeping import check_evaluation
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
@@ -50,8 +52,9 @@ from fnrecipe.tree import Tree
 def train(recipe: Recipe[C], config: C, out: Path, *, with_changes: bool = False, started: float | None = None) -> int:
     """Trains `recipe` under `config` in the directory `out`, from its newest checkpoint if it has one.
 
-    Returns the exit status: 0, or 130 / 143 / 129 / 0 after SIGINT / SIGTERM / SIGHUP / SIGUSR1 and a last checkpoint, if there
-    was something to save. The time that the run is said to take counts from `started`, on the monotonic clock, or from now.
+    Returns the exit status: 0, or 130 / 75 / 129 / 75 after SIGINT / SIGTERM / SIGHUP / SIGUSR1 and a last checkpoint, if there
+    was something to save, and 75 after `regime.max_minutes`. The time that the run is said to take, and that which it may take,
+    counts from `started`, on the monotonic clock, or from now.
 
     Raises:
         FnrecipeError: with a message for the user, for all that can go wrong by the config, the data or the machine.
@@ -69,6 +72,8 @@ def train(recipe: Recipe[C], config: C, out: Path, *, with_changes: bool = False
                     raise FnrecipeError(message) from error
                 raise
     except Stopped as stopped:
+        if stopped.number == ALARM:
+            raise FnrecipeError(_too_short(config)) from None
         return EXIT_STATUS[stopped.number]
 
 
@@ -80,7 +85,9 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     device = host.pick_device(config.gang.device)
     gang = stack.enter_context(joined(device, config.gang.timeout))
     stack.enter_context(last_words(gang))
-    signals = stack.enter_context(Signals(partial(_parting, out, gang), at_once=gang.alone, once=not gang.alone))
+    seconds = _seconds_left(config.regime, started) if gang.leads else None
+    parting = partial(_parting, out, gang)
+    signals = stack.enter_context(Signals(parting, seconds=seconds, at_once=gang.alone, once=not gang.alone))
     claim = stack.enter_context(run_dir.claimed(out)) if gang.leads else None
     if claim is not None and not with_changes:
         run_dir.check_config(out, unstructure(config), set(runtime_paths(config)))
@@ -152,6 +159,7 @@ def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> 
         return partial(sums_of, session, source, make(evaluation) if evaluation.loss else own)
 
     named = recipe.evaluations(config).items()
+    check_evaluation(config.regime, [name for name, _ in named])
     return [Evaluator(name, session, each.every_n_steps or usual, find(name, each)) for name, each in named]
 
 
@@ -187,6 +195,7 @@ def _end(session: Session[C], last: Tick, steps: int) -> int:
 
     Raises:
         Stopped: if a signal has come before anything was made.
+        FnrecipeError: if that was all the time there was: the same command would not come further.
         UsageError: if there was no data.
     """
     recipe, config, display, stop = session.recipe, session.config, session.display, last.stop or _stop(session, 0)
@@ -197,11 +206,32 @@ def _end(session: Session[C], last: Tick, steps: int) -> int:
     if last.stop is None:
         stop = sample(session, shown_params(recipe, config, last.state))
         export_at_end(session)
+    if stop == ALARM and not steps:
+        raise FnrecipeError(_too_short(config))
     if stop is not None:
-        display.line(f"{Signal(stop).name}: saved step {last.number:,}; the same command goes on from there")
-        return EXIT_STATUS[Signal(stop)]
+        why = "regime.max_minutes" if stop == ALARM else Signal(stop).name
+        display.line(f"{why}: saved step {last.number:,}; the same command goes on from there")
+        return EXIT_AGAIN if stop == ALARM else EXIT_STATUS[Signal(stop)]
     display.line(f"done: step {last.number:,}, {steps:,} steps in {duration(time.monotonic() - session.started)}")
     return 0
+
+
+def _seconds_left(regime: RegimeSection, started: float) -> float | None:
+    """Seconds until `regime.max_minutes` are over.
+
+    Raises:
+        UsageError: in a thread that hears no signals, which the end of this time is.
+    """
+    if regime.max_minutes is None:
+        return None
+    if threading.current_thread() is not threading.main_thread():
+        expected = "null for a run in another thread than the main one, which hears no signals"
+        raise UsageError(f"regime.max_minutes: expected {expected}, found {regime.max_minutes:g}")
+    return started + 60 * regime.max_minutes - time.monotonic()
+
+
+def _too_short(config: ShellConfig) -> str:
+    return f"regime.max_minutes: expected time for a step at least, found none made in {config.regime.max_minutes:g} minutes"
 
 
 def _parting(out: Path, gang: Gang) -> str:

@@ -48,14 +48,14 @@ class Killed(BaseException):
 def test_prune_keeps_the_newest(tmp_path: Path, keep: int) -> None:
     steps = (5, 99, 100, 1000)
     save(tmp_path, *steps)
-    checkpoint.prune(tmp_path, keep)
+    checkpoint.prune(tmp_path, checkpoint.Policy(last=keep))
     assert names(tmp_path) == {f"step_{step:08d}" for step in steps[-keep:]}
 
 
 def test_prune_removes_what_a_killed_process_left(two: Path) -> None:
     (two / "step_00000030.tmp").mkdir()
     (two / "step_00000030.tmp/state_0000.safetensors").write_bytes(b"half")
-    checkpoint.prune(two, 2)
+    checkpoint.prune(two, checkpoint.Policy(last=2))
     assert names(two) == {"step_00000010", "step_00000020"}
 
 
@@ -64,7 +64,7 @@ def test_prune_passes_over_files_and_links_that_end_in_tmp(two: Path, tmp_path_f
     (elsewhere / "canary").touch()
     (two / "step_notes.tmp").write_text("a file")
     (two / "step_00000007.tmp").symlink_to(elsewhere)
-    checkpoint.prune(two, 1)
+    checkpoint.prune(two, checkpoint.Policy(last=1))
     assert "step_00000010" not in names(two)
     assert (elsewhere / "canary").exists()
 
@@ -77,9 +77,9 @@ def test_a_kill_in_the_middle_of_prune_leaves_no_half_checkpoint(two: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", half)
         with pytest.raises(Killed):
-            checkpoint.prune(two, 1)
+            checkpoint.prune(two, checkpoint.Policy(last=1))
     assert [place.name for place in checkpoint.committed(two)] == ["step_00000020"]
-    checkpoint.prune(two, 1)
+    checkpoint.prune(two, checkpoint.Policy(last=1))
     assert names(two) == {"step_00000020"}
 
 
@@ -91,7 +91,7 @@ def damage(place: Path, name: str = "state_0000.safetensors") -> None:
 def test_a_damaged_checkpoint_does_not_count_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     save(tmp_path, 10, 20, 30, 40)
     damage(tmp_path / "step_00000020", name)
-    checkpoint.prune(tmp_path, 3)
+    checkpoint.prune(tmp_path, checkpoint.Policy(last=3))
     assert names(tmp_path) == {"step_00000010", "step_00000020.damaged", "step_00000030", "step_00000040"}
     (record,) = caplog.records
     assert "step_00000020: damaged checkpoint set aside: " in record.getMessage()
@@ -102,9 +102,9 @@ def test_of_damaged_checkpoints_the_newest_is_kept(tmp_path: Path) -> None:
     for step in (2, 5, 7):
         damage(tmp_path / f"step_{step:08d}")
     os.utime(tmp_path / "step_00000002", (2**33, 2**33))
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, checkpoint.Policy(last=2))
     assert names(tmp_path) == {"step_00000006", "step_00000007.damaged", "step_00000008"}
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, checkpoint.Policy(last=2))
     assert names(tmp_path) == {"step_00000006", "step_00000007.damaged", "step_00000008"}
 
 
@@ -120,7 +120,7 @@ def test_the_one_set_aside_last_is_kept_whatever_its_step(two: Path) -> None:
 def test_the_disk_does_not_fill_with_checkpoints_that_are_damaged_again_and_again(tmp_path: Path) -> None:
     for step in range(1, 12):
         save(tmp_path, step)
-        checkpoint.prune(tmp_path, 2)
+        checkpoint.prune(tmp_path, checkpoint.Policy(last=2))
         damage(tmp_path / f"step_{step:08d}")
         (tmp_path / f"step_{step:08d}.tmp").mkdir()
         assert len(names(tmp_path)) <= 5
@@ -153,7 +153,7 @@ def test_a_checkpoint_that_a_newer_version_wrote_counts(two: Path) -> None:
     place = two / "step_00000010"
     (place / "state.json").write_text('{"format": 99}')
     sign(place)
-    checkpoint.prune(two, 2)
+    checkpoint.prune(two, checkpoint.Policy(last=2))
     assert names(two) == {"step_00000010", "step_00000020"}
 
 
@@ -164,7 +164,7 @@ from pathlib import Path
 from fnrecipe import checkpoint
 for step in count(1):
     checkpoint.save(Path(sys.argv[1]), step, {"x": torch.tensor(step)}, None, {})
-    checkpoint.prune(Path(sys.argv[1]), 1)
+    checkpoint.prune(Path(sys.argv[1]), checkpoint.Policy(last=1))
     print(step, flush=True)
 """
 
@@ -197,7 +197,7 @@ def test_the_checkpoint_just_saved_survives_prune_after_a_fall_back(two: Path, k
         (two / f"step_{step:08d}/state_0000.safetensors").write_bytes(b"half")
     assert newest_step(two) == 10
     save(two, 12)
-    checkpoint.prune(two, keep)
+    checkpoint.prune(two, checkpoint.Policy(last=keep))
     assert newest_step(two) == 12
 
 
@@ -205,5 +205,5 @@ def test_the_checkpoint_just_saved_survives_prune_after_a_fall_back(two: Path, k
 def test_prune_looks_at_what_is_newer_than_a_step_alone(tmp_path: Path, after: int) -> None:
     steps = (5, 99, 100, 1000)
     save(tmp_path, *steps)
-    checkpoint.prune(tmp_path, 1, after)
+    checkpoint.prune(tmp_path, checkpoint.Policy(last=1), untouched=after)
     assert names(tmp_path) == {f"step_{step:08d}" for step in steps if step <= after or step == 1000}

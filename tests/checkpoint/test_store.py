@@ -257,7 +257,7 @@ def test_stray_names_are_neither_loaded_nor_removed(two: Path, tmp_path_factory:
         "00000090: damaged checkpoint passed over: step_00000090: expected a directory, found a link",
         "00000080: damaged checkpoint passed over: step_00000080: expected a directory, found a file",
     ]
-    checkpoint.prune(two, 1)
+    checkpoint.prune(two, checkpoint.Policy(last=1))
     assert names(two) == {"step_00000020", "step_00000080", "step_00000090", *strays}
     assert contents(elsewhere) == before
 
@@ -321,7 +321,7 @@ def test_a_kill_at_any_call_loses_nothing_and_the_next_save_works(two: Path, cal
         assert_is_step(checkpoint.newest(two, silent), 30 if "step_00000030" in names(two) else 20)
         checkpoint.save(two, 30, small_state(30.0), CURSOR, FINGERPRINTS)
         assert_is_step(checkpoint.newest(two, silent), 30)
-        checkpoint.prune(two, 3)
+        checkpoint.prune(two, checkpoint.Policy(last=3))
         assert names(two) == {"step_00000010", "step_00000020", "step_00000030"}
         shutil.rmtree(two / "step_00000030")
     assert kills >= CALLS[call][1]

@@ -16,6 +16,7 @@ from fnrecipe import optim, random, tree
 from fnrecipe.build import without_fused_update
 from fnrecipe.compiler import cuda_graph
 from fnrecipe.compiler.modes import BACKENDS
+from fnrecipe.errors import EXIT_AGAIN
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
@@ -110,7 +111,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits_and_tells_its_speed(t
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert end(start("train", "lm", "--out", str(whole), "--config", *pairs(texts, **changes))).status == 0
     command = "train", "lm", "--out", str(stopped), "--config", *pairs(texts, **changes)
-    assert signal_at(start(*command), stopped, 13, signal.SIGTERM).status == 143
+    assert signal_at(start(*command), stopped, 13, signal.SIGTERM).status == EXIT_AGAIN
     assert end(start(*command)).status == 0
     found, expected = remains(stopped), remains(whole)
     last = [name for name in expected if "00000030" in name and name.endswith(".safetensors")]

@@ -20,7 +20,7 @@ from fnrecipe import presets, random, tree
 from fnrecipe.build import to_host, trained
 from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
-from fnrecipe.errors import ConfigError, UsageError
+from fnrecipe.errors import EXIT_AGAIN, ConfigError, UsageError
 from fnrecipe.models.adapter import ADAPTER
 from fnrecipe.models.answers import REFERENCE
 from fnrecipe.optim.partition import chosen
@@ -246,7 +246,7 @@ def test_two_ranks_that_are_stopped_and_go_on_as_one_leave_the_same_bytes(texts:
     assert fnrecipe.train(lm, resolve(lm.config, pairs=whole)[0], straight) == 0
     cut = [*whole, "gang.sharding=fsdp"]
     ranks = start("train", "lm", "--out", str(stopped), "--nproc", "2", "--config", *cut)
-    assert signal_at(ranks, stopped, 5, signal.SIGTERM).status == 143
+    assert signal_at(ranks, stopped, 5, signal.SIGTERM).status == EXIT_AGAIN
     assert 5 <= last_step(stopped) < 40
     assert end(start("train", "lm", "--out", str(stopped), "--config", *cut)).status == 0
     ours, theirs = remains(stopped), remains(straight)

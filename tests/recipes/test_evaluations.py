@@ -17,7 +17,7 @@ import fnrecipe
 from fnrecipe import random
 from fnrecipe.config import resolve
 from fnrecipe.data.chat_template import encode_prompt, read_chat_template
-from fnrecipe.errors import ConfigError, FnrecipeError
+from fnrecipe.errors import EXIT_AGAIN, ConfigError, FnrecipeError
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.recipes.preference.train import encode as encode_preference
 from fnrecipe.recipes.preference.train import recipe as preference
@@ -148,7 +148,7 @@ def stopping(step: int) -> Callable[..., Any]:
 
 def test_stopped_and_killed_each_is_recorded_once(run: Path, texts: Path, files: Path, tmp_path: Path) -> None:
     config = configured(texts, files)
-    assert train(attrs.evolve(lm, stream=stopping(4)), config, tmp_path) == 143
+    assert train(attrs.evolve(lm, stream=stopping(4)), config, tmp_path) == EXIT_AGAIN
     for path in (tmp_path / "metrics/arc.jsonl", tmp_path / "samples/talk.jsonl"):  # as a kill behind the checkpoint leaves it
         with path.open("a") as file:
             file.write('{"step": 5, "x": 1}\n{"step": 6, "x"')
@@ -158,7 +158,7 @@ def test_stopped_and_killed_each_is_recorded_once(run: Path, texts: Path, files:
 
 
 def test_a_run_may_go_on_with_others(run: Path, texts: Path, files: Path, tmp_path: Path) -> None:
-    assert train(attrs.evolve(lm, stream=stopping(4)), configured(texts, files, evaluations="[]"), tmp_path) == 143
+    assert train(attrs.evolve(lm, stream=stopping(4)), configured(texts, files, evaluations="[]"), tmp_path) == EXIT_AGAIN
     assert train(LM, configured(texts, files), tmp_path) == 0
     found, expected = (rows(out / "metrics/arc.jsonl") for out in (tmp_path, run))
     assert found == expected[1:]

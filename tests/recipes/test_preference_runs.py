@@ -9,6 +9,7 @@ import pytest
 
 import fnrecipe
 from fnrecipe.config import resolve
+from fnrecipe.errors import EXIT_AGAIN
 from fnrecipe.recipes.preference.config import config
 from fnrecipe.recipes.preference.train import recipe
 from tests.helpers import end, last_step, pairs, remains, rows, signal_at, start
@@ -38,7 +39,7 @@ def test_two_ranks_that_are_stopped_and_go_on_as_one_leave_the_same_bytes(
     assert fnrecipe.train(recipe, resolve(config, pairs=whole)[0], straight) == 0
     cut = [*whole, f"gang.sharding={sharding}"]
     ranks = start("train", "preference", "--out", str(stopped), "--nproc", "2", "--config", *cut)
-    assert signal_at(ranks, stopped, 5, signal.SIGTERM).status == 143
+    assert signal_at(ranks, stopped, 5, signal.SIGTERM).status == EXIT_AGAIN
     assert 5 <= last_step(stopped) < 40
     assert end(start("train", "preference", "--out", str(stopped), "--config", *cut)).status == 0
     ours, theirs = remains(stopped), remains(straight)

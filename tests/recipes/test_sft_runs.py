@@ -9,6 +9,7 @@ import pytest
 
 import fnrecipe
 from fnrecipe.config import resolve
+from fnrecipe.errors import EXIT_AGAIN
 from fnrecipe.recipes.sft.config import config
 from fnrecipe.recipes.sft.train import recipe
 from tests.data.test_chat_template import CHATML
@@ -46,7 +47,7 @@ def test_two_ranks_that_are_stopped_and_go_on_as_one_leave_the_same_bytes(tmp_pa
     found, _ = resolve(config, pairs=given)
     assert fnrecipe.train(recipe, found, straight) == 0
     ranks = start("train", "sft", "--out", str(stopped), "--nproc", "2", "--config", *given, "gang.sharding=fsdp")
-    assert signal_at(ranks, stopped, 5, signal.SIGTERM).status == 143
+    assert signal_at(ranks, stopped, 5, signal.SIGTERM).status == EXIT_AGAIN
     assert 5 <= last_step(stopped) < 40
     goes_on = [*given, "gang.sharding=fsdp"]
     assert end(start("train", "sft", "--out", str(stopped), "--config", *goes_on)).status == 0

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fnrecipe import checkpoint
-from fnrecipe.errors import LostError, UsageError
+from fnrecipe.errors import EXIT_AGAIN, LostError, UsageError
 from fnrecipe.runtime.gang import Gang, all_gather_objects, check_same
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import check_world_size
@@ -234,7 +234,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(texts: Path, tmp_path: 
     wait_for(launcher, tmp_path, 6)
     os.kill(ranks_of(launcher)[-1], signal.SIGUSR1)
     ended = end(launcher)
-    assert ended.status == 0, ended.errors
+    assert ended.status == EXIT_AGAIN, ended.errors
     stopped = last_step(tmp_path)
     assert f"SIGUSR1: saved step {stopped}; the same command goes on from there" in ended.output
     assert (tmp_path / f"checkpoints/step_{stopped:08d}").is_dir()
@@ -341,6 +341,6 @@ def test_a_signal_ends_the_wait_of_several_ranks_for_data_behind_the_same_step(
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     ended = end(process)
-    assert (ended.status, ended.errors) == (143, "")
+    assert (ended.status, ended.errors) == (EXIT_AGAIN, "")
     assert "SIGTERM: saved step 3" in ended.output
     assert [place.name for place in checkpoint.committed(tmp_path / "out/checkpoints")] == ["step_00000003"]

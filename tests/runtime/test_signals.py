@@ -18,6 +18,7 @@ from fnrecipe import checkpoint
 from fnrecipe.config import resolve
 from fnrecipe.data import pipe
 from fnrecipe.data.stream import Cursor, Source, Stream
+from fnrecipe.errors import EXIT_AGAIN
 from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.data import valid_stream
 from fnrecipe.recipes.lm.train import recipe
@@ -146,7 +147,7 @@ def test_a_thread_that_is_stuck_in_its_work_does_not_change_the_status(texts: Pa
     changes = {**SMALL, "dataset__prefetch": 1, "regime__num_steps": 30}
     process = start("train", str(tmp_path / "stuck.py"), "--out", str(tmp_path), "--config", *pairs(texts, **changes))
     ended = signal_at(process, tmp_path, 6, signal.SIGTERM)
-    assert (ended.status, ended.errors) == (143, "")
+    assert (ended.status, ended.errors) == (EXIT_AGAIN, "")
     assert "SIGTERM: saved step " in ended.output
 
 
@@ -181,7 +182,7 @@ def test_a_signal_ends_the_wait_for_a_thread_that_is_stuck(texts: Path, tmp_path
 
     stuck = attrs.evolve(recipe, stream=lambda config, place: pipe(recipe.stream(config, place), endless(wait, after=3)))
     try:
-        assert train(texts, tmp_path, stuck, dataset__prefetch=1) == 143
+        assert train(texts, tmp_path, stuck, dataset__prefetch=1) == EXIT_AGAIN
     finally:
         free.set()
     last = checkpoint.committed(tmp_path / "checkpoints")[-1]
@@ -197,7 +198,7 @@ def test_a_signal_before_the_first_step_ends_a_run_that_has_nothing_to_save(text
     changes = (
         {"stream": lambda config, place: pipe(recipe.stream(config, place), waiting)} if part == "first row" else {part: stop}
     )
-    assert train(texts, tmp_path, attrs.evolve(recipe, **changes)) == 143
+    assert train(texts, tmp_path, attrs.evolve(recipe, **changes)) == EXIT_AGAIN
     assert not checkpoint.committed(tmp_path / "checkpoints")
     if part != "corpora":  # nothing is shown yet
         assert lines(tmp_path)[-1] == "SIGTERM: ended before a step was made; nothing is lost"

@@ -18,7 +18,7 @@ import torch
 import fnrecipe
 from fnrecipe import tree
 from fnrecipe.config import resolve
-from fnrecipe.errors import CheckpointError, ConfigError
+from fnrecipe.errors import EXIT_AGAIN, CheckpointError, ConfigError
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.shell import speaker
 from fnrecipe.shell.speaker import generator_of
@@ -88,7 +88,7 @@ def test_it_goes_on_to_the_same_bytes(out: Path, texts: Path, tmp_path: Path) ->
 
         return stopped
 
-    assert train(attrs.evolve(lm, stream=stopping), config, tmp_path) == 143
+    assert train(attrs.evolve(lm, stream=stopping), config, tmp_path) == EXIT_AGAIN
     assert train(lm, config, tmp_path) == 0
     assert remains(tmp_path) == remains(out)
 

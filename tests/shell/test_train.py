@@ -22,7 +22,7 @@ from fnrecipe import checkpoint, optim, tree
 from fnrecipe.config import resolve
 from fnrecipe.data import pipe
 from fnrecipe.data.stream import Cursor, Source, Stream
-from fnrecipe.errors import CheckpointError, DataError, FnrecipeError, NonFiniteError, UsageError
+from fnrecipe.errors import EXIT_AGAIN, CheckpointError, DataError, FnrecipeError, NonFiniteError, UsageError
 from fnrecipe.loss import Loss
 from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.recipe import Evaluation, Recipe
@@ -197,7 +197,7 @@ def test_a_validation_that_a_signal_ends_is_made_up_for(texts: Path, tmp_path: P
     for _ in range(again):
         assert (
             train(texts, tmp_path / "a", attrs.evolve(recipe, evaluations=lambda config: {"valid": Evaluation(stopped)}), **due)
-            == 143
+            == EXIT_AGAIN
         )
         assert checkpoints(tmp_path / "a") == [2]
         assert not (tmp_path / "a/metrics/valid.jsonl").exists()

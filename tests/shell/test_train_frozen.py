@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fnrecipe import optim, random
 from fnrecipe.config import resolve
-from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.errors import EXIT_AGAIN, CheckpointError, UsageError
 from fnrecipe.inspect.profile import profile
 from fnrecipe.loss import Loss, Sums
 from fnrecipe.optim.schedule import cosine_annealing
@@ -75,7 +75,7 @@ def test_it_goes_on_to_the_same_bytes_and_freezes_what_it_should(texts: Path, tm
 
         return stopped
 
-    assert run.train(attrs.evolve(recipe, stream=stopping), config, tmp_path / "cut") == 143
+    assert run.train(attrs.evolve(recipe, stream=stopping), config, tmp_path / "cut") == EXIT_AGAIN
     assert run.train(recipe, config, tmp_path / "cut") == 0
     found, expected = remains(tmp_path / "cut"), remains(tmp_path / "whole")
     assert {**found, **expected} == {**expected, **found}

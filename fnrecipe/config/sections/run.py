@@ -94,12 +94,22 @@ class TrainerSection:
 
 @frozen
 class RegimeSection:
-    """How long to train and what to do when. A null interval means never; the last step is always saved and validated."""
+    """How long to train, what to do when, and what to keep. A null interval means never.
+
+    The last step is always saved and validated, and a run that a signal or `max_minutes` ends saves first.
+    """
 
     num_steps: PositiveInt | None = None
     num_data_epochs: PositiveInt | None = None
-    checkpoint_every_n_steps: PositiveInt | None = 1000
-    keep_last_n_checkpoints: PositiveInt | None = 3
+    max_minutes: Positive | None = field(default=None, metadata=RUNTIME)
+    checkpoint_every_n_steps: PositiveInt | None = field(default=1000, metadata=RUNTIME)
+    checkpoint_every_n_minutes: Positive | None = field(default=None, metadata=RUNTIME)
+    keep_last_n_checkpoints: PositiveInt | None = field(default=3, metadata=RUNTIME)
+    keep_checkpoint_every_n_steps: PositiveInt | None = field(default=None, metadata=RUNTIME)
+    keep_best_n_checkpoints: PositiveInt | None = field(default=None, metadata=RUNTIME)
+    score_metric: str = field(default="valid/loss", metadata=RUNTIME)
+    lower_score_is_better: bool = field(default=True, metadata=RUNTIME)
+    keep_model_only: bool = field(default=False, metadata=RUNTIME)
     validate_every_n_steps: PositiveInt | None = 1000
     num_validation_batches: PositiveInt = 16
     publish_metrics_every_n_steps: PositiveInt = 10
@@ -110,6 +120,16 @@ class RegimeSection:
     def conflicts(self) -> Iterator[Problem]:
         if self.num_steps is None and self.num_data_epochs is None:
             yield Problem("num_steps", "a number where regime.num_data_epochs is null", "null")
+        older = self.keep_checkpoint_every_n_steps or self.keep_best_n_checkpoints
+        if self.keep_last_n_checkpoints is None and older:
+            name = "keep_checkpoint_every_n_steps" if self.keep_checkpoint_every_n_steps else "keep_best_n_checkpoints"
+            expected = "null where regime.keep_last_n_checkpoints is null, by which all are kept"
+            yield Problem(name, expected, str(getattr(self, name)))
+        if self.keep_model_only and not older:
+            expected = "false where neither regime.keep_checkpoint_every_n_steps nor keep_best_n_checkpoints keeps older ones"
+            yield Problem("keep_model_only", expected, "true")
+        if not all(self.score_metric.partition("/")):
+            yield Problem("score_metric", "EVALUATION/NAME, such as valid/loss", repr(self.score_metric))
 
 
 @frozen

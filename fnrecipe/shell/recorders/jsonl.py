@@ -70,6 +70,12 @@ def last_step(path: Path) -> int:
     return max((int(step) for step in steps if math.isfinite(step)), default=-1)
 
 
+def found_in(path: Path) -> list[dict[str, float | None]]:
+    """The rows of a file, without a line that is being written or was cut off; none where there is no file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step(line))]
+
+
 def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
