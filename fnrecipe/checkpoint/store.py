@@ -135,12 +135,12 @@ def of_step(root: Path, step: int, gang: Gang = Gang()) -> Checkpoint:
     Raises:
         CheckpointError: if there is none, or it is damaged.
     """
-    there = {_step(path): path.name for path in [*_named(root, kind=_MODEL), *_named(root)]}
-    names = all_gather_objects(gang, there)[0]
-    if step not in names:
-        known = ", ".join(f"{each:,}" for each in sorted(names)) or "no step"
+    names = all_gather_objects(gang, [path.name for path in [*_named(root, kind=_MODEL), *_named(root)]])[0]
+    there = {_step(root / name): root / name for name in names}
+    if step not in there:
+        known = ", ".join(f"{each:,}" for each in sorted(there)) or "no step"
         raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {known}")
-    directory = root / names[step]
+    directory = there[step]
     found = _verified(directory, gang)
     if not isinstance(found, Manifest):
         raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {found}")

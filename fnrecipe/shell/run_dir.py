@@ -8,6 +8,7 @@ samples/NAME.jsonl     texts of an evaluation NAME, each with its step
 checkpoints/           see fnrecipe.checkpoint
 logs/rank_0.log        what the console said, and errors, each line with its time
 logs/perf.jsonl        speed, use of the device, memory; the only record that differs from run to run
+aside/N/               what `--from-step` has set aside: newer checkpoints, with the records that went with them
 tensorboard/           the same for TensorBoard, where that is installed
 sample.txt             text from the trained model
 hugging_face/          the model as others load it, with `regime.export_hugging_face`
@@ -26,8 +27,9 @@ from fnrecipe import checkpoint
 from fnrecipe.config.layers import difference, flatten, read_file, values
 from fnrecipe.errors import FnrecipeError, UsageError, few
 from fnrecipe.runtime.files import opened
+from fnrecipe.shell.recorded import CONFIG as CONFIG
+from fnrecipe.shell.recorded import RUN as RUN
 
-CONFIG, RUN = "config.yaml", "run.json"
 CHECKPOINTS, SAMPLE, HUGGING_FACE = "checkpoints", "sample.txt", "hugging_face"
 
 
