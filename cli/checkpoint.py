@@ -1,4 +1,4 @@
-"""`fnrecipe checkpoint list|verify|show|diff`: what is in checkpoints."""
+"""`fnrecipe checkpoint list|verify|show|diff|prune|copy`: what is in checkpoints, and which of them stay where."""
 
 from __future__ import annotations
 
@@ -38,20 +38,25 @@ def checkpoint() -> None:
 @checkpoint.command("list", short_help="Print which there are.")
 @click.argument("run", type=FilePath())
 def list_(run: Path) -> int:
-    """Print the checkpoints of RUN: step, time, size, number of files, and whether each is whole.
+    """Print the checkpoints of RUN: step, time, size, number of files, why its config keeps it, and whether each is whole.
 
-    For that all but the bytes of tensors is read; `fnrecipe checkpoint verify` reads these, too.
+    For the last all but the bytes of tensors is read; `fnrecipe checkpoint verify` reads these, too.
     """
     from rich.markup import escape
     from rich.table import Table
 
-    from fnrecipe.shell.checkpoints import listed
+    from fnrecipe.shell.checkpoints import listed, root_of
+    from fnrecipe.shell.pruning import reasons
 
-    table = Table("step", "written", "size", "files", "state")
-    for each in listed(run, every_byte=False):
+    root = root_of(run)
+    found = listed(root, every_byte=False)
+    kept = reasons(root.parent, [each.step for each in found if not each.problem])
+    table = Table("step", "written", "size", "files", "kept as", "state")
+    for each in found:
         written = datetime.fromtimestamp(each.written).strftime("%Y-%m-%d %H:%M:%S")
-        state = escape(f"cannot be loaded: {each.problem}") if each.problem else "whole"
-        table.add_row(f"{each.step:,}", written, si(each.size, "B"), str(each.files), state)
+        whole = "its model alone" if each.directory.name.startswith("model") else "whole"
+        state = escape(f"cannot be loaded: {each.problem}") if each.problem else whole
+        table.add_row(f"{each.step:,}", written, si(each.size, "B"), str(each.files), kept.get(each.step, ""), state)
     print_table(table)
     return 0
 
@@ -141,6 +146,57 @@ def diff(one: Path, other: Path, step: int | None) -> int:
     names = ours.tensors.keys() | theirs.tensors.keys()
     click.echo(f"{len(found):,} of {len(names):,} tensors differ" if found else f"{len(names):,} tensors are alike")
     return int(bool(found or beside))
+
+
+@checkpoint.command(short_help="Remove what is not to be kept.")
+@click.argument("run", type=FilePath())
+@click.option("--keep-last", type=click.IntRange(min=1), metavar="N", help="In place of regime.keep_last_n_checkpoints.")
+@click.option("--keep-every", type=click.IntRange(min=1), metavar="N", help="In place of regime.keep_checkpoint_every_n_steps.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+def prune(run: Path, keep_last: int | None, keep_every: int | None, dry_run: bool) -> int:
+    """Remove the checkpoints of RUN that its config does not keep (regime.keep_...), while nobody trains there.
+
+    Every byte of the newest is read before; it is always kept. Newer ones that are damaged count for nothing.
+
+    \b
+    fnrecipe checkpoint prune runs/first --keep-last 1 --keep-every 1000 --dry-run
+    """
+    from fnrecipe.shell.checkpoints import listed
+    from fnrecipe.shell.pruning import prune as remove
+
+    show_warnings()
+    sizes = {each.step: each.size for each in listed(run, every_byte=False)}
+    found = remove(run, last=keep_last, every_n_steps=keep_every, dry_run=dry_run)
+    for step in found.plan.removed:
+        click.echo(f"step {step:,}: {'would be ' * dry_run}removed, {si(sizes[step], 'B')}")
+    kept = [f"{step:,}" for step in found.plan.whole]
+    click.echo(f"kept: {', '.join(kept)}; every byte of {found.verified:,} verified")
+    if found.plan.model_only:
+        models = [f"{step:,}" for step in found.plan.model_only]
+        click.echo(f"kept as models alone: {', '.join(models)}")
+    return 0
+
+
+@checkpoint.command(short_help="Copy to another directory.")
+@click.argument("path", metavar="RUN|CHECKPOINT", type=FilePath())
+@click.argument("out", metavar="DIR", type=FilePath())
+@click.option("--step", "steps", multiple=True, type=click.IntRange(min=0), help="This one; repeatable; the newest by default.")
+@click.option("--link", is_flag=True, help="By hard links, which take no space; on the same file system.")
+def copy(path: Path, out: Path, steps: tuple[int, ...], link: bool) -> int:
+    """Copy a checkpoint, with config and records of its run, to the directory DIR of a run, which is made.
+
+    It is there once every byte has been read back. `fnrecipe resume DIR` goes on from it, beside the first run.
+
+    \b
+    fnrecipe checkpoint copy runs/first /mnt/disk/first
+    fnrecipe checkpoint copy runs/first runs/branch --step 500 --link
+    """
+    from fnrecipe.shell.copying import copy as write
+
+    show_warnings()
+    for copied in write(path, out, steps, link=link):
+        click.echo(f"{copied}: {'linked' if link else 'copied'} and read back")
+    return 0
 
 
 def _beside(ours: Checkpoint, theirs: Checkpoint) -> Iterator[str]:

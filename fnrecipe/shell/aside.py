@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import count
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from fnrecipe import checkpoint
 from fnrecipe.errors import FnrecipeError
 from fnrecipe.runtime.files import sync
 from fnrecipe.shell import run_dir
+from fnrecipe.shell.copying import copy_records
 
 FOLDER = "aside"
-_FILES = (run_dir.CONFIG, run_dir.RUN)
-_FOLDERS = ("metrics", "samples")
 
 
 def set_aside(out: Path, step: int) -> Path | None:
@@ -32,11 +30,7 @@ def set_aside(out: Path, step: int) -> Path | None:
     try:
         # The records first: whoever is killed between two checkpoints finds all of them here, and the older one there.
         (place / run_dir.CHECKPOINTS).mkdir(parents=True)
-        for name in _FILES:
-            shutil.copyfile(out / name, place / name)
-        for name in _FOLDERS:
-            if (out / name).is_dir():
-                shutil.copytree(out / name, place / name)
+        copy_records(out, place)
         for path in sorted(newer, key=lambda path: checkpoint.step_of(path) or 0, reverse=True):
             path.rename(place / run_dir.CHECKPOINTS / path.name)
         sync(place / run_dir.CHECKPOINTS)
