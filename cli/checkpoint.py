@@ -199,6 +199,36 @@ def copy(path: Path, out: Path, steps: tuple[int, ...], link: bool) -> int:
     return 0
 
 
+@checkpoint.command(short_help="To torch's distributed format, and back.")
+@click.argument("path", metavar="SOURCE", type=FilePath())
+@click.argument("out", metavar="DIR", type=FilePath())
+@step_option
+def convert(path: Path, out: Path, step: int | None) -> int:
+    """Write a checkpoint as a distributed one of torch (DCP) to DIR; or such a one, if SOURCE is one, to the run in DIR.
+
+    A distributed checkpoint describes itself in pickles. Nothing that they name is run; what has more than tensors is refused.
+
+    \b
+    fnrecipe checkpoint convert runs/first first-dcp
+    fnrecipe checkpoint convert first-dcp runs/again
+    """
+    show_warnings()
+    from fnrecipe.interop import dcp
+    from fnrecipe.shell import run_dir
+    from fnrecipe.shell.checkpoints import opened
+
+    if not (path / dcp.METADATA).exists():
+        found = opened(path, step)
+        dcp.write(found, out)
+        click.echo(f"{out}: {len(found.tensors):,} tensors of step {found.step:,}, from {found.directory}")
+        return 0
+    if step is not None:
+        raise UsageError(f"--step: expected a run or a checkpoint, found a distributed one: {path}")
+    with run_dir.claimed(out):
+        click.echo(f"{dcp.convert_back(path, out / run_dir.CHECKPOINTS)}: from {path}")
+    return 0
+
+
 def _beside(ours: Checkpoint, theirs: Checkpoint) -> Iterator[str]:
     """A line for each thing but tensors in which checkpoints differ."""
     if ours.step != theirs.step:
