@@ -9,8 +9,16 @@ from functools import partial
 
 import click
 
+from fnrecipe.errors import redacted
 from fnrecipe.shell.console import Outlet
 from fnrecipe.shell.once import Once
+
+
+class _Redacting(logging.Formatter):
+    """Shows no secret of an address."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 def show(text: str, rank: int | None = None) -> None:
@@ -24,6 +32,7 @@ def show(text: str, rank: int | None = None) -> None:
 def show_warnings() -> None:
     """Writes warnings to standard error until the command ends; those marked `once` are written once."""
     logger, handler = logging.getLogger("fnrecipe"), logging.StreamHandler()
+    handler.setFormatter(_Redacting())
     handler.addFilter(Once())
     logger.addHandler(handler)
     click.get_current_context().call_on_close(partial(logger.removeHandler, handler))

@@ -36,7 +36,7 @@ from fnrecipe.cli.resume import resume
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import start, train
 from fnrecipe.data.prefetch import left_behind
-from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError
+from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError, redacted
 from fnrecipe.runtime.launcher import follow, launched, meeting
 from fnrecipe.shell.console import Outlet, empty_streams, mend_streams, speak_utf8
 from fnrecipe.shell.find import Found
@@ -72,7 +72,8 @@ class _Commands(click.Group):
 def fnrecipe() -> None:
     """Recipes for training language models: a fold of a pure step over a stream.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 not finite, 129, 130 and 143 stopped by a signal and saved.
+    Exit status: 0 done, 1 failed, 2 wrong usage or config, 3 not finite, 75 saved, run it again,
+    129 and 130 stopped by a signal and saved.
     """
 
 
@@ -150,7 +151,7 @@ def _run(command: click.Command, directory: Path | None) -> int:
     except Exception:
         if directory is None:
             raise
-        leave(Word(traceback.format_exc(), is_trace=True), directory)
+        leave(Word(redacted(traceback.format_exc()), is_trace=True), directory)
         return EXIT_FAILED
 
 

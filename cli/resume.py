@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, from_step_option, nproc_option, with_changes_option
 from fnrecipe.cli.train import start
-from fnrecipe.errors import UsageError
+from fnrecipe.config.layers import merge, read_file, read_pair
+from fnrecipe.errors import REDACTED, UsageError, few
 from fnrecipe.shell.recorded import CONFIG, instead, recorded
 
 
@@ -33,4 +35,20 @@ def resume(
     found = recorded(out, f"go on by `fnrecipe train RECIPE --out {out} --config-file {out / CONFIG}`")
     if not (out / CONFIG).is_file():
         raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, CONFIG)}")
+    _check_secrets(out, files, pairs)
     return start(found, out, nproc, (out / CONFIG, *files), pairs, with_changes, from_step)
+
+
+def _check_secrets(out: Path, files: Sequence[Path], pairs: Sequence[str]) -> None:
+    """Checks that no value of the run's config is taken whose secrets were not written.
+
+    Raises:
+        UsageError: if one is, which has to be given again.
+    """
+    layers = [*map(read_file, files), *map(read_pair, pairs)]
+    layer = merge([read_file(out / CONFIG, bounded=False), *layers])
+    marks = (f"//{REDACTED}@", f"={REDACTED}")
+    hidden = [path for path, entry in layer.items() if any(mark in str(entry.value) for mark in marks)]
+    if hidden:
+        advice = f"give the whole value by --config {hidden[0]}=..."
+        raise UsageError(f"{out / CONFIG}: expected an address in {few(hidden)}, found one without its secret; {advice}")

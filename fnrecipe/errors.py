@@ -7,6 +7,7 @@ messages of these classes without a traceback; every other exception is a defect
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -20,10 +21,27 @@ SHOWN = 20
 """Problems of one config that are printed; further ones are only counted."""
 
 
+REDACTED = "***"
+"""What is shown and written instead of a secret."""
+_SECRETS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(://)[^\s/?#'\"]*:[^\s/?#'\"]*(?=@)",  # user:password@
+        r"(://)[^\s/@:'\"]+:(?!\d{1,5}/)[^\s@'\"]+(?=@)",  # one with a slash in it, which is no port
+        r"(https?://)[^\s/?#@'\"]+(?=@)",  # token@
+        r"([?&][^\s=&#'\"]*(?:token|secret|passw|signature|credential|auth|access)[^\s=&#'\"]*=)[^\s&#'\"]+",
+        r"([?&](?:[^\s=&#'\"]*[_.-])?(?:sig|key|pass|pwd)=)[^\s&#'\"]+",
+    )
+)
+
+
 class FnrecipeError(Exception):
-    """A run failed for a reason that its user can understand and mend."""
+    """A run failed for a reason that its user can understand and mend. Its message shows no secret of an address."""
 
     exit_status = EXIT_FAILED
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class UsageError(FnrecipeError):
@@ -74,6 +92,13 @@ class ConfigError(UsageError):
         more = len(problems) - SHOWN
         super().__init__("\n".join([*map(str, problems[:SHOWN]), *([f"  … and {more:,} more"] if more > 0 else [])]))
         self.problems = tuple(problems)
+
+
+def redacted(text: str) -> str:
+    """`text` without the secrets of the addresses in it: passwords, and tokens, before a host; values in a query."""
+    for secret in _SECRETS:
+        text = secret.sub(rf"\g<1>{REDACTED}", text)
+    return text
 
 
 def one_line(text: str) -> str:

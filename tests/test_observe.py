@@ -45,6 +45,11 @@ def stream(heard: Sequence[int] = (), end: int | None = None, stop: int | None =
         yield torch.zeros(1), Position(number, 0.5, SIGTERM if number in heard else 0)
 
 
+def timed(clock: Sequence[float]) -> Iterator[tuple[Any, Position]]:
+    for number, seconds in enumerate(clock, 1):
+        yield torch.zeros(1), Position(number, clock=seconds)
+
+
 def ticks(regime: RegimeSection, start: int = 0, donate: bool = False, **passing: Any) -> Ticks:
     function = jit(step, donate=1) if donate else step
     first = Tick(start, None, states=[state(start)])
@@ -105,6 +110,16 @@ def test_a_run_that_goes_on_makes_up_for_the_evaluation_of_its_first_step() -> N
     found: list[tuple[Any, ...]] = []
     observed(ticks(REGIME, 4), partial(seen, found=found))
     assert found[0] == (4, "e", 4.0, False)
+
+
+def test_minutes_count_from_the_start_and_from_each_save() -> None:
+    """Saved behind steps 2 (130 s), 4 by its number (140 s), and 6, 120 s behind that."""
+    regime = RegimeSection(num_steps=8, checkpoint_every_n_steps=4, checkpoint_every_n_minutes=2, validate_every_n_steps=None)
+    first = Tick(0, None, states=[state()])
+    folded = fold(step, first.state, timed([119, 130, 131, 140, 259.9, 260, 300, 301]))
+    found: list[tuple[Any, ...]] = []
+    observed(scheduled(folded, first, regime, partial(due, regime), lambda heard: None), partial(seen, found=found))
+    assert [number for number, due, _, _ in found if "s" in due] == [2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("donate", [False, True])

@@ -92,7 +92,7 @@ def _differ(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """|a - b| in float64, exact before it is rounded."""
+    """|a - b| in float64, without overflow."""
     if one.is_floating_point() or other.is_floating_point():
         return (one.double() - other.double()).abs()
     a, b = one.long(), other.long()

@@ -16,7 +16,7 @@ from fnrecipe.data.formats import FORMATS, Format, Reading
 from fnrecipe.data.formats.text import PYTHON, python_stdlib
 from fnrecipe.data.search import Found, find_files
 from fnrecipe.data.tokenizer import Tokenizer
-from fnrecipe.errors import DataError, UsageError, did_you_mean
+from fnrecipe.errors import DataError, UsageError, did_you_mean, redacted
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,9 @@ def open_corpus(
     blocks = form.plan(found.files, reading, tokenizer, by_document)
     if not len(blocks):
         raise UsageError(f"{path}: expected at least one document, found only empty files")
-    return Corpus(name or path, found.files, blocks, lambda block: form.read(block, reading, tokenizer), found.left_out)
+    return Corpus(
+        name or redacted(path), found.files, blocks, lambda block: form.read(block, reading, tokenizer), found.left_out
+    )
 
 
 def texts_of(corpus: Corpus) -> Iterator[str]:

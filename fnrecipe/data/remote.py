@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from glob import has_magic
 from typing import IO, Any, Protocol, TypedDict
 
-from fnrecipe.errors import DataError, FnrecipeError, UsageError, did_you_mean, one_line
+from fnrecipe.errors import REDACTED, DataError, FnrecipeError, UsageError, did_you_mean, one_line
 
 _LOCAL = ("file", "local")
 # Others chain file systems, generate files, run programs or open archives; what they read has no size or offsets of its own.
@@ -133,6 +133,9 @@ def _filesystem(address: str) -> tuple[_FileSystem, str]:
     if protocol not in _PROTOCOLS:
         hint = did_you_mean(protocol, [*_PROTOCOLS, "file"])
         raise UsageError(f"{address}: expected an address of files that are read as they are, found {protocol!r}; {hint}")
+    if f"://{REDACTED}@" in address or f"={REDACTED}" in address:
+        mend = "give it by --config, or leave secrets to the environment and to the files of the protocol"
+        raise UsageError(f"{address}: expected a whole address, found one without its secret, as a run writes it; {mend}")
     import fsspec  # type: ignore[import-untyped]
 
     try:

@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from fnrecipe.errors import FnrecipeError
+from fnrecipe.errors import FnrecipeError, redacted
 from fnrecipe.runtime.signals import Stopped
 from fnrecipe.shell.console import Outlet
 from fnrecipe.shell.once import Once
@@ -121,11 +121,11 @@ class Display:
             self._progress.update(self._task, description=step, completed=number, facts=facts)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(redacted(text), markup=False)
 
     def _write(self, text: str) -> None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        data = "".join(f"{now}  {line}\n" for line in text.split("\n")).encode("utf-8", "backslashreplace")
+        data = "".join(f"{now}  {line}\n" for line in redacted(text).split("\n")).encode("utf-8", "backslashreplace")
         try:
             if self._log.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -8,6 +8,7 @@ from typing import Any
 from fnrecipe.data import Corpus, fingerprints
 from fnrecipe.data.tokenizer import describe
 from fnrecipe.recipe import Recipe
+from fnrecipe.shell.redact import redacted_values
 
 RECIPE, TOKENIZER = "recipe", "tokenizer"
 
@@ -18,4 +19,4 @@ def identity(recipe: Recipe[Any], config: Any, corpora: Sequence[Corpus]) -> dic
     if recipe.tokenizer is not None:
         tokenizer = recipe.tokenizer(config)
         facts[TOKENIZER] = f"{describe(tokenizer)}, {tokenizer.fingerprint}"
-    return {**facts, **fingerprints(corpora)}
+    return {**facts, **redacted_values(fingerprints(corpora))}

@@ -25,6 +25,12 @@ def policy_of(regime: RegimeSection) -> Policy:
     )
 
 
+def model_parts(session: Session[C]) -> Sequence[str]:
+    """The parts of a state that hold its model, among them the optimizer's if that makes the parameters that are shown."""
+    shown = session.recipe.update(session.config).shown is not None
+    return (*MODEL, "optimizer") if shown else MODEL
+
+
 def check_evaluation(regime: RegimeSection, evaluations: Sequence[str]) -> None:
     """Checks that the score by which checkpoints are kept is of an evaluation of the run.
 
@@ -65,7 +71,5 @@ def prune(session: Session[C], step: int, skipped: int) -> None:
     policy = policy_of(regime)
     if policy.last is None:
         return
-    shown = session.recipe.update(session.config).shown is not None  # then its state makes the parameters that are shown
-    model = (*MODEL, "optimizer") if shown else MODEL
     untouched = step - skipped if skipped else -1  # what is older may be what helps a user who cannot go on
-    checkpoint.prune(out / run_dir.CHECKPOINTS, policy, scores_of(out, regime), untouched=untouched, model=model)
+    checkpoint.prune(out / run_dir.CHECKPOINTS, policy, scores_of(out, regime), untouched=untouched, model=model_parts(session))

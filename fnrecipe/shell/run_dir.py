@@ -29,6 +29,7 @@ from fnrecipe.errors import FnrecipeError, UsageError, few
 from fnrecipe.runtime.files import opened
 from fnrecipe.shell.recorded import CONFIG as CONFIG
 from fnrecipe.shell.recorded import RUN as RUN
+from fnrecipe.shell.redact import redacted_values
 
 CHECKPOINTS, SAMPLE, HUGGING_FACE = "checkpoints", "sample.txt", "hugging_face"
 
@@ -132,7 +133,7 @@ def check_config(out: Path, config: dict[str, Any], runtime: Collection[str] = (
         raise UsageError(f"{error.filename}: cannot read the output directory: {error.strerror}") from None
     if trained:
         old, new = read_file(path, bounded=False), flatten(config, "")
-        found = difference(values(old), values(new)).items()
+        found = difference(redacted_values(values(old)), redacted_values(values(new))).items()
         changes = {k: v for k, v in found if k not in runtime and not _is_extension(k, *v)}
         if changes:
             raise UsageError(_refusal(out, changes))
@@ -144,6 +145,7 @@ def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) ->
     Raises:
         UsageError: with the facts about the run that differ, and the names of files that were changed, added or taken away.
     """
+    old, new = redacted_values(dict(old)), redacted_values(dict(new))
     changes = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     facts, files = ([name for name in changes if (": " in name) == is_file] for is_file in (False, True))
     kinds = {

@@ -13,6 +13,7 @@ from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.keeping import prune
 from fnrecipe.shell.session import Session
+from fnrecipe.shell.space import check_space
 from fnrecipe.step import State
 
 
@@ -21,9 +22,11 @@ def save(session: Session[C], start: Cursor, tick: Tick) -> None:
 
     Raises:
         NonFiniteError: if it is not finite: what is saved can always go on.
+        CheckpointError: if it finds no space on the disk.
     """
     state, gang = tick.state, session.gang
     check_finite(session, state, f"step {tick.number}: the state, which is not saved,")
+    check_space(session, tick.number, state)
     root, cursors = session.out / run_dir.CHECKPOINTS, all_gather_objects(gang, tick.cursor)
     checkpoint.save(root, tick.number, state, joint(start, cursors), session.facts, gang, session.mesh)
     if gang.leads:

@@ -21,6 +21,7 @@ from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.aside import set_aside
 from fnrecipe.shell.identity import TOKENIZER
+from fnrecipe.shell.redact import redacted_values
 from fnrecipe.shell.save import check_finite
 from fnrecipe.shell.session import Session
 
@@ -87,10 +88,10 @@ def _tell_weights(session: Session[C]) -> None:
 
 
 def write_facts(recipe: Recipe[C], config: C, device: torch.device, out: Path) -> None:
-    """Writes the config, and what somebody needs to know to run this again."""
+    """Writes the config, and what somebody needs to know to run this again, but for the secrets of addresses."""
     facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": config.common.seed, **host.facts(device)}
-    replace(out / run_dir.CONFIG, yaml.dump(unstructure(config)).encode())
-    replace(out / run_dir.RUN, f"{json.dumps(facts, indent=2)}\n".encode())
+    replace(out / run_dir.CONFIG, yaml.dump(redacted_values(unstructure(config))).encode())
+    replace(out / run_dir.RUN, f"{json.dumps(redacted_values(facts), indent=2)}\n".encode())
 
 
 def wait_for_leader(session: Session[C], step: int) -> None:

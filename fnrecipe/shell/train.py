@@ -39,9 +39,11 @@ from fnrecipe.shell.observers import announced, evaluated, published, saved, sch
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
 from fnrecipe.shell.recorders import recorders_of, recording
+from fnrecipe.shell.redact import redacted_values
 from fnrecipe.shell.sample import sample
 from fnrecipe.shell.save import save
 from fnrecipe.shell.session import Session
+from fnrecipe.shell.space import warn_of_space
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
 from fnrecipe.shell.streams import evaluation_source, training_source
 from fnrecipe.shell.throughput import work_of
@@ -125,7 +127,8 @@ def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Ti
     stack.callback(host.unfreeze_objects)
     start = begin(session)
     first = start.number
-    recorders = [*recorders_of(config.common.metric_recorders, unstructure(config)), *recipe.recorders(config)]
+    warn_of_space(session, first, start.state)
+    recorders = [*recorders_of(config.common.metric_recorders, redacted_values(unstructure(config))), *recipe.recorders(config)]
     recorded = stack.enter_context(recording(recorders if gang.leads else [], session.out, first))
     write = partial(_write, session, recorded)
     wait_for_leader(session, first)

@@ -154,6 +154,16 @@ def test_what_is_no_run_is_told(resume: Resume, run: Path, tmp_path: Path) -> No
     assert_usage_error(resume(run), "found no config.yaml in it")
 
 
+def test_a_secret_that_was_not_written_has_to_be_given(resume: Resume, whole: Path, run: Path, texts: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(f"path: {texts}", "path: https://***@host/a.jsonl?token=***"))
+    advice = "give the whole value by --config dataset.sources=..."
+    assert_usage_error(resume(run), f"in dataset.sources, found one without its secret; {advice}")
+    ended = resume(run, "--config", f"dataset.sources=[{{path: {texts}}}]", "--resume-with-changes")
+    assert (ended.status, ended.err) == (0, "")
+    assert (run / "config.yaml").read_text() == text
+
+
 @pytest.mark.slow
 def test_two_processes_go_back_together(whole: Path, run: Path) -> None:
     ended = fnrecipe("resume", run, "--from-step", "2", "--nproc", "2", cwd=run)

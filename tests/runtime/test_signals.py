@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fnrecipe import checkpoint
 from fnrecipe.config import resolve
 from fnrecipe.data import pipe
 from fnrecipe.data.stream import Cursor, Source, Stream
-from fnrecipe.errors import EXIT_AGAIN
+from fnrecipe.errors import EXIT_AGAIN, FnrecipeError, UsageError
 from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.data import valid_stream
 from fnrecipe.recipes.lm.train import recipe
@@ -230,3 +231,87 @@ def test_a_run_in_a_thread_hears_no_signals_and_is_any_other(texts: Path, tmp_pa
     assert ended == [0]
     assert train(texts, tmp_path / "b") == 0
     assert remains(tmp_path / "a") == remains(tmp_path / "b")
+
+
+def test_the_end_of_the_time_that_a_run_has_is_a_signal_to_save_and_the_same_command_goes_on(
+    texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def up() -> None:
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left < 60_000
+        signalled(signal.SIGALRM)
+
+    stuck = attrs.evolve(recipe, stream=lambda config, place: pipe(recipe.stream(config, place), endless(up, after=2)))
+    assert train(texts, out, stuck, regime__max_minutes=1000) == EXIT_AGAIN
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert lines(out)[-1] == "regime.max_minutes: saved step 2; the same command goes on from there"
+    assert train(texts, out) == train(texts, tmp_path / "undisturbed") == 0
+    found, expected = remains(out), remains(tmp_path / "undisturbed")
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_time_that_suffices_for_no_step_is_an_error_and_no_endless_loop(texts: Path, tmp_path: Path) -> None:
+    stuck = attrs.evolve(
+        recipe, stream=lambda config, place: pipe(recipe.stream(config, place), endless(lambda: time.sleep(1000), after=0))
+    )
+    told = r"^regime.max_minutes: expected time for a step at least, found none made in 0.001 minutes$"
+    for going_on in (False, True):
+        with pytest.raises(FnrecipeError, match=told):
+            train(texts, tmp_path, stuck, regime__max_minutes=0.001)
+        if not going_on:
+            assert train(texts, tmp_path, regime__num_steps=4) == 0
+
+
+def test_a_signal_behind_the_end_of_the_time_is_a_first_one_and_the_end_is_no_second_one() -> None:
+    with Signals(seconds=1000) as signals:
+        os.kill(os.getpid(), signal.SIGALRM)
+        assert signals.received == signal.SIGALRM
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.received == signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGALRM)
+        assert signals.received == signal.SIGUSR1
+
+
+def test_a_thread_that_hears_no_signals_has_no_end_of_its_time(texts: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(train, texts, tmp_path, regime__max_minutes=5).exception()
+    assert isinstance(found, UsageError)
+    assert str(found).startswith("regime.max_minutes: expected null for a run in another thread than the main one")
+
+
+TIME_IS_UP = """
+import os, signal
+import attrs
+from fnrecipe.data import pipe
+from fnrecipe.recipes.lm.train import recipe as lm
+
+def up(source, cursor=None):
+    for number, entry in enumerate(source(cursor), 1):
+        if number == 3 and os.environ.get("RANK") == "0":
+            signal.raise_signal(signal.SIGALRM)
+        yield entry
+
+recipe = attrs.evolve(lm, stream=lambda config, place: pipe(lm.stream(config, place), up))
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_end_behind_the_same_step_when_the_time_of_the_first_is_up(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "up.py").write_text(TIME_IS_UP)
+    out = tmp_path / "out"
+    small = pairs(texts, **SMALL, regime__max_minutes=1000)
+    command = ("train", str(tmp_path / "up.py"), "--nproc", "2", "--out", str(out), "--config", *small)
+    ended, saved = end(start(*command)), 0
+    while ended.status == EXIT_AGAIN:
+        (newest,) = [int(path.name.removeprefix("step_")) for path in checkpoint.committed(out / "checkpoints")[-1:]]
+        assert f"regime.max_minutes: saved step {newest}; the same command goes on from there" in ended.output
+        assert saved < newest < 6
+        saved = newest
+        ended = end(start(*command))
+    assert (ended.status, ended.errors) == (0, "")
+    assert saved > 0
+    assert train(texts, tmp_path / "alone") == 0
+    metrics = "metrics/train.jsonl"
+    assert (out / metrics).read_bytes() == (tmp_path / "alone" / metrics).read_bytes()

@@ -44,14 +44,19 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def test_whatever_a_run_writes_has_the_modes_of_the_umask(texts: Path, tmp_path: Path, umask: int) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
-    assert train(texts, out, dataset__cache=cache) == 0
+    models = {
+        "regime__keep_last_n_checkpoints": 1,
+        "regime__keep_checkpoint_every_n_steps": 2,
+        "regime__keep_model_only": "true",
+    }
+    assert train(texts, out, dataset__cache=cache, **models) == 0
     found = {path: path.stat().st_mode for root in (out, cache) for path in [root, *root.rglob("*")]}
     wrong = {
         path: oct(mode) for path, mode in found.items() if stat.S_IMODE(mode) != (0o777 if path.is_dir() else 0o666) & ~umask
     }
     assert wrong == {}
     assert {path.suffix for path in found} >= {".safetensors", ".json", ".jsonl", ".yaml", ".log", ".txt"}
-    assert {path.name for path in found} >= {".lock", "SHA256SUMS", "step_00000004"}
+    assert {path.name for path in found} >= {".lock", "SHA256SUMS", "step_00000004", "model_00000002"}
 
 
 def replaced(out: Path) -> None:

@@ -12,7 +12,7 @@ from attrs.converters import optional
 from fnrecipe.config.affects import RUNTIME
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, PositiveInt, ProperFraction
 from fnrecipe.config.paths import expanded
-from fnrecipe.errors import Problem
+from fnrecipe.errors import Problem, redacted
 
 
 @frozen
@@ -99,7 +99,9 @@ class DatasetSection:
 
 def source_names(sources: Sequence[DataSource]) -> list[str]:
     """What sources are called in metrics: their `name`, or the last part of their path without its suffix."""
-    return [source.name or source.path.rstrip("/:").rsplit("/", 1)[-1].split(".")[0] or source.path for source in sources]
+    paths = [redacted(source.path) for source in sources]
+    last = [path.rstrip("/:").rsplit("/", 1)[-1].split(".")[0] for path in paths]
+    return [source.name or name or path for source, name, path in zip(sources, last, paths, strict=True)]
 
 
 @frozen
