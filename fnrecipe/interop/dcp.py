@@ -19,6 +19,7 @@ import attrs
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -77,7 +78,9 @@ def write(found: Checkpoint, out: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            save({**like, OURS: facts}, checkpoint_id=tmp, planner=_Planner(found, facts), no_dist=True)
+            # A file for each tensor, because the writer keeps what it has put into a file until that is closed.
+            writer = FileSystemWriter(tmp, single_file_per_rank=False)
+            save({**like, OURS: facts}, storage_writer=writer, planner=_Planner(found, facts), no_dist=True)
         tmp.rename(out)
     except OSError as error:
         raise UsageError(f"{out}: cannot write it: {error.strerror or error}") from error
