@@ -22,6 +22,7 @@ from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.loss import Sums
 from fnrecipe.optim import Transform
 from fnrecipe.optim.average import Averaging
+from fnrecipe.optim.fused_adamw import has_triton
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.partition import Mask, chosen
 from fnrecipe.parallel.mesh import Mesh, replicated
@@ -69,7 +70,7 @@ def _check_trains(recipe: Recipe[C], config: C) -> None:
 
 def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -> Step:
     """The train step over a mesh, as it is before it is traced for a device."""
-    update = without_fused_update(recipe.update(config), jit_mode(config.trainer.jit, device))
+    update = for_mode(recipe.update(config), jit_mode(config.trainer.jit, device), device)
     check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
     loss = checked_loss(recipe.name, recipe.loss(config))
     share = _local_microbatches(config, mesh)
@@ -184,6 +185,6 @@ def _local_microbatches(config: ShellConfig, mesh: Mesh) -> int:
     return count
 
 
-def without_fused_update(update: Transform, level: JitMode) -> Transform:
-    """The update as the level wants it: Inductor makes a kernel of the whole by itself, and reads the gradients once."""
-    return attrs.evolve(update, fused_update=None) if level == "inductor" else update
+def for_mode(update: Transform, mode: JitMode, device: torch.device) -> Transform:
+    """The update as the mode wants it: Inductor would run torch's fused kernel on copies, and makes its own of the chain."""
+    return attrs.evolve(update, fused_update=None) if mode == "inductor" and not has_triton(device) else update

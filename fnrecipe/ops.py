@@ -26,11 +26,11 @@ torch.library.define(
 )
 torch.library.define(
     "fnrecipe::cudnn_attention",
-    "(Tensor query, Tensor key, Tensor value, Tensor cumulative, int longest, float scale, int? window) -> (Tensor, Tensor)",
+    "(Tensor query, Tensor key, Tensor value, Tensor[] bounds, int longest, float scale, int? window) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "fnrecipe::cudnn_attention_backward",
-    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, Tensor cumulative, int longest,"
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor statistics, Tensor[] bounds, int longest,"
     " float scale, int? window, bool deterministic) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
@@ -39,6 +39,11 @@ torch.library.define(
 )
 torch.library.define("fnrecipe::fence", "() -> ()")
 torch.library.define("fnrecipe::norms", "(Tensor[] tensors, float order, ScalarType dtype) -> Tensor")
+torch.library.define(
+    "fnrecipe::adamw",
+    "(Tensor(a!)[] params, Tensor[] gradients, Tensor(b!)[] means, Tensor(c!)[] squares, Tensor numbers, Tensor accept,"
+    " Tensor seed, int[] places, float[] decays, float b1, float b2, float eps) -> ()",
+)
 torch.library.define("fnrecipe::mm", "(Tensor left, Tensor right) -> Tensor")
 
 opaque_clone = torch.ops.fnrecipe.opaque_clone
@@ -56,8 +61,8 @@ flash_attention_backward = torch.ops.fnrecipe.flash_attention_backward
 cudnn_attention = torch.ops.fnrecipe.cudnn_attention
 """Attention [N, H, E], and the statistics of its softmax, float32 [N, H]; query [N, H, E], key and value [N, G, E], contiguous.
 
-cumulative int32 [documents + 1]: where each begins, empty ones too, and N; longest: a bound on the positions of a document. Its
-kernels are those of `fnrecipe.nn.cudnn_attention`.
+bounds: those of documents, by `fnrecipe.nn.cudnn_attention.bounds`, whose kernels these are; longest: a bound on the positions
+of a document.
 """
 cudnn_attention_backward = torch.ops.fnrecipe.cudnn_attention_backward
 """The gradients of query, key and value. If deterministic, they have the same bits each time, and need a larger workspace."""
@@ -70,6 +75,14 @@ It reads `reach` on the host, where the others lie too; bias [B, 1, 1, S] is add
 """
 norms = torch.ops.fnrecipe.norms
 """The norm of each tensor, [N], computed in `dtype`. Inductor would launch a kernel for each number that it stacks."""
+adamw = torch.ops.fnrecipe.adamw
+"""Writes AdamW's update into parameters and moments, all contiguous, if `accept`, bool [], holds: one pass over memory.
+
+numbers   float32 [4]: what divides gradients, the learning rate, that over the bias of means, the root of that of squares
+seed      int64 [], from which what is bfloat16 is rounded stochastically
+places    `stochastic_rounding.place` of each parameter, one after the other
+decays    the weight decay of each
+"""
 mm = torch.ops.fnrecipe.mm
 """The matrix product left [M, K] @ right [K, N] by oneDNN, float32 on a CPU."""
 
@@ -215,6 +228,8 @@ torch.library.impl("fnrecipe::slot_attention", "CPU", _slot_attention)
 torch.library.register_fake("fnrecipe::slot_attention", lambda query, *others: torch.empty_like(query))
 
 torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", _norms)
+torch.library.register_fake("fnrecipe::adamw", lambda *args: None)
+
 torch.library.register_fake("fnrecipe::norms", lambda tensors, order, dtype: tensors[0].new_empty(len(tensors), dtype=dtype))
 
 torch.library.impl("fnrecipe::mm", "CPU", _mm_by_onednn)

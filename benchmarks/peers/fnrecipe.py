@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, random, tree
-from fnrecipe.build import without_fused_update
+from fnrecipe.build import for_mode
 from fnrecipe.compiler import cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode
 from fnrecipe.data import Batch
@@ -58,7 +58,7 @@ def step_and_state(
     `dtype` is that of the parameters, `scope` what a position sees.
     """
     constant = schedule.cosine_annealing(3e-4, num_warmup_steps=0, num_steps=1000, final_scale=1.0)
-    update = without_fused_update(optim.adamw(constant, max_norm=1.0), level)
+    update = for_mode(optim.adamw(constant, max_norm=1.0), level, device or torch.device("cpu"))
     key = random.key(0, device)
     state = init_state(llama.init(config, key, lambda path, leaf: leaf.to(dtype)), update, key)
     return train_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Iterator
 
+import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
@@ -59,6 +60,23 @@ def alias_users(node: Node, disjoint: Container[Node] = ()) -> Iterator[Node]:
             yield user
             if _is_view(user):
                 yield from alias_users(user, disjoint)
+
+
+def is_written(node: Node, disjoint: Container[Node] = ()) -> bool:
+    """Whether an operation writes into the memory of `node`, directly or through a view, but not through `disjoint` pieces."""
+    users = [user for user in node.users if user.op == "call_function" and user not in disjoint]
+    return any(_writes_into(user, node) or (_is_view(user) and is_written(user)) for user in users)
+
+
+def _writes_into(user: Node, node: Node) -> bool:
+    """Whether the operation writes into an argument that is `node`, or is a list with it."""
+    if not mutates(user):
+        return False
+    assert isinstance(user.target, OpOverload)
+    arguments = user.target._schema.arguments
+    written = [argument.name for argument in arguments if argument.alias_info and argument.alias_info.is_write]
+    given = dict(zip((argument.name for argument in arguments), user.args, strict=False)) | user.kwargs
+    return node in pytree.tree_leaves([given[name] for name in written if name in given])
 
 
 def _is_output(node: Node, disjoint: Container[Node]) -> bool:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fnrecipe.compiler.alias import alias_users, base_allocation, is_new, mutates
-from fnrecipe.ops import norms
+from fnrecipe.compiler.alias import base_allocation, is_new, is_written
+from fnrecipe.ops import adamw, norms
 
 cast = torch.ops.aten._to_copy.default
 
@@ -25,15 +25,18 @@ def drop_round_trips(module: GraphModule) -> None:
             module.graph.erase_node(node)
 
 
-def norms_of_narrow(module: GraphModule) -> None:
-    """Takes norms of the values before a cast to a wider dtype, in which they are computed all the same.
+def read_narrow(module: GraphModule) -> None:
+    """Gives norms and AdamW's kernel the values before a cast to a wider dtype, in which they compute all the same.
 
-    So nothing but the kernel that updates a parameter reads its gradient in float32, and Inductor makes the cast there: 0.7 ms
-    of the 33 of a step of 124M parameters on a GPU. Results are equal within rounding.
+    So no gradient is written in float32 that comes in bfloat16, and the cast is gone: 0.7 ms of the 33 of a step of 124M
+    parameters on a GPU. Results are equal within rounding.
     """
     for node in module.graph.find_nodes(op="call_function", target=norms.default):
-        tensors, order, dtype = node.args
-        node.args = [_before_widening(tensor) for tensor in tensors], order, dtype
+        tensors, *others = node.args
+        node.args = [_before_widening(tensor) for tensor in tensors], *others
+    for node in module.graph.find_nodes(op="call_function", target=adamw.default):
+        params, gradients, *others = node.args
+        node.args = params, [_before_widening(gradient) for gradient in gradients], *others
     module.graph.eliminate_dead_code()
     module.recompile()
 
@@ -42,8 +45,8 @@ def _before_widening(node: Node) -> Node:
     if not is_widening(node):
         return node
     (source,) = node.all_input_nodes
-    written = is_new(*base_allocation(node)) and any(map(mutates, alias_users(node)))
-    return node if written or any(map(mutates, alias_users(*base_allocation(source)))) else source
+    written = is_new(*base_allocation(node)) and is_written(node)
+    return node if written or is_written(*base_allocation(source)) else source
 
 
 def is_widening(node: Node) -> bool:
@@ -61,7 +64,7 @@ def _is_round_trip(source: Node, wide: Node, narrow: Node) -> bool:
     # readers must not be given the source instead. (The cast to the wider dtype, if nobody else reads it, is dead code now.)
     before, between, after = (node.meta["val"] for node in (source, wide, narrow))
     same = _layout(before) == _layout(after) and torch.promote_types(before.dtype, between.dtype) == between.dtype
-    return same and is_new(*base_allocation(narrow)) and not any(map(mutates, alias_users(narrow)))
+    return same and is_new(*base_allocation(narrow)) and not is_written(narrow)
 
 
 def _layout(value: Tensor) -> tuple[torch.dtype, torch.device, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from fnrecipe.compiler.casts import norms_of_narrow
+from fnrecipe.compiler.casts import read_narrow
 from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
 from fnrecipe.compiler.regions import name_calls, regions_of
 from fnrecipe.compiler.scalars import materialize_scalars
@@ -81,7 +81,7 @@ def _compiled(graph: GraphModule, args: Sequence[Tensor]) -> Run:
     for module in graph.modules():
         if isinstance(module, GraphModule):
             if any(tensor.is_cuda for tensor in args):
-                norms_of_narrow(module)
+                read_narrow(module)
             use_onednn_matmul(module, COPIED_BY_A_KERNEL)
             materialize_scalars(module)
             keep_send_buffers_alive(module)

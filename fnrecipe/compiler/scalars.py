@@ -6,7 +6,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from fnrecipe.compiler.alias import alias_users, mutates
+from fnrecipe.compiler.alias import is_written
 from fnrecipe.ops import opaque_clone
 
 
@@ -18,7 +18,7 @@ def materialize_scalars(module: GraphModule) -> None:
     # arithmetic still fuse. A value that is written into later must not be read from a copy.
     for node in [node for node in module.graph.nodes if _is_elementwise(node) and _is_scalar(node)]:
         users = [user for user in node.users if _is_elementwise(user) and not _is_scalar(user)]
-        if users and not any(map(mutates, alias_users(node))):
+        if users and not is_written(node):
             with module.graph.inserting_after(node):
                 scalar = module.graph.call_function(opaque_clone.default, (node,))
             scalar.meta["val"] = node.meta["val"].clone()

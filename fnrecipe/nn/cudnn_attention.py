@@ -35,9 +35,10 @@ class Layout:
     window: int | None
 
 
-def layout(query: Tensor, key: Tensor, cumulative: Tensor, longest: int, scale: float, window: int | None) -> Layout:
+def layout(query: Tensor, key: Tensor, lengths: Tensor, longest: int, scale: float, window: int | None) -> Layout:
+    """The layout of query [N, H, E] and key [N, G, E], and of documents of these `lengths`, [documents]."""
     positions, heads, width = query.shape
-    sizes = len(cumulative) - 1, positions, longest, heads, key.shape[1], width
+    sizes = len(lengths), positions, longest, heads, key.shape[1], width
     return Layout(*sizes, query.dtype, query.device, scale, window)
 
 
@@ -56,6 +57,14 @@ def is_supported(wanted: Layout, deterministic: bool) -> bool:
     return True
 
 
+def bounds(cumulative: Tensor, lengths: Tensor, query: Tensor, key: Tensor) -> list[Tensor]:
+    """`lengths`, and where documents begin, in elements, in what has a query's shape, in what has a key's, and in [N, H]."""
+    heads, width = query.shape[1:]
+    of_heads = cumulative * (heads * width)
+    of_groups = of_heads if key.shape[1] == heads else cumulative * (key.shape[1] * width)
+    return [lengths, of_heads, of_groups, cumulative * heads]
+
+
 # cuDNN runs a graph of its own operations, built once for a layout, on tensors that are named by symbols. The frontend has no
 # types.
 
@@ -70,6 +79,7 @@ _OFFSETS = {
     "statistics": "offsets of statistics",
 }
 """What tells where documents begin in a tensor, in elements."""
+_BOUNDS = "lengths", *dict.fromkeys(_OFFSETS.values())
 
 
 @cache
@@ -166,21 +176,13 @@ def _handle(device: torch.device) -> Any:
         return cudnn.create_handle()
 
 
-def _starts(wanted: Layout, cumulative: Tensor) -> dict[str, Tensor]:
-    sizes = wanted.heads * wanted.width, wanted.groups * wanted.width, wanted.heads
-    return {
-        "lengths": cumulative.diff(),
-        **{name: cumulative * size for name, size in zip(dict.fromkeys(_OFFSETS.values()), sizes, strict=True)},
-    }
-
-
 def _run_forward(
-    query: Tensor, key: Tensor, value: Tensor, cumulative: Tensor, longest: int, scale: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, bounds: list[Tensor], longest: int, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    wanted = layout(query, key, cumulative, longest, scale, window)
+    wanted = layout(query, key, bounds[0], longest, scale, window)
     out, statistics = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
     tensors = {"query": query, "key": key, "value": value, "out": out, "statistics": statistics}
-    _forward(wanted)({**tensors, **_starts(wanted, cumulative)})
+    _forward(wanted)({**tensors, **dict(zip(_BOUNDS, bounds, strict=True))})
     return out, statistics
 
 
@@ -191,16 +193,16 @@ def _run_backward(
     value: Tensor,
     out: Tensor,
     statistics: Tensor,
-    cumulative: Tensor,
+    bounds: list[Tensor],
     longest: int,
     scale: float,
     window: int | None,
     deterministic: bool,
 ) -> tuple[Tensor, ...]:
-    wanted = layout(query, key, cumulative, longest, scale, window)
+    wanted = layout(query, key, bounds[0], longest, scale, window)
     found = {f"of_{name}": torch.empty_like(x) for name, x in (("query", query), ("key", key), ("value", value))}
     tensors = {"gradient": gradient, "query": query, "key": key, "value": value, "out": out, "statistics": statistics}
-    _backward(wanted, deterministic)({**tensors, **found, **_starts(wanted, cumulative)})
+    _backward(wanted, deterministic)({**tensors, **found, **dict(zip(_BOUNDS, bounds, strict=True))})
     return tuple(found.values())
 
 

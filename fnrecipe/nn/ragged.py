@@ -32,10 +32,12 @@ class RaggedMask:
     numbers     int64 [B, T]: number of each position's document in its row, from 0; padding is a document, too
     cumulative  int32 [B * N + 1]: where documents begin in the flattened rows, N of each row, then the number of all
                 positions; documents that are not there are empty
+    lengths     int32 [B * N]: their positions
     """
 
     numbers: Tensor
     cumulative: Tensor
+    lengths: Tensor
     window: int | None = attrs.field(default=None, metadata=tree.STATIC)
 
 
@@ -47,11 +49,12 @@ def ragged_mask(segments: Tensor, limit: int, window: int | None = None) -> Ragg
     rows, length = segments.shape
     if limit == 1:
         bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=segments.device)
-        return RaggedMask(torch.zeros_like(segments), bounds, window)
+        return RaggedMask(torch.zeros_like(segments), bounds, bounds.diff(), window)
     numbers = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0)).cumsum(1)
     wanted = torch.arange(limit, device=segments.device).expand(rows, limit).contiguous()
     starts = torch.searchsorted(numbers, wanted) + torch.arange(0, rows * length, length, device=segments.device)[:, None]
-    return RaggedMask(numbers, F.pad(starts.flatten(), (0, 1), value=rows * length).int(), window)
+    bounds = F.pad(starts.flatten(), (0, 1), value=rows * length).int()
+    return RaggedMask(numbers, bounds, bounds.diff(), window)
 
 
 def ragged_forward(mask: RaggedMask, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, ...]:
@@ -88,20 +91,22 @@ def _kernel(
     """The kernels forward and backward for query [B * T, H, E] and key [B * T, G, E]."""
     if query.dtype.itemsize >= 4:
         return _efficient, _efficient_backward
-    wanted = cudnn_attention.layout(query, key, mask.cumulative, longest, scale, mask.window)
+    wanted = cudnn_attention.layout(query, key, mask.lengths, longest, scale, mask.window)
     if cudnn_attention.is_supported(wanted, torch.are_deterministic_algorithms_enabled()):
         return _cudnn, _cudnn_backward
     return _flash, _flash_backward
 
 
 def _cudnn(mask: RaggedMask, longest: int, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = ops.cudnn_attention(*inputs, mask.cumulative, longest, scale, mask.window)
+    bounds = cudnn_attention.bounds(mask.cumulative, mask.lengths, *inputs[:2])
+    found: tuple[Tensor, ...] = ops.cudnn_attention(*inputs, bounds, longest, scale, mask.window)
     return found
 
 
 def _cudnn_backward(mask: RaggedMask, longest: int, scale: float, logsumexp: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    bounds = cudnn_attention.bounds(mask.cumulative, mask.lengths, *inputs[1:3])
     found: tuple[Tensor, ...] = ops.cudnn_attention_backward(
-        *inputs, logsumexp, mask.cumulative, longest, scale, mask.window, torch.are_deterministic_algorithms_enabled()
+        *inputs, logsumexp, bounds, longest, scale, mask.window, torch.are_deterministic_algorithms_enabled()
     )
     return found
 

@@ -77,12 +77,19 @@ def adamw(
         divisor = gradients.count if max_norm is None else gradients.count / clip_factor(gradients.norm, max_norm)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
         rate, count = schedule(step), moments["count"] + 1
-        kernel = partial(fused_adamw.adamw, divisor=divisor, count=count, rate=rate, betas=betas, eps=eps, accept=accept)
+        options = {"divisor": divisor, "count": count, "rate": rate, "betas": betas, "eps": eps, "accept": accept}
+        kernel = partial(fused_adamw.adamw, **options)
         leaves = [*map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"]))]
         decaying = chosen(params, mask)
         decays = [weight_decay if path in decaying else 0.0 for path in tree.paths(params, is_shard)]
-        if stochastic_rounding.narrow(params):
-            found = _one_by_one(kernel, leaves, decays, tree.paths(params, is_shard), stochastic_rounding.seed(key, step))
+        whole, narrow = tree.paths(params, is_shard), stochastic_rounding.narrow(params)
+        seed = stochastic_rounding.seed(key, step) if narrow else step
+        if fused_adamw.has_triton(step.device) and all(leaf.dtype in fused_adamw.BY_TRITON for leaf in leaves[0]):
+            places = [stochastic_rounding.place(path, leaf) for path, leaf in whole.items()]
+            options |= {"decays": decays, "seed": seed, "places": places}
+            found: Sequence[Sequence[Tensor]] = fused_adamw.adamw_by_triton(*leaves, **options)
+        elif narrow:
+            found = _one_by_one(kernel, leaves, decays, whole, seed)
         else:
             found = kernel(*leaves, decays=decays)
         new_params, mean, square = (tree.like(params, tensors) for tensors in found)

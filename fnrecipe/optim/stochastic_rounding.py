@@ -20,8 +20,14 @@ from fnrecipe import random, tree
 from fnrecipe.parallel.mesh import Shard, global_slice, is_shard
 from fnrecipe.tree import Tree
 
-_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_WORD = (1 << 63) - 1
+
+def _signed(number: int) -> int:
+    """The int64 of the same 64 bits."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+GAMMA, FIRST, SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+WORD = (1 << 63) - 1
 _SHIFTS = (47, 31, 15)
 
 
@@ -73,18 +79,37 @@ def random_bits(seed: Tensor, path: str, whole: Tensor | Shard) -> Tensor:
     It is the output function of SplitMix64 (Steele, Lea & Flood 2014), in 63 bits, of a counter that begins where seed and
     path say, without the last shift, which only mends bits that nobody takes.
     """
-    start = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
-    mixed = _counter(whole, seed + _signed(start)) & _WORD
-    mixed = ((mixed ^ (mixed >> 30)) * _signed(_FIRST)) & _WORD
-    return ((mixed ^ (mixed >> 27)) * _signed(_SECOND)) & _WORD
+    mixed = _counter(whole, seed + _start(path)) & WORD
+    mixed = ((mixed ^ (mixed >> 30)) * FIRST) & WORD
+    return ((mixed ^ (mixed >> 27)) * SECOND) & WORD
+
+
+def place(path: str, whole: Tensor | Shard) -> tuple[int, int, int]:
+    """(start, columns, stride): element i of a contiguous tensor or part has the counter
+
+        seed + start + (i // columns * stride + i % columns) * GAMMA
+
+    Raises:
+        ValueError: for a part of a tensor that is cut along its third or a later dimension.
+    """
+    shape, ranges = global_slice(whole)
+    if any((first, last) != (0, size) for size, (first, last) in zip(shape[2:], ranges[2:], strict=True)):
+        raise ValueError(f"place: expected {path} to be cut along its first two dimensions, found {ranges} of {list(shape)}")
+    inner, (row, _), (column, end) = math.prod(shape[2:]), *[*ranges, (0, 1), (0, 1)][:2]
+    stride = math.prod(shape[1:])
+    return _signed(_start(path) + (row * stride + column * inner) * GAMMA), max(1, (end - column) * inner), stride
+
+
+def _start(path: str) -> int:
+    return _signed(int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big"))
 
 
 def _counter(whole: Tensor | Shard, start: Tensor) -> Tensor:
-    """start + _GAMMA * (the number of each element in the whole tensor), modulo 2**64."""
+    """start + GAMMA * (the number of each element in the whole tensor), modulo 2**64."""
     shape, ranges = global_slice(whole)
     total = start
     for dim, (first, last) in enumerate(ranges):
-        step = math.prod(shape[dim + 1 :]) * _GAMMA
+        step = math.prod(shape[dim + 1 :]) * GAMMA
         along = torch.arange(first, last, device=start.device) * _signed(step)
         total = total[..., None] + along
     return total
@@ -93,8 +118,3 @@ def _counter(whole: Tensor | Shard, start: Tensor) -> Tensor:
 def _rounded(values: Tensor, bits: Tensor) -> Tensor:
     """Adds the last 16 of the bits to those that bfloat16 does not have, and cuts these off."""
     return ((values.view(torch.int32) + (bits.to(torch.int32) & 0xFFFF)) & -0x10000).view(torch.float32).bfloat16()
-
-
-def _signed(number: int) -> int:
-    """The int64 of the same 64 bits."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)

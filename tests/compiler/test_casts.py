@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe.compiler import trace
-from fnrecipe.compiler.casts import norms_of_narrow
+from fnrecipe.compiler.casts import read_narrow
 from fnrecipe.ops import norms
 from fnrecipe.transforms import jit
 from tests.helpers import assert_same_bits
@@ -85,6 +85,6 @@ def norm_of(x: Tensor) -> Tensor:
 def test_a_norm_is_taken_of_what_was_widened_for_it(function: Any, number: int) -> None:
     graph, _ = trace(function, (HALF, OTHER))
     expected = graph(HALF, OTHER)
-    norms_of_narrow(graph)
+    read_narrow(graph)
     assert len(graph.graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default)) == number
     assert_same_bits(graph(HALF, OTHER), expected)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fnrecipe import tree
-from fnrecipe.build import without_fused_update
+from fnrecipe.build import for_mode
 from fnrecipe.compiler import cuda_graph, interpreter, trace
 from fnrecipe.errors import UsageError
 from fnrecipe.optim import scale_by_soap
@@ -107,7 +107,7 @@ def test_nothing_in_the_step_comes_from_the_host() -> None:
     """What copies from the host cannot be captured; the `meta` device stands for a GPU."""
     with FakeTensorMode():
         args = tree.map(lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"), (fresh_state(), batch(0)))
-    for update in (UPDATE, without_fused_update(UPDATE, "inductor")):
+    for update in (UPDATE, for_mode(UPDATE, "inductor", torch.device("cpu"))):
         graph, _ = trace(train_step(LOSS, update, 2), args, donate=1)
         values = [leaf for node in graph.graph.nodes for leaf in tree.leaves(node.meta.get("val"))]
         assert {leaf.device.type for leaf in values if isinstance(leaf, Tensor)} == {"meta"}

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fnrecipe import optim
-from fnrecipe.build import without_fused_update
+from fnrecipe.build import for_mode
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
+from fnrecipe.optim import fused_adamw
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", "trace"), ("cuda", "inductor"), ("cuda:3", "inductor")])
@@ -25,8 +26,12 @@ def test_every_level_but_off_has_something_that_runs_its_graph() -> None:
     assert BACKENDS.keys() == {"trace", "inductor"}
 
 
-def test_only_inductor_makes_the_update_by_itself() -> None:
-    update = optim.adamw(lambda step: step * 0.1)
-    assert without_fused_update(update, "trace").fused_update is not None
-    assert without_fused_update(update, "off").fused_update is not None
-    assert without_fused_update(update, "inductor").fused_update is None
+@pytest.mark.parametrize(("device", "triton", "fused"), [("cpu", True, False), ("cuda", True, True), ("cuda", False, False)])
+def test_inductor_makes_the_update_by_itself_where_triton_does_not(
+    device: str, triton: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_adamw, "find_spec", lambda name: triton or None)
+    update, there = optim.adamw(lambda step: step * 0.1), torch.device(device)
+    assert for_mode(update, "trace", there).fused_update is not None
+    assert for_mode(update, "off", there).fused_update is not None
+    assert (for_mode(update, "inductor", there).fused_update is not None) == fused

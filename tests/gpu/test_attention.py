@@ -89,8 +89,8 @@ def test_compiled_around(dtype: torch.dtype, window: int | None, scope: Attentio
 def test_cudnn_is_chosen_where_it_is_installed_and_has_a_kernel() -> None:
     def chosen(width: int, dtype: torch.dtype) -> bool:
         query, key, *_ = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in inputs(4, 2, width, dtype))
-        bounds = torch.tensor([0, len(query)], dtype=torch.int32, device=CUDA)
-        return cudnn_attention.is_supported(cudnn_attention.layout(query, key, bounds, LENGTH, 1.0, None), False)
+        lengths = torch.tensor([len(query)], dtype=torch.int32, device=CUDA)
+        return cudnn_attention.is_supported(cudnn_attention.layout(query, key, lengths, LENGTH, 1.0, None), False)
 
     assert [chosen(64, torch.bfloat16), chosen(128, torch.float16)] == [find_spec("cudnn") is not None] * 2
     assert not chosen(256, torch.bfloat16)

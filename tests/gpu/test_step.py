@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, random, tree
-from fnrecipe.build import without_fused_update
+from fnrecipe.build import for_mode
 from fnrecipe.compiler import cuda_graph
 from fnrecipe.compiler.modes import BACKENDS
 from fnrecipe.errors import EXIT_AGAIN
 from fnrecipe.models import llama
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
+from fnrecipe.optim import fused_adamw
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.step import init_state, train_step
@@ -59,7 +60,7 @@ def train(
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Parameters after six steps, and the losses."""
     apply = partial(llama.apply, TINY, policy=Policy(**{"logits_at_once": 50, "max_documents": 4} | (policy or {})))
-    step = train_step(next_token_loss(apply), without_fused_update(UPDATE, level), microbatches, scaling=scaling)
+    step = train_step(next_token_loss(apply), for_mode(UPDATE, level, device), microbatches, scaling=scaling)
     if level != "off":
         step = jit(step, donate=1, backend=cuda_graph(BACKENDS[level]) if captured else BACKENDS[level])
     key = random.key(0, device)
@@ -89,6 +90,34 @@ def test_half_precision_is_near_the_cpu(kind: str) -> None:
     _, losses = train(CUDA, captured=True, **HALF[kind])
     _, expected = train(CPU, **HALF[kind])
     assert losses == pytest.approx(expected, rel=2e-2)
+
+
+@pytest.mark.parametrize("gradients", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_adamw_by_triton_is_torchs(dtype: torch.dtype, gradients: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within rounding, and with the random numbers of stochastic rounding; a step that is not accepted changes nothing."""
+
+    def steps() -> Any:
+        params = {"a": draw(70, 50).to(dtype), "b": draw(7).to(dtype), "c": draw(3, 4, 8).to(dtype)}
+        state, key = UPDATE.init(params), random.key(3, CUDA)
+        for number, accept in ((1, True), (2, False), (3, True)):
+            mean = optim.mean_gradient(tree.map(lambda x: draw(*x.shape).to(gradients), params), torch.tensor(3.0, device=CUDA))
+            given = state, params, torch.tensor(number, device=CUDA), torch.tensor(accept, device=CUDA), key
+            params, state, *_ = optim.guarded_update(UPDATE, mean, *given)
+        return params, state
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=CUDA)
+
+    found = []
+    for triton in (True, False):
+        generator = torch.Generator(CUDA).manual_seed(0)
+        monkeypatch.setattr(fused_adamw, "has_triton", lambda device, triton=triton: triton)
+        found.append(tree.leaves(steps()))
+    differ = [(one != other).double().mean().item() for one, other in zip(*found, strict=True)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-7)
+    assert dtype == torch.float32 or max(differ) < 0.01
 
 
 @pytest.mark.parametrize("level", ["trace", "inductor"])

@@ -79,7 +79,8 @@ def efficient_backward(gradient, query, key, value, _bias, _out, starts, *_, sca
     return *(x[None] for x in found), query.new_zeros(0)
 
 
-def cudnn(query, key, value, starts, longest, scale, window):  # type: ignore[no-untyped-def]
+def cudnn(query, key, value, bounds, longest, scale, window):  # type: ignore[no-untyped-def]
+    starts = documents_of(bounds, query, key)
     mixed, *_ = flash(
         query,
         key,
@@ -97,7 +98,18 @@ def cudnn(query, key, value, starts, longest, scale, window):  # type: ignore[no
     return mixed, query.new_zeros(query.shape[:2], dtype=torch.float32)
 
 
-def cudnn_backward(gradient, query, key, value, _out, statistics, starts, _longest, scale, window, deterministic):  # type: ignore[no-untyped-def]
+def documents_of(bounds, query, key):  # type: ignore[no-untyped-def]
+    """Where documents begin, and that all of the bounds say so."""
+    lengths, *offsets = bounds
+    starts = offsets[2] // query.shape[1]
+    sizes = query[0].numel(), key[0].numel(), query.shape[1]
+    assert all(torch.equal(found, starts * size) for found, size in zip(offsets, sizes, strict=True))
+    assert torch.equal(lengths, starts.diff())
+    return starts
+
+
+def cudnn_backward(gradient, query, key, value, _out, statistics, bounds, _longest, scale, window, deterministic):  # type: ignore[no-untyped-def]
+    starts = documents_of(bounds, query, key)
     assert (statistics.shape, statistics.dtype) == (query.shape[:2], torch.float32)
     assert deterministic == torch.are_deterministic_algorithms_enabled()
     return slopes(gradient, query, key, value, starts, scale=scale, window=window)
