@@ -74,5 +74,6 @@ def assert_is_step(found: Checkpoint | None, step: int) -> None:
 
 def sign(place: Path) -> None:
     """Makes the sums those of the files."""
-    digests = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in FILES[:2]}
+    files = [*sorted(path.name for path in place.glob("*.safetensors")), "state.json"]
+    digests = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in files}
     (place / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))

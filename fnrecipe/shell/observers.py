@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import attrs
 import torch
 
 from fnrecipe.config import RegimeSection
-from fnrecipe.errors import FnrecipeError
+from fnrecipe.data.changes import Stamp, changed
+from fnrecipe.errors import FnrecipeError, few
 from fnrecipe.observe import Tick, Ticks
 from fnrecipe.runtime.clock import DeviceEvent, record_event
 from fnrecipe.runtime.position import Position
@@ -128,6 +129,17 @@ def saved(ticks: Ticks, *, save: Callable[[Tick], None]) -> Ticks:
     for tick in ticks:
         if tick.save:
             save(tick)
+        yield tick
+
+
+def watched(ticks: Ticks, *, before: Mapping[tuple[str, str], Stamp], tell: Callable[[str], None]) -> Ticks:
+    """Tells of files of the data that have changed since their stamps were taken, each once, whenever the state is saved."""
+    told: set[str] = set()
+    for tick in ticks:
+        if tick.save and (new := [name for name in changed(before) if name not in told]):
+            told |= set(new)
+            what = "what is read now is not what the checkpoints say, and going on is refused"
+            tell(f"files of the data have changed since this run began: {few(new)}; if their content has, {what}")
         yield tick
 
 

@@ -10,6 +10,7 @@ import attrs
 import torch
 
 from fnrecipe.data import LaneAssignment
+from fnrecipe.data.changes import Stamp
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime.gang import Gang
@@ -26,6 +27,7 @@ class Session(Generic[C]):
     directory  the output directory, by its path, and the descriptor by which it was claimed; None on ranks that do not write
     facts      about the run's data, as a checkpoint keeps them (`fnrecipe.shell.identity`)
     started    when the run began, on the monotonic clock
+    stamps     of the data's local files before anything was read of them, by name and path; none on ranks that do not write
     """
 
     recipe: Recipe[C]
@@ -38,6 +40,7 @@ class Session(Generic[C]):
     signals: Signals
     display: Display
     started: float
+    stamps: Mapping[tuple[str, str], Stamp] = attrs.field(factory=dict)
 
     @property
     def out(self) -> Path:

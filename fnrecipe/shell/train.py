@@ -19,6 +19,7 @@ from fnrecipe.config import RegimeSection, ShellConfig, unstructure
 from fnrecipe.config.affects import runtime_paths
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.data import Corpus, tell_left_out
+from fnrecipe.data.changes import stamps
 from fnrecipe.data.survey import NO_ROW
 from fnrecipe.errors import EXIT_AGAIN, FnrecipeError, UsageError
 from fnrecipe.fold import fold
@@ -35,7 +36,7 @@ from fnrecipe.shell.evaluate import Evaluator, evaluate, measured, shown_params,
 from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
 from fnrecipe.shell.keeping import check_evaluation
-from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled
+from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled, watched
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
 from fnrecipe.shell.recorders import recorders_of, recording
@@ -105,6 +106,7 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     if config.regime.export_hugging_face:
         exportable(recipe, config)
     corpora: Sequence[Corpus] = recipe.corpora(config) if recipe.corpora else []
+    before = stamps(corpora) if gang.leads else {}
     facts = identity(recipe, config, corpora)
     check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
     with run_dir.writing(out):
@@ -113,7 +115,7 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     tell_left_out(corpora if gang.leads else [])
     mesh = make_mesh(config.gang, gang, device, recipe.rules(config))
-    return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started)
+    return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started, before)
 
 
 def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Tick], unread: Callable[[], str]) -> int:
@@ -143,6 +145,7 @@ def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Ti
             scheduled(fold(step, start.state, stream), start, config.regime, due, partial(_stop, session)),
             partial(announced, first=partial(_after_first_step, session, unread)),
             partial(published, write=partial(publish, session, work, write), device=device),
+            partial(watched, before=session.stamps, tell=display.line),
             partial(saved, save=partial(save, session, start.cursor)),
             partial(evaluated, evaluate=partial(_evaluate, evaluators, write)),
             *recipe.observers(config, write),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.checkpoint import Policy
 from fnrecipe.errors import CheckpointError
 from fnrecipe.tree import Tree
+from tests.checkpoints import sign
 from tests.helpers import assert_same_bits
 
 POLICY = Policy(last=1, every_n_steps=10, model_only=True)
@@ -136,3 +138,23 @@ def test_a_step_that_is_passed_over_takes_its_later_models_with_it(three: Path) 
     checkpoint.prune(three, POLICY)
     checkpoint.tidy(three, 5)
     assert names(three) == {"model_00000010.damaged", "step_00000020.damaged"}
+
+
+def test_of_several_files_those_without_a_part_of_the_model_go(three: Path) -> None:
+    """As of a rank that holds nothing but a part of the optimizer's state."""
+    place, files = three / "step_00000010", ["state_0000.safetensors", "state_0001.safetensors"]
+    tensors = load_file(place / files[0])
+    optimizer = {path: tensor for path, tensor in tensors.items() if path.startswith("optimizer")}
+    save_file({path: tensor for path, tensor in tensors.items() if path not in optimizer}, place / files[0])
+    save_file(optimizer, place / files[1])
+    manifest = json.loads((place / "state.json").read_text())
+    manifest["shards"] = files
+    for path in optimizer:
+        dtype, shape, slices = manifest["tensors"][path]
+        manifest["tensors"][path] = [dtype, shape, {files[1]: slices[files[0]]}]
+    (place / "state.json").write_text(json.dumps(manifest))
+    sign(place)
+    checkpoint.prune(three, POLICY)
+    assert names(three / "model_00000010") == {"state_0000.safetensors", "state.json", "SHA256SUMS"}
+    model = {name: state(10)[name] for name in ("params", "average")}
+    assert_same_bits(checkpoint.restore(checkpoint.of_step(three, 10), zeros(model)), model)

@@ -69,7 +69,7 @@ def until_ready(process: subprocess.Popen[str]) -> None:
     ("body", "status", "errors"),
     [
         ("return 0", 0, ""),
-        ("return 143", 143, ""),
+        ("return 75", 75, ""),
         ("raise UsageError('a: expected b, found c\\n  more')", 2, "error: a: expected b, found c\n  more\n"),
         ("raise (LostError, DataError)[rank](f'line {rank}')", 1, "rank 1: error: line 1\n"),
         ("raise (DataError, LostError)[rank](f'line {rank}')", 1, "rank 0: error: line 0\n"),

@@ -20,7 +20,7 @@ from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.shell import run_dir, space
 from fnrecipe.shell.keeping import policy_of, scores_of
 from fnrecipe.shell.train import train as run
-from tests.helpers import pairs, remains, rows
+from tests.helpers import assert_same_bits, end, pairs, remains, rows, start
 from tests.shell.test_load import validation_loss
 
 BEST = {
@@ -177,3 +177,19 @@ def test_of_a_policy_that_keeps_all_every_save_counts() -> None:
 
 def test_a_place_that_is_not_there_yet_is_as_free_as_its_parent(tmp_path: Path) -> None:
     assert space.free_bytes(tmp_path / "a/b/c") == pytest.approx(space.free_bytes(tmp_path), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["zero1", "fsdp"])
+def test_models_of_several_ranks_are_those_of_one(texts: Path, tmp_path: Path, sharding: str) -> None:
+    keep_models = {"regime__keep_last_n_checkpoints": 1, "regime__keep_checkpoint_every_n_steps": 2}
+    intervals = {"regime__num_steps": 5, "regime__checkpoint_every_n_steps": 2, "lr_scheduler__config__num_warmup_steps": 1}
+    small = {**intervals, "regime__keep_model_only": "true", **keep_models}
+    assert train(texts, tmp_path / "one", **small) == 0
+    command = ("train", "lm", "--out", str(tmp_path / "two"), "--nproc", "2", "--config")
+    ended = end(start(*command, *pairs(texts, **small, gang__sharding=sharding, trainer__jit="off")))
+    assert (ended.status, ended.errors) == (0, "")
+    assert names(tmp_path / "two") == names(tmp_path / "one") == {"model_00000002", "model_00000004", "step_00000005"}
+    for step in (2, 4):
+        one, two = (fnrecipe.load(tmp_path / run, step=step).params for run in ("one", "two"))
+        assert_same_bits(two, one)

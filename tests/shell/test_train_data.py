@@ -25,6 +25,7 @@ from fnrecipe.runtime.signals import EXIT_STATUS
 from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
 from tests.helpers import Ended, end, last_step, pairs, remains, rows, start
+from tests.shell.stages import before_batch
 
 SMALL = {"regime__num_steps": 6, "dataset__prefetch": 0, "trainer__jit": "off"}
 FOREVER = {**SMALL, "regime__num_steps": 10**6, "regime__publish_metrics_every_n_steps": 1, "dataset__num_workers": 2}
@@ -67,6 +68,24 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 # What may change between two runs in a directory.
+
+
+def test_a_file_that_changes_under_a_run_is_named_once_and_going_on_is_refused(texts: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(texts, data)
+
+    def change() -> None:
+        content = (data / "a.jsonl").read_bytes()
+        (data / "a.jsonl").write_bytes(content.replace(b"fold", b"gold", 1))
+
+    config, _ = resolve(recipe.config, (), pairs(data, **SMALL))
+    assert run.train(before_batch(3, change), config, out) == 0  # saved behind steps 4 and 6
+    told = log(out)
+    (line,) = [line for line in told.splitlines() if "files of the data have changed since this run began" in line]
+    assert line.partition("began: ")[2].startswith("data: a.jsonl; if their content has, ")
+    assert told.index(line) > told.index("first step after")
+    with pytest.raises(UsageError, match=r"\n  changed: data: a.jsonl$"):
+        train(data, out, regime__num_steps=8)
 
 
 def test_changed_data_is_refused_by_the_names_of_its_files_and_taken_if_asked_to(texts: Path, tmp_path: Path) -> None:
