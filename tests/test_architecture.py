@@ -210,6 +210,7 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
 LIGHT += [f"fnrecipe.recipes.{name}.{part}" for name in ("sft", "preference") for part in ("config", "data")]
 LIGHT += [name for name in select("models") if name.endswith(".config")]
+LIGHT += ["fnrecipe.shell.recorded"]
 LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
 
