@@ -121,6 +121,7 @@ def train_fnrecipe(folder: Path) -> Iterator[tuple[Counted, float]]:
     from fnrecipe.parallel.mesh import Mesh
     from fnrecipe.recipes.sft.train import recipe
     from fnrecipe.runtime.host import keep_freed_memory
+    from fnrecipe.runtime.products import measured
 
     keep_freed_memory()
     rows = f"max_seq_len: {LENGTH}, batch_size: 4, num_lanes: 4, too_long: cut"
@@ -135,7 +136,7 @@ def train_fnrecipe(folder: Path) -> Iterator[tuple[Counted, float]]:
     config, _ = resolve(recipe.config, pairs=pairs)
     device = torch.device("cpu")
     state = init_train_state(recipe, config, Mesh(), device)
-    step = make_step(recipe, config, Mesh(), device)
+    step = make_step(recipe, config, Mesh(), device, choose=measured)
     for batch, _ in batches(recipe, config, LaneAssignment(), device)(None):
         state, sums = step(state, batch)
         counted = Counted(int(batch.mask.sum()), int((batch.segments >= 0).sum()), batch.tokens.numel())

@@ -10,7 +10,7 @@ import click
 
 from fnrecipe.cli.fit import check_fit
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
-from fnrecipe.cli.tables import print_table, shortened
+from fnrecipe.cli.tables import print_products, print_table, shortened
 from fnrecipe.cli.units import si
 from fnrecipe.config import ShellConfig, resolve
 from fnrecipe.errors import few
@@ -39,15 +39,19 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
     config, _ = resolve(found.config, files, pairs)
     check_fit(config, found.needs, parts=("graph", "batch"))
     from fnrecipe.compiler.cost import operation_costs
+    from fnrecipe.compiler.modes import jit_mode
+    from fnrecipe.compiler.products import products_of
     from fnrecipe.inspect.graph import source, trace_step
     from fnrecipe.inspect.parameters import shares
     from fnrecipe.runtime import host
+    from fnrecipe.runtime.products import measured
     from fnrecipe.shell.run_dir import writing
 
     loaded, device = found.load(), host.pick_device(config.gang.device)
     _show_parameters(shares(loaded, config))
     step = trace_step(loaded, config, device)
     _show(loaded, config, host.device_name(device), operation_costs(step))
+    print_products(measured(products_of(step, fused=jit_mode(config.trainer.jit, device) == "inductor")))
     if out is not None:
         path = out / "step.py"
         with writing(out):

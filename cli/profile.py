@@ -10,7 +10,7 @@ import click
 
 from fnrecipe.cli.fit import check_fit, of_training
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
-from fnrecipe.cli.tables import print_table, shortened
+from fnrecipe.cli.tables import print_products, print_table, shortened
 from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
 from fnrecipe.shell.find import find
@@ -57,6 +57,7 @@ def _show(found: Profile) -> None:
     for name, (calls, seconds) in shortened(rows, _sums):
         table.add_row(name, f"{calls:,.0f}", duration(seconds), f"{seconds / found.seconds:.1%}")
     print_table(table)
+    print_products(found.products)
     for name, fact in _facts(found).items():
         click.echo(f"{name:<13}{fact}")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from fnrecipe.compiler.products import Kernel, Product
 
 T = TypeVar("T")
 
@@ -27,3 +29,17 @@ def print_table(table: Table) -> None:
     with console.capture() as captured:
         console.print(table)
     click.echo(captured.get(), nl=False)
+
+
+def print_products(chosen: Mapping[Product, Kernel]) -> None:
+    """Prints what computes each kind of large matrix product on a CPU, if there are any."""
+    from rich.table import Table
+
+    if not chosen:
+        return
+    caption = "n: row by row, t: the transposed view of such a matrix; measured on this processor"
+    table = Table("large product", "layout", "computed by", caption=caption)
+    for product, kernel in chosen.items():
+        shape, layout = str(product).split(" ", 1)
+        table.add_row(shape, layout.removesuffix(" compiled"), kernel)
+    print_table(table)

@@ -12,6 +12,7 @@ import torch
 from fnrecipe import random, tree
 from fnrecipe.compiler import Backend, cuda_graph
 from fnrecipe.compiler.modes import BACKENDS, JitMode, jit_mode
+from fnrecipe.compiler.products import Choose, by_rule
 from fnrecipe.compiler.pure import without_draws
 from fnrecipe.compiler.torch_versions import inductor_takes_gathers
 from fnrecipe.config import ShellConfig
@@ -78,9 +79,16 @@ def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -
 
 
 def make_step(
-    recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, with_progress: Callable[[Backend], Backend] = lambda b: b
+    recipe: Recipe[C],
+    config: C,
+    mesh: Mesh,
+    device: torch.device,
+    with_progress: Callable[[Backend], Backend] = lambda b: b,
+    choose: Choose = by_rule,
 ) -> Step:
     """The train step of a recipe over a mesh, as `trainer.jit` says; `with_progress` may wrap what runs its graph.
+
+    `choose` says what computes its large matrix products on a CPU.
 
     Raises:
         UsageError: for a CUDA graph on another device, or of several ranks, whose collectives have not been captured, or
@@ -90,7 +98,7 @@ def make_step(
     step, mode = plain_step(recipe, config, mesh, device), _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(step)
-    backend = with_progress(BACKENDS[mode])
+    backend = with_progress(partial(BACKENDS[mode], choose=choose))
     required = config.trainer.cuda_graph is True
     return jit(step, donate=1, backend=cuda_graph(backend, required=required) if captured else backend)
 
@@ -102,6 +110,7 @@ def make_evaluation(
     mesh: Mesh,
     device: torch.device,
     with_progress: Callable[[Backend], Backend] = lambda b: b,
+    choose: Choose = by_rule,
     *,
     compiled: bool = True,
 ) -> Callable[[Tree, Tree], Sums]:
@@ -114,7 +123,7 @@ def make_evaluation(
     mode = _checked_mode(config, mesh, device)
     if mode == "off":
         return without_draws(sums)
-    backend = with_progress(BACKENDS[mode if compiled else "trace"])
+    backend = with_progress(partial(BACKENDS[mode if compiled else "trace"], choose=choose))
     return jit(sums, fixed=1, backend=cuda_graph(backend) if _captured(config, mesh, device) else backend)
 
 

@@ -36,7 +36,7 @@ ARROWS = {
     "observe": "data step",
     "recipe": "config contract data loss models observe optim parallel tree",
     "build": "compiler config contract data errors loss optim parallel random recipe step transforms tree",
-    "runtime": "compiler config data errors parallel",
+    "runtime": "compiler config data errors ops parallel",
     "checkpoint": "data errors parallel runtime tree",
     "interop": "checkpoint compiler config data errors generation models nn parallel presets random runtime streams transforms "
     "tree",

@@ -20,6 +20,7 @@ from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.attention import AttentionScope
 from fnrecipe.nn.policy import Policy
 from fnrecipe.optim import schedule
+from fnrecipe.runtime.products import measured
 from fnrecipe.step import State, Step, init_state, train_step
 from fnrecipe.transforms import jit
 
@@ -32,7 +33,7 @@ def make_step(
     """`captured`: as a CUDA graph. `options` are those of `step_and_state`."""
     function, state = step_and_state(config, level=level, **options)
     if level != "off":
-        backend = BACKENDS[level]
+        backend = partial(BACKENDS[level], choose=measured)
         function = jit(function, donate=1, backend=cuda_graph(backend) if captured else backend)
 
     def step(batch: Batch) -> Tensor:

@@ -13,14 +13,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fnrecipe.compiler.casts import read_narrow
-from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
-from fnrecipe.compiler.regions import name_calls, regions_of
+from fnrecipe.compiler.in_place import write_in_place
+from fnrecipe.compiler.products import Choose, by_rule, choose_kernels
+from fnrecipe.compiler.regions import inline, name_calls, regions_of
 from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
-from fnrecipe.compiler.trace import Run, interpreter
+from fnrecipe.compiler.trace import Run
 
 
-def inductor(graph: GraphModule) -> Run:
+def inductor(graph: GraphModule, choose: Choose = by_rule) -> Run:
     """The graph as compiled kernels, made at the first call; torch keeps them on disk for the next process.
 
     Changes `graph` itself, into one that gives the same within rounding.
@@ -40,7 +41,7 @@ def inductor(graph: GraphModule) -> Run:
         with torch.no_grad():
             if not compiled:
                 _drop_numbers(graph)
-                compiled.append(_compiled(graph, tensors))
+                compiled.append(_compiled(graph, tensors, choose))
             return compiled[0](*tensors)
 
     return call
@@ -48,7 +49,8 @@ def inductor(graph: GraphModule) -> Run:
 
 def in_one_piece(graph: GraphModule) -> Run:
     """`inductor` of a graph whose regions write into copies of what it may write into: inlined, they write in place."""
-    interpreter(graph)
+    inline(graph)
+    write_in_place(graph)
     return inductor(graph)
 
 
@@ -75,14 +77,14 @@ def _decompose_regions(graph: GraphModule) -> None:
             graph.register_module(name, decomposed)
 
 
-def _compiled(graph: GraphModule, args: Sequence[Tensor]) -> Run:
+def _compiled(graph: GraphModule, args: Sequence[Tensor], choose: Choose) -> Run:
     from torch import _inductor  # takes a second to import
 
+    choose_kernels(graph, choose, fused=True)
     for module in graph.modules():
         if isinstance(module, GraphModule):
             if any(tensor.is_cuda for tensor in args):
                 read_narrow(module)
-            use_onednn_matmul(module, COPIED_BY_A_KERNEL)
             materialize_scalars(module)
             keep_send_buffers_alive(module)
     for region in regions_of(graph):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
 
-from fnrecipe.compiler import Backend, inductor, interpreter
+from fnrecipe.compiler import Run, inductor, interpreter
 
 JitMode: TypeAlias = Literal["off", "trace", "inductor"]
 
-BACKENDS: dict[JitMode, Backend] = {"trace": interpreter, "inductor": inductor}
-"""What runs the graph, for each mode that traces one."""
+BACKENDS: dict[JitMode, Callable[..., Run]] = {"trace": interpreter, "inductor": inductor}
+"""What runs the graph, for each mode that traces one; `choose` says what computes its matrix products."""
 
 
 def jit_mode(jit: Literal["auto"] | JitMode, device: torch.device) -> JitMode:

@@ -14,8 +14,8 @@ from fnrecipe import tree
 from fnrecipe.compiler.alias import storage
 from fnrecipe.compiler.casts import drop_round_trips
 from fnrecipe.compiler.in_place import write_in_place
-from fnrecipe.compiler.matmul import use_onednn_matmul
 from fnrecipe.compiler.overlap import has_collectives, overlap
+from fnrecipe.compiler.products import Choose, by_rule, choose_kernels
 from fnrecipe.compiler.pure import Refusal
 from fnrecipe.compiler.regions import inline
 from fnrecipe.tree import Tree
@@ -27,10 +27,14 @@ Backend: TypeAlias = Callable[[GraphModule], Run]
 """What runs a graph."""
 
 
-def interpreter(graph: GraphModule) -> Run:
-    """The graph as it is: one operation after the other. Changes `graph`: regions that may be inlined are."""
+def interpreter(graph: GraphModule, choose: Choose = by_rule) -> Run:
+    """The graph as it is: one operation after the other, but for what `choose` says of its matrix products.
+
+    Changes `graph`: regions that may be inlined are.
+    """
     inline(graph)
     write_in_place(graph)  # what regions write into copies of
+    choose_kernels(graph, choose)
     return graph
 
 
@@ -84,7 +88,6 @@ def rewrite(graph: GraphModule) -> None:
         inline(graph)
     overlap(graph)
     write_in_place(graph)
-    use_onednn_matmul(graph)
 
 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:

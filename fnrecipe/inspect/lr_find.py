@@ -29,6 +29,7 @@ from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import lane_assignment, make_mesh
+from fnrecipe.runtime.products import measured
 from fnrecipe.shell.run_dir import writing
 from fnrecipe.shell.streams import resumed
 from fnrecipe.step import Metrics
@@ -89,7 +90,7 @@ def lr_find(
     host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     config = _growing(recipe, config, rates, first_step=1 + (begin.step if begin else 0), steps=steps)
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
-    step = make_step(recipe, config, mesh, device)
+    step = make_step(recipe, config, mesh, device, choose=measured)
     state = init_train_state(recipe, config, mesh, device, pretrained=begin is None)
     if begin is not None:
         state = checkpoint.restore(begin, state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -19,6 +19,7 @@ from torch.profiler import profile as profiler
 
 from fnrecipe.build import batches, init_train_state, make_step, to_device
 from fnrecipe.compiler.modes import jit_mode
+from fnrecipe.compiler.products import Kernel, Product
 from fnrecipe.data import Cursor, Source, Stream, map_items, pipe
 from fnrecipe.data.stream import T
 from fnrecipe.errors import UsageError
@@ -28,6 +29,7 @@ from fnrecipe.runtime import host
 from fnrecipe.runtime.clock import record_event
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import lane_assignment, make_mesh
+from fnrecipe.runtime.products import measured
 from fnrecipe.shell.run_dir import writing
 from fnrecipe.shell.throughput import Speed, speed, timed, work_of
 from fnrecipe.step import Metrics
@@ -57,6 +59,7 @@ class Profile:
     seconds     of a step under it: operations are slower there
     busy        share of these in which the device ran an operation
     operations  those that take most time first
+    products    what computes each kind of large matrix product on a CPU
     """
 
     device: str
@@ -64,6 +67,7 @@ class Profile:
     seconds: float
     busy: float
     operations: tuple[Operation, ...]
+    products: Mapping[Product, Kernel]
 
 
 def profile(recipe: Recipe[C], config: C, out: Path, steps: int) -> Profile:
@@ -81,7 +85,8 @@ def profile(recipe: Recipe[C], config: C, out: Path, steps: int) -> Profile:
     host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # nothing below errors: it tells of its start and stop
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
-    step = make_step(recipe, config, mesh, device)
+    products = dict[Product, Kernel]()
+    step = make_step(recipe, config, mesh, device, choose=partial(_kept, products))
     read: Any = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
     read = pipe(read, _annotated, timed, partial(map_items, function=partial(to_device, device=device)))
     with closing(read(None)) as stream:
@@ -98,7 +103,13 @@ def profile(recipe: Recipe[C], config: C, out: Path, steps: int) -> Profile:
     intervals = [(e.time_range.start, e.time_range.end) for e in found.events() or () if _counts(e, kind)]
     measured = speed(work_of(recipe, config, device, 1), targets, waits, seconds)
     operations = _operations([e for e in found.key_averages() if _counts(e, kind)], kind, steps)
-    return Profile(host.device_name(device), measured, slower / steps, covered(intervals) * 1e-6 / slower, operations)
+    return Profile(host.device_name(device), measured, slower / steps, covered(intervals) * 1e-6 / slower, operations, products)
+
+
+def _kept(chosen: dict[Product, Kernel], products: Collection[Product]) -> Mapping[Product, Kernel]:
+    """What is measured to be fastest, which is added to `chosen`."""
+    chosen |= measured(products)
+    return chosen
 
 
 def covered(intervals: Sequence[tuple[float, float]]) -> float:

@@ -94,7 +94,7 @@ def keep_compiled_kernels() -> None:
     If that cannot be written to (a user may have no home), they go to a new directory, which is removed at exit.
     """
     try:
-        folder = _kernel_cache()
+        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache("inductor"))
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:
@@ -104,9 +104,13 @@ def keep_compiled_kernels() -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
-def _kernel_cache() -> Path:
-    get = os.environ.get
-    return Path(get("TORCHINDUCTOR_CACHE_DIR") or Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fnrecipe/inductor")
+def cache(name: str) -> Path:
+    """A folder of the user's cache directory, which may not be there.
+
+    Raises:
+        RuntimeError: if the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fnrecipe" / name
 
 
 def device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from fnrecipe.shell import run_dir
 from fnrecipe.shell.checkpoints import opened, root_of
 from fnrecipe.shell.recorders.jsonl import last_step
 
-_FACTS, _RECORDS = (run_dir.CONFIG, run_dir.RUN), ("metrics", "samples")
+_FACTS, _RECORDS = (run_dir.CONFIG, run_dir.RUN, run_dir.PRODUCTS), ("metrics", "samples")
 
 
 def copy(path: Path, out: Path, steps: Sequence[int] = (), *, link: bool = False) -> list[Path]:

@@ -2,6 +2,7 @@
 
 config.yaml            the resolved config; loads with --config-file
 run.json               versions, command line, revision, device
+products.json          what computes the large matrix products, as it was measured on the processor that the run began on
 metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
 metrics/NAME.jsonl     one line an evaluation NAME, such as `valid`
 samples/NAME.jsonl     texts of an evaluation NAME, each with its step
@@ -31,7 +32,7 @@ from fnrecipe.shell.recorded import CONFIG as CONFIG
 from fnrecipe.shell.recorded import RUN as RUN
 from fnrecipe.shell.redact import redacted_values
 
-CHECKPOINTS, SAMPLE, HUGGING_FACE = "checkpoints", "sample.txt", "hugging_face"
+CHECKPOINTS, PRODUCTS, SAMPLE, HUGGING_FACE = "checkpoints", "products.json", "sample.txt", "hugging_face"
 
 
 def log(rank: int) -> Path:

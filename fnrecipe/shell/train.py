@@ -15,6 +15,7 @@ from fnrecipe import checkpoint
 from fnrecipe.build import make_evaluation, make_step
 from fnrecipe.compiler import Backend
 from fnrecipe.compiler.modes import jit_mode
+from fnrecipe.compiler.products import Choose
 from fnrecipe.config import RegimeSection, ShellConfig, unstructure
 from fnrecipe.config.affects import runtime_paths
 from fnrecipe.config.layers import flatten, values
@@ -37,6 +38,7 @@ from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
 from fnrecipe.shell.keeping import check_evaluation
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled, watched
+from fnrecipe.shell.products import chosen_once
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
 from fnrecipe.shell.recorders import recorders_of, recording
@@ -122,8 +124,9 @@ def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Ti
     """The fold, observed; the exit status. `unread` gives a line on keys that the recipe has not read; it may be empty."""
     recipe, config, gang, device, display = session.recipe, session.config, session.gang, session.device, session.display
     progress = partial(with_progress, tell=display.line, waiting=display.waiting)
-    step = make_step(recipe, config, session.mesh, device, progress)
-    evaluators = _evaluators(session, progress)
+    choose = chosen_once(session)
+    step = make_step(recipe, config, session.mesh, device, progress, choose)
+    evaluators = _evaluators(session, progress, choose)
     due = partial(_any_due, evaluators)
     work = work_of(recipe, config, device, gang.size)
     stack.callback(host.unfreeze_objects)
@@ -153,7 +156,7 @@ def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Ti
     return _end(session, last, last.number - first)
 
 
-def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> list[Evaluator[C]]:
+def _evaluators(session: Session[C], progress: Callable[[Backend], Backend], choose: Choose) -> list[Evaluator[C]]:
     """Those of the recipe; evaluations of the same loss share their traced function. What they read is opened."""
     recipe, config, usual = session.recipe, session.config, session.config.regime.validate_every_n_steps
     make = partial(
@@ -163,6 +166,7 @@ def _evaluators(session: Session[C], progress: Callable[[Backend], Backend]) -> 
         mesh=session.mesh,
         device=session.device,
         with_progress=progress,
+        choose=choose,
         compiled=False,
     )
     own = make(Evaluation(recipe.stream))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnrecipe.compiler import trace
+from fnrecipe.compiler import interpreter, trace
 from fnrecipe.compiler.cost import operation_costs
-from fnrecipe.compiler.matmul import COPIED_BY_A_KERNEL, use_onednn_matmul
+from fnrecipe.compiler.products import Kernel, Product, by_rule, choose_kernels, products_of
 from fnrecipe.transforms import jit
 
 ours = torch.ops.fnrecipe.mm.default
@@ -28,6 +28,7 @@ def transposed(matrix: Tensor) -> Tensor:
 
 def multiplied_by_ours(left: Tensor, right: Tensor) -> bool:
     graph, _ = trace(torch.mm, (left, right))
+    interpreter(graph)
     return bool(graph.graph.find_nodes(op="call_function", target=ours))
 
 
@@ -45,10 +46,10 @@ def test_the_right_matrix_may_be_a_transposed_view() -> None:
     torch.testing.assert_close(jit(torch.mm)(left, transposed(right)), left @ right, rtol=1e-5, atol=1e-4)
 
 
-def copied(left: Tensor, right: Tensor, **options: int) -> list[list[int]]:
+def copied(left: Tensor, right: Tensor, *, fused: bool = False) -> list[list[int]]:
     """The shapes that are copied for a product in which oneDNN multiplies, which must be right."""
     graph = make_fx(torch.mm, tracing_mode="fake")(left, right)
-    use_onednn_matmul(graph, **options)
+    choose_kernels(graph, by_rule, fused=fused)
     product = graph(left, right)
     torch.testing.assert_close(product, left @ right, rtol=1e-4, atol=1e-3)
     assert product.is_contiguous()
@@ -71,7 +72,7 @@ def test_the_product_is_turned_round_where_that_copies_less() -> None:
 def test_how_much_a_copy_may_cost_is_for_what_runs_the_graph_to_say() -> None:
     left, right = large()
     assert not multiplied_by_ours(transposed(left), right)
-    assert copied(transposed(left), right, worth=COPIED_BY_A_KERNEL) == [[512, 256]]
+    assert copied(transposed(left), right, fused=True) == [[512, 256]]
 
 
 def test_what_is_small_or_would_be_copied_or_is_in_another_precision_stays_with_torch() -> None:
@@ -98,5 +99,31 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
 
 def test_it_costs_what_it_costs_torch() -> None:
     graph, _ = trace(torch.mm, large())
+    interpreter(graph)
     costs = operation_costs(graph)
     assert {name: cost.flops for name, cost in costs.items()} == {"fnrecipe.mm": 2 * 512 * 256 * 256}
+
+
+LAYOUTS = [(left, right) for left in (False, True) for right in (False, True)]
+
+
+@pytest.mark.parametrize("kernel", ["mkl", "onednn", "onednn turned"])
+@pytest.mark.parametrize(("turned_left", "turned_right"), LAYOUTS)
+def test_each_kernel_computes_the_product_of_each_layout(kernel: Kernel, turned_left: bool, turned_right: bool) -> None:
+    left, right = (transposed(x) if turned else x for x, turned in zip(large(), (turned_left, turned_right), strict=True))
+    graph, _ = trace(torch.mm, (left, right))
+    asked = list[Product]()
+    choose_kernels(graph, lambda products: asked.extend(products) or dict.fromkeys(products, kernel))
+    assert asked == [Product(512, 256, 256, turned_left, turned_right)]
+    torch.testing.assert_close(graph(left, right)[0], left @ right, rtol=1e-5, atol=1e-4)
+    assert graph(left, right)[0].is_contiguous()
+
+
+def test_products_are_those_of_regions_too_each_once() -> None:
+    def function(left: Tensor, right: Tensor) -> Tensor:
+        return left @ right @ right + (left @ right) @ right.t()
+
+    graph, _ = trace(function, large())
+    assert [*map(str, products_of(graph))] == ["512x256x256 nn", "512x256x256 nt"]
+    assert [*map(str, products_of(graph, fused=True))] == ["512x256x256 nn compiled", "512x256x256 nt compiled"]
+    assert not graph.graph.find_nodes(op="call_function", target=ours)
