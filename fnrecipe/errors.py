@@ -23,14 +23,15 @@ SHOWN = 20
 
 REDACTED = "***"
 """What is shown and written instead of a secret."""
+# Each class of characters leaves out what follows it, or has a bound: the time is linear in the length of a text.
 _SECRETS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"(://)[^\s/?#'\"]*:[^\s/?#'\"]*(?=@)",  # user:password@
-        r"(://)[^\s/@:'\"]+:(?!\d{1,5}/)[^\s@'\"]+(?=@)",  # one with a slash in it, which is no port
+        r"(://)[^\s/?#:'\"]*:[^\s/?#'\"]*(?=@)",  # user:password@
+        r"(://)[^\s/@:'\"]+:(?!\d{1,5}/)[^\s@'\"]{1,200}(?=@)",  # one with a slash in it, which is no port
         r"(https?://)[^\s/?#@'\"]+(?=@)",  # token@
-        r"([?&][^\s=&#'\"]*(?:token|secret|passw|signature|credential|auth|access)[^\s=&#'\"]*=)[^\s&#'\"]+",
-        r"([?&](?:[^\s=&#'\"]*[_.-])?(?:sig|key|pass|pwd)=)[^\s&#'\"]+",
+        r"([?&][^\s=&?#'\"]{0,40}(?:token|secret|passw|signature|credential|auth|access)[^\s=&?#'\"]{0,40}=)[^\s&#'\"]+",
+        r"([?&](?:[^\s=&?#'\"]{0,40}[_.-])?(?:sig|key|pass|pwd)=)[^\s&#'\"]+",
     )
 )
 

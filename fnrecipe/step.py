@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe import optim, random, tree
+from fnrecipe.compiler.alias import storage
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Loss
 from fnrecipe.optim import loss_scale
@@ -69,11 +70,22 @@ def init_state(
     trained = chosen(params, trains)
     if not trained:
         raise UsageError("trains: expected a parameter for which it holds, found none")
-    optimizer = optim.init_parts(update, subset(params, trained))
-    optimizer = tree.map(torch.clone, optimizer)  # what starts as the parameters must not stay them
+    optimizer = _with_own_memory(optim.init_parts(update, subset(params, trained)), params)
     scale = () if scaling is None else loss_scale.init_scale(scaling, key.device)
     average = () if averaging is None else init_average(subset(params, trained))
     return State(params, optimizer, zero(), zero(), key, scale, average)
+
+
+def _with_own_memory(values: Tree, others: Tree) -> Tree:
+    """`values`, with copies in place of those that share memory with `others` or each other."""
+    taken = {storage(leaf) for leaf in tree.leaves(others)}
+
+    def own(leaf: Tensor) -> Tensor:
+        shared = storage(leaf) in taken
+        taken.add(storage(leaf))
+        return leaf.clone() if shared else leaf
+
+    return tree.map(own, values)
 
 
 def averaged(state: State) -> Tree:

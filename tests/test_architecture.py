@@ -31,7 +31,7 @@ ARROWS = {
     "components": "config data errors models optim",
     "presets": "components config errors generation models nn optim parallel tree",
     "streams": "config data errors",
-    "step": "errors loss optim parallel random transforms tree",
+    "step": "compiler errors loss optim parallel random transforms tree",
     "fold": "data step",
     "observe": "data step",
     "recipe": "config contract data loss models observe optim parallel tree",

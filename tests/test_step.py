@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -177,6 +178,22 @@ def test_metrics_are_numbers_and_the_state_is_not_touched() -> None:
     assert all(value.shape == () for value in metrics.values())
     assert (metrics["step"], after.step) == (2, 2)
     assert torch.equal(after.key, KEY)
+
+
+def test_no_two_tensors_of_a_state_share_memory() -> None:
+    """What a transform begins with may be the parameters, or one tensor under two names: each is written over by itself."""
+
+    def init(params: Tree) -> Tree:
+        mean = tree.map(torch.zeros_like, params)
+        return {"start": params, "part": tree.map(lambda leaf: leaf[:1], params), "mean": mean, "again": mean}
+
+    params = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    state = init_state(params, attrs.evolve(AS_IT_IS, init=init), KEY)
+    leaves = tree.leaves((state.params, state.optimizer))
+    assert len({leaf.untyped_storage().data_ptr() for leaf in leaves}) == len(leaves) == 10
+    assert state.params["w"] is params["w"]
+    assert state.optimizer["start"]["w"].tolist() == [1, 2]
+    assert state.optimizer["part"]["w"].tolist() == [1]
 
 
 def test_a_state_has_these_paths() -> None:

@@ -18,6 +18,7 @@ from fnrecipe.compiler.overlap import has_collectives, overlap
 from fnrecipe.compiler.products import Choose, by_rule, choose_kernels
 from fnrecipe.compiler.pure import Refusal
 from fnrecipe.compiler.regions import inline
+from fnrecipe.compiler.reuse import reuse_memory
 from fnrecipe.tree import Tree
 
 Run: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -35,6 +36,7 @@ def interpreter(graph: GraphModule, choose: Choose = by_rule) -> Run:
     inline(graph)
     write_in_place(graph)  # what regions write into copies of
     choose_kernels(graph, choose)
+    reuse_memory(graph)
     return graph
 
 

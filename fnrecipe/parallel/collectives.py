@@ -110,8 +110,10 @@ def _rows(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def _joined(rows: Tensor, shard: Tensor, dim: int) -> Tensor:
-    """The tensor whose slices along `dim`, shaped like `shard`, are the rows."""
-    return rows.reshape(-1, *shard.shape).movedim(0, dim).flatten(dim, dim + 1)
+    """The tensor whose slices along `dim`, shaped like `shard`, are the rows; contiguous."""
+    # Slices of one row would otherwise stay where they are in the bucket, for which no copy is needed; and products with a
+    # matrix whose rows lie far apart round otherwise than those with the same matrix at another number of ranks.
+    return rows.reshape(-1, *shard.shape).movedim(0, dim).flatten(dim, dim + 1).contiguous()
 
 
 def _slice_shape(tensor: Tensor, dim: int, size: int) -> list[int]:

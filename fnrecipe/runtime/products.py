@@ -70,7 +70,7 @@ def _measured(products: Sequence[Product]) -> dict[str, Timing]:
     path = cache("products") / f"{hashlib.sha256(processor().encode()).hexdigest()[:16]}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
+        with path.with_suffix(".lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process measures, all know the same
             before = _read(path)
             known = _completed(before, products)

@@ -23,11 +23,10 @@ from fnrecipe.models.adapter import ADAPTER, adapted, merged
 from fnrecipe.models.model import find_model
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.policy import Policy
-from fnrecipe.parallel.mesh import Mesh, replicated
+from fnrecipe.parallel.mesh import replicated
 from fnrecipe.transforms import gradients, jit
 from fnrecipe.tree import Tree
 from tests.helpers import assert_close, assert_same_bits, documents, draw, packed
-from tests.ranks import assembled, mesh_of, on_ranks
 
 from .families import TINY, random_params, tiny
 
@@ -246,48 +245,3 @@ def test_without_a_key_or_a_rate_nothing_is_dropped_nor_drawn() -> None:
     ]
     assert draws[0]
     assert not draws[1]
-
-
-# Ranks.
-
-WAYS: dict[str, tuple[dict[str, Any], Policy]] = {
-    "tensor": ({"tensor_parallel_size": 2}, Policy()),
-    **{mode: ({"sharding": mode}, Policy()) for mode in ("zero1", "zero2", "fsdp")},
-    "fsdp, selective": ({"sharding": "fsdp"}, Policy(remat="selective", logits_at_once=7)),
-}
-
-
-def found(mesh: Mesh, model: ModelSection, params: Tree, policy: Policy) -> tuple[Tree, Any]:
-    """Gradients of the adapter, cut over the ranks, and sums of the loss."""
-    cut = adapter.nested({path: mesh.cut(path, leaf) for path, leaf in tree.paths(params).items()})
-    rows = BATCH if mesh.shard.size == 1 else tree.map(lambda leaf: leaf[mesh.shard.index : mesh.shard.index + 1], BATCH)
-    share = 2 // mesh.shard.size
-    result: tuple[Tree, Any] = gradients(loss_of(model, policy), share, mesh, is_adapter)(cut, rows, random.key(0))
-    return result
-
-
-def check(rank: int, size: int, families: list[str]) -> None:
-    for family in families:
-        for given in (LORA, attrs.evolve(DORA, dropout=0.3)):
-            model = section(family, given, num_layers=2)
-            params = params_of(model)
-            for name, (options, policy) in WAYS.items():
-                alone, sums = found(mesh_of(0, 1), model, params, policy)
-                mesh = attrs.evolve(mesh_of(rank, size, **options), rules=presets.rules(model))
-                gradient, others = found(mesh, model, params, policy)
-                whole = assembled(size, gradient)
-                if name == "tensor":
-                    assert_close(whole, tree.paths(alone), 1e-4)
-                    torch.testing.assert_close(others["loss"], sums["loss"], rtol=1e-5, atol=0)
-                else:
-                    assert_same_bits(whole, tree.paths(alone))
-                    assert_same_bits(others, sums)
-
-
-def test_two_ranks_compute_what_one_does() -> None:
-    on_ranks(2, check, ["llama"])
-
-
-@pytest.mark.slow
-def test_two_ranks_compute_what_one_does_in_other_families() -> None:
-    on_ranks(2, check, [family for family in TINY if family != "llama"])

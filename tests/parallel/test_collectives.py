@@ -18,7 +18,17 @@ from tests.helpers import assert_close, assert_same_bits
 from tests.ranks import on_ranks, world
 
 LEAVES = 8
-DIMS = {"matrix": 0, "columns": 1, "middle": 1, "vector": 0, "double": 0, "uncut": None, "scalar": None, "count": None}
+DIMS = {
+    "matrix": 0,
+    "row a rank": 0,
+    "columns": 1,
+    "middle": 1,
+    "vector": 0,
+    "double": 0,
+    "uncut": None,
+    "scalar": None,
+    "count": None,
+}
 
 
 def values(leaf: int) -> dict[str, Tensor]:
@@ -30,6 +40,7 @@ def values(leaf: int) -> dict[str, Tensor]:
 
     return {
         "matrix": normal(8, 3) * 10.0 ** torch.randint(-6, 6, (8, 3), generator=generator),
+        "row a rank": normal(4, 3),
         "columns": normal(3, 16),
         "middle": normal(2, 8, 3),
         "vector": normal(8),
@@ -63,10 +74,11 @@ def check_sums(rank: int, size: int, bucket_bytes: int) -> None:
 
     truth = expected, slices(expected, rank, size), list(expected.values())
     assert_same_bits(everything(mine), truth)
+    assert all(gathered.is_contiguous() for gathered in everything(mine)[2])
     graph = make_fx(everything, tracing_mode="fake", _allow_non_fake_inputs=True)(mine)
     assert_same_bits(graph(mine), truth)
     starts = sum("all_to_all_single" in str(node.target) for node in graph.graph.nodes)
-    assert starts == (7 if bucket_bytes > 1000 else 16)  # a bucket for each dtype, or for each tensor
+    assert starts == (7 if bucket_bytes > 1000 else 18)  # a bucket for each dtype, or for each tensor
     close = all_reduce(mine, fast), reduce_scatter(list(mine.values()), list(DIMS.values()), fast)
     assert_close(tree.map(Tensor.double, close), tree.map(Tensor.double, truth[:2]), 1e-5)
 

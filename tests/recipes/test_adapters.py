@@ -240,15 +240,16 @@ def test_the_dtype_of_a_reference_that_is_the_base_is_that_of_the_model(tmp_path
 
 
 @pytest.mark.slow
-def test_two_ranks_that_are_stopped_and_go_on_as_one_leave_the_same_bytes(texts: Path, tmp_path: Path) -> None:
+def test_four_ranks_that_are_stopped_and_go_on_as_two_and_one_leave_the_same_bytes(texts: Path, tmp_path: Path) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     whole = [*pairs(texts, regime__num_steps=40), *LORA, "model.adapter.name=dora", "model.dtype=bfloat16"]
+    whole += ["gang.num_microbatches=4"]
     assert fnrecipe.train(lm, resolve(lm.config, pairs=whole)[0], straight) == 0
-    cut = [*whole, "gang.sharding=fsdp"]
-    ranks = start("train", "lm", "--out", str(stopped), "--nproc", "2", "--config", *cut)
-    assert signal_at(ranks, stopped, 5, signal.SIGTERM).status == EXIT_AGAIN
-    assert 5 <= last_step(stopped) < 40
-    assert end(start("train", "lm", "--out", str(stopped), "--config", *cut)).status == 0
+    cut = ["train", "lm", "--out", str(stopped), "--config", *whole, "gang.sharding=fsdp"]
+    for ranks, step in (("4", 5), ("2", 15)):
+        assert signal_at(start(*cut, "--nproc", ranks), stopped, step, signal.SIGTERM).status == EXIT_AGAIN
+        assert step <= last_step(stopped) < 40
+    assert end(start(*cut)).status == 0
     ours, theirs = remains(stopped), remains(straight)
     assert {name for name in ours if ours[name] != theirs.get(name)} <= {"config.yaml"}
     assert ours.keys() == theirs.keys()

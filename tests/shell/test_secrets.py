@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.helpers import end, pairs, start
     [
         ("s3://key:se/cr+et=@bucket/a.jsonl", "s3://***@bucket/a.jsonl"),
         ("https://user:pass@host/x?token=abc&b=1", "https://***@host/x?token=***&b=1"),
+        ("https://a@b.org:pass@host/x", "https://***@host/x"),
         ("https://user:p@ss@host/x", "https://***@host/x"),
         ("https://ghp_abc@host/x", "https://***@host/x"),
         ("https://host/x?X-Amz-Signature=a&sig=b&design=c&monkey=d&api_key=e", None),
@@ -50,6 +52,13 @@ safe = st.text("abcXYZ019-_", min_size=1)
 @given(safe, st.text("abcXYZ019-_+/%=:@!$", min_size=1).map("hunter2".__add__), safe)
 def test_no_password_is_shown(user: str, password: str, host: str) -> None:
     assert "hunter2" not in redacted(f"cannot read s3://{user}:{password}@{host}/a.jsonl: 403")
+
+
+@pytest.mark.parametrize("part", ["://", "://a:b", "?token", "&a_", "http://a", ":", "@", "?", "://a:b/@", "https://u:"])
+def test_a_long_text_takes_no_long_time(part: str) -> None:
+    began = time.monotonic()
+    redacted("://" + part * 20_000)
+    assert time.monotonic() - began < 5  # quadratic time would be minutes
 
 
 def test_values_are_redacted_at_any_depth_and_otherwise_as_they_are() -> None:

