@@ -23,6 +23,7 @@ NAMES = (
     "overhead",
     "padding",
     "race",
+    "saving",
     "sft",
     "startup",
     "step",
@@ -34,6 +35,7 @@ TAKES = {
     "pythons": ("step", "sft"),
     "minutes": ("faults", "gpu", "race"),
     "directory": ("load", "sft"),
+    "megabytes": ("saving",),
     "keep": ("race",),
     "picture": ("race",),
 }
@@ -54,6 +56,7 @@ TAKES = {
     type=click.Path(path_type=Path),
     help="load: a directory of Hugging Face; random weights by default. sft: LLaMA-Factory's sdist, unpacked.",
 )
+@click.option("--megabytes", type=click.FloatRange(min=1), help="saving: the size of the state; 1400 by default.")
 @click.option("--keep", type=click.Path(path_type=Path), help="race: a file of the runs that are done, which are not repeated.")
 @click.option("--picture", type=click.Path(path_type=Path), help="race: the losses, as SVG.")
 def main(name: str, rounds: int, path: Path | None, **options: Any) -> None:
@@ -61,7 +64,7 @@ def main(name: str, rounds: int, path: Path | None, **options: Any) -> None:
     given = {option: value for option, value in options.items() if value not in (None, ())}
     for option in given:
         if name not in TAKES[option]:
-            flag = option if option == "minutes" else option.removesuffix("s")
+            flag = option if option in ("minutes", "megabytes") else option.removesuffix("s")
             raise click.UsageError(f"--{flag} is an option of {' and '.join(TAKES[option])}")
     if name == "sft" and "directory" not in given:
         raise click.UsageError("sft: --directory of LLaMA-Factory's sdist is missing")

@@ -4,6 +4,9 @@ A run in one or two processes is ended again and again, by several signals at mo
 `tests/faults`, whose harness this is: what is left is looked at each time, and in the end compared with an undisturbed run. A
 run that does not come to that end is `lost`.
 
+A process that does nothing but save a state beside its steps is killed at uniformly random moments, for half as long; each time
+what is there is read: whole, the state of its step, and not before the step that the process knew to be saved.
+
 torchrun's restarts: one run over two ranks with a cut state; as soon as it has made a step since its last start, one of the
 ranks is killed, as often as there are rounds, and the run goes on from its newest checkpoint by itself. `recovered` counts how
 often it came back; seconds are those from the kill to the next step.
@@ -12,6 +15,7 @@ often it came back; seconds are those from the kill to the next step.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -23,6 +27,7 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.report import Result
+from tests.faults import saves
 from tests.faults.harness import Run, disturb
 from tests.helpers import write_texts
 
@@ -36,7 +41,7 @@ CONFIG = (
 
 
 def run(rounds: int, minutes: float = 1.0) -> list[Result]:
-    return [*_harness(minutes), *_restarts(rounds)]
+    return [*_harness(minutes), *_saves(minutes / 2), *_restarts(rounds)]
 
 
 def _harness(minutes: float) -> list[Result]:
@@ -60,6 +65,25 @@ def _harness(minutes: float) -> list[Result]:
                 lost += 1
     figures = {"kills": kills, "recovered": recovered, "runs lost": lost}
     return [Result("faults", "1 and 2 ranks", "harness", name, [float(value)], "times") for name, value in figures.items()]
+
+
+def _saves(minutes: float) -> list[Result]:
+    multiprocessing.set_forkserver_preload([saves.__name__])
+    deadline, kills, lost = time.monotonic() + 60 * minutes, 0, 0
+    for seed in count():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                for _ in saves.kills(Path(folder, "checkpoints"), seed, seconds=0.3):
+                    kills += 1
+                    if time.monotonic() > deadline:
+                        break
+            except AssertionError as error:
+                print(f"seed {seed}: {error}", file=sys.stderr)
+                kills, lost = kills + 1, lost + 1
+        if time.monotonic() > deadline:
+            break
+    figures = {"kills": kills, "checkpoints lost": lost}
+    return [Result("faults", "saves beside steps", "harness", name, [float(value)], "times") for name, value in figures.items()]
 
 
 def _restarts(rounds: int) -> list[Result]:

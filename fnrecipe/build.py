@@ -26,6 +26,7 @@ from fnrecipe.optim.average import Averaging
 from fnrecipe.optim.fused_adamw import has_triton
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.partition import Mask, chosen
+from fnrecipe.optim.spikes import SpikeGuard
 from fnrecipe.parallel.mesh import Mesh, replicated
 from fnrecipe.recipe import C, Evaluation, Recipe
 from fnrecipe.step import State, Step, init_state, train_step
@@ -42,7 +43,8 @@ def init_train_state(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.dev
     read = recipe.pretrained(config, init_key, mesh.cut) if pretrained and recipe.pretrained else None
     params = recipe.init(config, init_key, mesh.cut) if read is None else read
     check_params(recipe.name, params)
-    return init_state(params, recipe.update(config), key, _scaling(config), trained(recipe, config), _averaging(config))
+    also = _scaling(config), trained(recipe, config), _averaging(config), _guard(config)
+    return init_state(params, recipe.update(config), key, *also)
 
 
 def trained(recipe: Recipe[C], config: C) -> Mask:
@@ -75,7 +77,8 @@ def plain_step(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device) -
     check_batch_size(recipe.name, config.dataset.batch_size, config.gang.num_microbatches)
     loss = checked_loss(recipe.name, recipe.loss(config))
     share = _local_microbatches(config, mesh)
-    return train_step(loss, update, share, mesh, _scaling(config), trained(recipe, config), _averaging(config))
+    also = _scaling(config), trained(recipe, config), _averaging(config), _guard(config)
+    return train_step(loss, update, share, mesh, *also)
 
 
 def make_step(
@@ -179,6 +182,11 @@ def _scaling(config: ShellConfig) -> LossScaling | None:
 def _averaging(config: ShellConfig) -> Averaging | None:
     section = config.trainer.average
     return Averaging(section.decay, section.start, section.every) if section else None
+
+
+def _guard(config: ShellConfig) -> SpikeGuard | None:
+    section = config.regime.spikes
+    return None if config.regime.on_spike == "ignore" else SpikeGuard(section.window, section.bound)
 
 
 def _checked_mode(config: ShellConfig, mesh: Mesh, device: torch.device) -> JitMode:

@@ -65,6 +65,16 @@ class NonFiniteError(FnrecipeError):
     exit_status = EXIT_NON_FINITE
 
 
+class SpikeError(FnrecipeError):
+    """Too many steps had a loss or a gradient norm far above those before them."""
+
+    exit_status = EXIT_NON_FINITE
+
+
+class MachineError(FnrecipeError):
+    """A rank holds or computes other numbers than it must: its memory or its chip is faulty."""
+
+
 class LostError(FnrecipeError):
     """Another process of the run failed or died, and this one ends because of it."""
 

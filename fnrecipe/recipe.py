@@ -101,6 +101,8 @@ class Recipe(Generic[C]):
     trains    (config, path, parameter) -> whether that is trained, or frozen; the tensor has no numbers (`fnrecipe.optim.Mask`)
     stream    (config, assignment) -> source of training batches: trees of NumPy arrays (`fnrecipe.data.rows`), each of as many
               rows as `assignment.rows(config.dataset.batch_size)` says; ends where this process has no rows left
+    documents (config, assignment) -> source of where the documents of each batch of `stream` are, as FILE:LINE, by the same
+              cursors, to say which ones made a spike; who replaces `stream` replaces it too. None: nobody knows
     example   (config, rows) -> a batch of so many rows that add nothing to the loss and its sums, as `stream` gives them
     evaluations  config -> what is measured at its steps and at the end, by name: numbers are recorded as NAME/loss, NAME/…
     observers    (config, write) -> observers of the run's ticks (`fnrecipe.observe`), which may record rows of their own
@@ -132,6 +134,7 @@ class Recipe(Generic[C]):
     evaluations: Callable[[C], Mapping[str, Evaluation[C] | Measurement[C]]] = lambda config: {}
     observers: Callable[[C, Write], Sequence[Observer]] = lambda config, write: ()
     recorders: Callable[[C], Sequence[Recorder]] = lambda config: ()
+    documents: Callable[[C, LaneAssignment], Source[Sequence[str]]] | None = None
     sample: Callable[[C, Tree, Tensor], str] | None = None
     corpora: Callable[[C], Sequence[Corpus]] | None = None
     tokenizer: Callable[[C], Tokenizer] | None = None

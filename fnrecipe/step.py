@@ -13,10 +13,11 @@ from fnrecipe import optim, random, tree
 from fnrecipe.compiler.alias import storage
 from fnrecipe.errors import UsageError
 from fnrecipe.loss import Loss
-from fnrecipe.optim import loss_scale
+from fnrecipe.optim import loss_scale, spikes
 from fnrecipe.optim.average import Average, Averaging, init_average, update_average
 from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.partition import Mask, chosen, everything, merged, subset
+from fnrecipe.optim.spikes import SpikeGuard
 from fnrecipe.optim.transform import Transform
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.transforms import gradients
@@ -35,6 +36,7 @@ class State:
     key         int64 [2]  of the run; randomness of a step comes from folding the step into it
     loss_scale  a `LossScale`, or () where the loss is not scaled
     average     an `Average` of the parameters that are trained, or () where none is kept
+    spikes      a `SpikeWindow`, or () where no step is skipped as a spike
     """
 
     params: Tree
@@ -44,6 +46,7 @@ class State:
     key: Tensor
     loss_scale: Tree = ()
     average: Tree = ()
+    spikes: Tree = ()
 
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -57,6 +60,7 @@ def init_state(
     scaling: LossScaling | None = None,
     trains: Mask = everything,
     averaging: Averaging | None = None,
+    guard: SpikeGuard | None = None,
 ) -> State:
     """The state before the first step, of whose parameters those are trained for which `trains` holds.
 
@@ -73,7 +77,8 @@ def init_state(
     optimizer = _with_own_memory(optim.init_parts(update, subset(params, trained)), params)
     scale = () if scaling is None else loss_scale.init_scale(scaling, key.device)
     average = () if averaging is None else init_average(subset(params, trained))
-    return State(params, optimizer, zero(), zero(), key, scale, average)
+    window = () if guard is None else spikes.init_window(guard, key.device)
+    return State(params, optimizer, zero(), zero(), key, scale, average, window)
 
 
 def _with_own_memory(values: Tree, others: Tree) -> Tree:
@@ -109,6 +114,7 @@ def train_step(
     scaling: LossScaling | None = None,
     trains: Mask = everything,
     averaging: Averaging | None = None,
+    guard: SpikeGuard | None = None,
 ) -> Step:
     """The step that averages the gradient of `loss` over all targets of the batch's microbatches, and applies `update`.
 
@@ -127,6 +133,9 @@ def train_step(
     not count as skipped; one whose gradient is finite and whose update is not does: the scale has nothing to do with it.
 
     `averaging`, too: it averages the parameters behind the update, and skips with it.
+
+    So must `guard`, by which a spike of the loss or of the gradient's norm is skipped, too; metrics then have `spike`, 1 or 0,
+    and the limits that hold for the step.
     """
     gradients_and_sums = gradients(loss, num_microbatches, mesh, trains)
 
@@ -137,10 +146,18 @@ def train_step(
         count = torch.clamp(sums["targets"], min=1)
         mean = optim.mean_gradient(totals, count if scaling is None else count * scale.value)
         finite = torch.isfinite(mean.norm) & torch.isfinite(sums["loss"])
+        accept, window, of_spikes = finite, state.spikes, Metrics()
+        if guard is not None:
+            loss_mean, (loss_limit, norm_limit) = sums["loss"].double() / count, spikes.limits(guard, window)
+            spike = finite & ((loss_mean > loss_limit) | (mean.norm > norm_limit))
+            accept = finite & ~spike
+            of_spikes = {"spike": spike.to(torch.int64), "loss_limit": loss_limit, "grad_norm_limit": norm_limit}
         trained = subset(state.params, chosen(state.params, trains))
         trained, optimizer, report, made = optim.guarded_update(
-            update, mean, state.optimizer, trained, number, finite, state.key
+            update, mean, state.optimizer, trained, number, accept, state.key
         )
+        if guard is not None:
+            window = spikes.update_window(window, loss_mean, mean.norm, made)
         spared = made
         if scaling is not None:
             report = {**report, "loss_scale": scale.value}
@@ -150,7 +167,7 @@ def train_step(
         average = state.average
         if averaging is not None:
             average = update_average(averaging, average, trained, number, made)
-        metrics = {"step": number, **sums, "grad_norm": mean.norm, "skipped": skipped, **report}
-        return State(merged(state.params, trained), optimizer, number, skipped, state.key, scale, average), metrics
+        metrics = {"step": number, **sums, "grad_norm": mean.norm, "skipped": skipped, **of_spikes, **report}
+        return State(merged(state.params, trained), optimizer, number, skipped, state.key, scale, average, window), metrics
 
     return step

@@ -117,7 +117,7 @@ class Form:
     """
 
     pack: Callable[..., Sequence[Row]] = pack
-    collate: Callable[..., Batch] = collate
+    collate: Callable[..., Any] = collate
 
 
 TEXT = Form()
@@ -125,16 +125,37 @@ TEXT = Form()
 
 def train_stream(config: C, assignment: LaneAssignment, stages: Stages[C], form: Form = TEXT) -> Source[Batch]:
     """The training documents, in an order of its own for each epoch; without end unless `num_data_epochs` says so."""
-    dataset = config.dataset
-    split = partial(_left_out, fraction=dataset.valid_fraction, valid=False)
     tokenizer = make_tokenizer(config)
-    corpora = open_sources(config, dataset.sources, tokenizer, by_document=dataset.order == "documents")
+    corpora = _train_corpora(config, tokenizer)
     if assignment.rank == assignment.worker == 0:
         _tell_unevenness(config, corpora)
+    return pipe(_train_batches(config, assignment, corpora, tokenizer, stages, form), watch_padding)
+
+
+def train_documents(config: C, assignment: LaneAssignment, stages: Stages[C], form: Form = TEXT) -> Source[Sequence[str]]:
+    """Where the documents of each batch of `train_stream` are, each once; the cursors are the same."""
+    tokenizer = make_tokenizer(config)
+    corpora = _train_corpora(config, tokenizer)
+    return _train_batches(config, assignment, corpora, tokenizer, stages, attrs.evolve(form, collate=_places))
+
+
+def _places(rows: Sequence[Row], length: int) -> Sequence[str]:
+    return list(dict.fromkeys(piece.place() for row in rows for piece in row if piece.place is not None))
+
+
+def _train_corpora(config: StreamConfig, tokenizer: Tokenizer) -> list[Corpus]:
+    return open_sources(config, config.dataset.sources, tokenizer, by_document=config.dataset.order == "documents")
+
+
+def _train_batches(
+    config: C, assignment: LaneAssignment, corpora: Sequence[Corpus], tokenizer: Tokenizer, stages: Stages[C], form: Form
+) -> Source[Any]:
+    dataset = config.dataset
+    split = partial(_left_out, fraction=dataset.valid_fraction, valid=False)
     weights = weights_between([_weights(source) for source in dataset.sources], scale=num_readers(config, corpora))
     blend = partial(mix, weights=weights, epochs=config.regime.num_data_epochs, finished=dataset.finished_source)
     of_part = partial(_stages, stages=stages, config=config, tokenizer=tokenizer, split=split)
-    return pipe(batches(config, assignment, corpora, of_part, blend, dataset.order, form), watch_padding)
+    return batches(config, assignment, corpora, of_part, blend, dataset.order, form)
 
 
 def valid_stream(config: C, assignment: LaneAssignment, stages: Stages[C], form: Form = TEXT) -> Source[Batch]:
@@ -200,7 +221,8 @@ def batches(
 
 def example(config: StreamConfig, rows: int, form: Form = TEXT) -> Batch:
     """A batch of rows of padding."""
-    return form.collate([_EMPTY] * rows, length=config.dataset.max_seq_len)
+    batch: Batch = form.collate([_EMPTY] * rows, length=config.dataset.max_seq_len)
+    return batch
 
 
 def num_readers(config: StreamConfig, corpora: Sequence[Corpus]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, gpu, overhead, sft, step
+from benchmarks import cases, gpu, overhead, saving, sft, step
 from benchmarks.report import Result, ratios, show, write
 
 TINY = cases.llama_config(264, 256, 32, 1, 2, 1, 64, tied=True)
@@ -89,6 +89,14 @@ def test_a_benchmark_writes_its_figures(tmp_path: Path) -> None:
     assert rows
     assert all(row.keys() == {"benchmark", "case", "system", "metric", "value", "unit"} for row in rows)
     assert all(row["benchmark"] == name and row["value"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_saves_are_measured_from_call_to_commit() -> None:
+    figures = {(result.system, result.metric): result.value or 0.0 for result in saving.run(rounds=1, megabytes=2.0)}
+    for system in ("fnrecipe, waiting", "fnrecipe, beside", "dcp.save", "dcp.async_save"):
+        assert 0 < figures[system, "stalled"] <= figures[system, "saved"]
+    assert figures["fnrecipe, waiting", "saved, ratio to dcp.save"] > 0
 
 
 @pytest.mark.slow

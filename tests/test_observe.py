@@ -162,15 +162,31 @@ def test_observers_run_in_their_order_and_behind_a_yield_once_all_are_done() -> 
     assert found == ["a0", "b0", "b0 done", "a0 done", "a1", "b1", "b1 done", "a1 done", "a1", "b1", "b1 done", "a1 done"]
 
 
+@attrs.frozen
+class Saver:
+    """Notes what it is asked for; what it saves is there at once."""
+
+    done: list[tuple[str, int]]
+
+    def save(self, tick: Tick) -> None:
+        self.done.append(("save", tick.number))
+
+    def check(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        self.done.append(("wait", 0))
+
+
 def test_the_stages_of_a_run_do_what_is_due() -> None:
     done: list[tuple[str, int]] = []
     observed(
         ticks(REGIME),
         partial(announced, first=lambda: done.append(("first", 1))),
-        partial(saved, save=lambda tick: done.append(("save", tick.number))),
+        partial(saved, saver=Saver(done)),
         partial(evaluated, evaluate=lambda tick: done.append(("evaluate", tick.number))),
     )
-    assert done == [("first", 1), ("evaluate", 2), ("save", 4), ("evaluate", 4), ("save", 5), ("evaluate", 5)]
+    assert done == [("first", 1), ("evaluate", 2), ("save", 4), ("evaluate", 4), ("save", 5), ("evaluate", 5), ("wait", 0)]
 
 
 def test_the_time_of_an_evaluation_between_two_publications_is_not_that_of_steps() -> None:

@@ -27,14 +27,13 @@ from types import MappingProxyType
 from typing import TypeVar, cast
 
 import attrs
-import safetensors
 
 from fnrecipe.checkpoint import keep, manifest
 from fnrecipe.checkpoint import tensors as shards
 from fnrecipe.checkpoint.damage import DAMAGE, STATE, SUMS, UNKNOWN, check, described, digest, told, visible_damage
 from fnrecipe.checkpoint.keep import Policy
 from fnrecipe.checkpoint.manifest import Manifest
-from fnrecipe.checkpoint.tensors import Entry, Saved
+from fnrecipe.checkpoint.tensors import Entry, Saved, Snapshot
 from fnrecipe.data.stream import Cursor
 from fnrecipe.errors import CheckpointError
 from fnrecipe.parallel.mesh import Mesh
@@ -71,25 +70,35 @@ def save(
     Raises:
         CheckpointError: on every rank, if one of them cannot write; earlier checkpoints are still there.
     """
+    return write(root, step, snapshot(state, gang, mesh), cursor, files, gang)
+
+
+def snapshot(state: Tree, gang: Gang = Gang(), mesh: Mesh = Mesh()) -> Snapshot:
+    """What this rank writes of `state`."""
+    return shards.snapshot(state, mesh, _file_of(gang))
+
+
+def write(root: Path, step: int, taken: Snapshot, cursor: Cursor, files: Mapping[str, str], gang: Gang = Gang()) -> Path:
+    """Writes the checkpoint of `step` of the ranks' snapshots, as `save` does.
+
+    On a thread beside the step it needs a gang with a process group of its own (`fnrecipe.runtime.gang.apart`).
+    """
     # The commit protocol. Everything is written to `step_….tmp` and synced; the rename to `step_…` is the only commit. Killed
     # before it, the run leaves a directory that no reader looks at and the next start removes. Killed after it, or by a loss
     # of power before the rename is on disk, it finds the new checkpoint complete or does not find it at all, because its
     # contents were on disk before the rename. (Files alone, renamed one by one, would leave old and new ones mixed.)
     #
     # The phases (make room, write shards, commit) end with an exchange of results: no rank begins one before all have ended
-    # the one before, and what fails on one rank is raised on all, so none waits for another that is gone. Digests are taken
-    # from the files as they were written, not from memory.
+    # the one before, and what fails on one rank is raised on all, so none waits for another that is gone.
     directory = _directory(root, step)
-    tmp, name = _with_suffix(directory, _TMP), f"state_{gang.rank:04d}.safetensors"
+    tmp = _with_suffix(directory, _TMP)
     if all_gather_objects(gang, os.path.lexists(directory))[0] and isinstance(_verified(directory, gang), Manifest):
         return directory
 
-    def write() -> tuple[str, dict[str, Entry]]:
-        written = shards.write(tmp / name, state, mesh)
-        if not written:
-            return "", {}
-        sync(tmp / name)
-        return f"{digest(tmp / name)}  {name}\n", {path: attrs.astuple(saved) for path, saved in written.items()}
+    def write_shards() -> tuple[str, dict[str, Entry]]:
+        name = _file_of(gang)
+        found = shards.write(tmp / name, taken)
+        return f"{found}  {name}\n" if found else "", {path: attrs.astuple(saved) for path, saved in taken.saved.items()}
 
     def commit(lines: Sequence[str], tensors: dict[str, Saved]) -> None:
         names = [line.split()[1] for line in lines]
@@ -99,15 +108,15 @@ def save(
         sync(root)
 
     _on_all_ranks(gang, directory, lambda: _make_room(directory, tmp) if gang.leads else None)
-    lines, written = zip(*_on_all_ranks(gang, directory, write), strict=True)
+    lines, written = zip(*_on_all_ranks(gang, directory, write_shards), strict=True)
     lines = tuple(filter(None, lines))
     tensors = shards.merged({path: Saved(*saved) for path, saved in rank.items()} for rank in written)
     _on_all_ranks(gang, directory, lambda: commit(lines, tensors) if gang.leads else None)
     return directory
 
 
-def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Checkpoint | None:
-    """The newest undamaged checkpoint below `root`; None if there is no checkpoint at all.
+def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang(), *, up_to: int | None = None) -> Checkpoint | None:
+    """The newest undamaged checkpoint below `root`, of a step `up_to` that one; None if there is no checkpoint at all.
 
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged.
@@ -115,13 +124,15 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang()) -> Chec
     # Rank 0 says what there is: file systems may show different ranks different moments.
     aside = bool(_named(root, _DAMAGED) or _named(root, kind=_MODEL))
     steps, aside = all_gather_objects(gang, ([_step(path) for path in _named(root)], aside))[0]
+    if up_to is not None:
+        steps, aside = [step for step in steps if step <= up_to], False
     for step in reversed(steps):
         directory = _directory(root, step)
         found = _verified(directory, gang)
         if isinstance(found, Manifest):
             return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
         if not all_gather_objects(gang, os.path.lexists(directory))[0]:  # pruned by a run, which has written newer ones
-            return newest(root, warn, gang)
+            return newest(root, warn, gang, up_to=up_to)
         warn(f"{directory}: damaged checkpoint passed over: {found}")
     if steps or aside:
         models = ", or holds its model alone" if _named(root, kind=_MODEL) else ""
@@ -169,6 +180,15 @@ def tidy(root: Path, step: int) -> None:
     """
     _set_aside_after(root, step)
     _remove_halves(root)
+
+
+def forget_after(root: Path, step: int) -> None:
+    """Removes the checkpoints after `step`, and the models alone, the newest first."""
+    later = [directory for directory in (*committed(root), *models(root)) if _step(directory) > step]
+    for directory in sorted(later, key=_step, reverse=True):
+        _remove(directory)
+    if root.exists():
+        sync(root)
 
 
 def prune(
@@ -268,6 +288,10 @@ def _directory(root: Path, step: int, kind: str = _WHOLE) -> Path:
     return root / f"{kind}{step:08d}"
 
 
+def _file_of(gang: Gang) -> str:
+    return f"state_{gang.rank:04d}.safetensors"
+
+
 def _with_suffix(directory: Path, suffix: str) -> Path:
     return directory.with_name(directory.name + suffix)
 
@@ -285,7 +309,7 @@ def _on_all_ranks(gang: Gang, directory: Path, work: Callable[[], T]) -> list[T]
     result, problem = None, ""
     try:
         result = work()
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or str(error)
     results = all_gather_objects(gang, (result, problem))
     for rank, (_, problem) in enumerate(results):

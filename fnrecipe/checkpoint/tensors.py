@@ -6,7 +6,6 @@ Slices are recorded in coordinates of the unsharded tensors, so that a state may
 from __future__ import annotations
 
 import math
-import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,8 +20,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.checkpoint.shard_file import write_file
 from fnrecipe.errors import one_line
 from fnrecipe.parallel.mesh import Mesh, global_slice, is_primary, is_shard
+from fnrecipe.runtime.clock import record_event
 from fnrecipe.tree import Tree
 
 Ranges: TypeAlias = Sequence[Sequence[int]]
@@ -59,23 +60,47 @@ class Saved:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def write(path: Path, state: Tree, mesh: Mesh) -> dict[str, Saved]:
-    """Writes this rank's shards of `state`, without those that a lower rank holds too; returns what it wrote, by dotted path.
+@attrs.frozen(eq=False)
+class Snapshot:
+    """What one rank writes of a state: its shards by dotted path, and what the manifest says of each of them.
 
-    A rank with no shard to write writes no file.
+    They are the state's own tensors, or (`copied`) copies in host memory that do not change when the state goes on.
     """
+
+    tensors: Mapping[str, Tensor]
+    saved: Mapping[str, Saved]
+
+
+def snapshot(state: Tree, mesh: Mesh, file: str) -> Snapshot:
+    """This rank's shards of `state`, without those that a lower rank holds too, as they are to be found in `file`."""
     primary = {name: leaf for name, leaf in tree.paths(state, is_shard).items() if is_primary(leaf, mesh)}
-    tensors = {name: tree.leaves(leaf)[0].detach().cpu().contiguous() for name, leaf in primary.items()}
-    if tensors:
-        with path.open("xb") as file:  # the library makes files that only their owner may read, whatever the umask says
-            mode = os.fstat(file.fileno()).st_mode
-        safetensors.torch.save_file(tensors, path)
-        path.chmod(stat.S_IMODE(mode))
-    return {
-        name: Saved(_dtype(leaf), list(shape), {path.name: ranges})
+    saved = {
+        name: Saved(_dtype(leaf), list(shape), {file: ranges})
         for name, leaf in primary.items()
         for shape, ranges in [global_slice(leaf)]
     }
+    return Snapshot({name: tree.leaves(leaf)[0].detach() for name, leaf in primary.items()}, saved)
+
+
+def copied(taken: Snapshot, into: Mapping[str, Tensor]) -> Snapshot:
+    """A snapshot in host memory: in that of the tensors `into` where they fit, else in new one, pinned if it is of a GPU."""
+
+    def buffer(name: str, tensor: Tensor) -> Tensor:
+        old = into.get(name)
+        if old is not None and (old.shape, old.dtype) == (tensor.shape, tensor.dtype):
+            return old
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+
+    tensors = {name: buffer(name, tensor).copy_(tensor, non_blocking=True) for name, tensor in taken.tensors.items()}
+    for device in {tensor.device for tensor in taken.tensors.values()}:
+        record_event(device).wait()
+    return attrs.evolve(taken, tensors=tensors)
+
+
+def write(path: Path, taken: Snapshot) -> str:
+    """Writes the shards of a snapshot to a new file, and gives its SHA-256; no file, and "", for a rank without any."""
+    tensors = {name: tensor.cpu() for name, tensor in taken.tensors.items()}
+    return write_file(path, tensors) if tensors else ""
 
 
 def copy(source: Path, target: Path, names: Sequence[str]) -> None:

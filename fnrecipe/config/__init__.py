@@ -16,6 +16,7 @@ from fnrecipe.config.sections import MetricRecordersSection as MetricRecordersSe
 from fnrecipe.config.sections import ModelSection as ModelSection
 from fnrecipe.config.sections import OptimizerSection as OptimizerSection
 from fnrecipe.config.sections import RegimeSection as RegimeSection
+from fnrecipe.config.sections import SpikesSection as SpikesSection
 from fnrecipe.config.sections import TensorBoardSection as TensorBoardSection
 from fnrecipe.config.sections import TokenizerSection as TokenizerSection
 from fnrecipe.config.sections import TorchSection as TorchSection

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+import attrs
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ def cached(block: Block, *, read: Callable[[Block], Iterator[Read]], tokenizer: 
     if ids is None:
         ids = tokenizer.encode(texts)
         _save(path, ids)
-    yield from map(Document, texts, ids)
+    yield from (attrs.evolve(document, ids=own) for document, own in zip(documents, ids, strict=True))
 
 
 def _path(folder: Path, texts: Sequence[str], tokenizer: Tokenizer) -> Path:

@@ -19,12 +19,14 @@ Ids: TypeAlias = NDArray[np.int32]
 class Document:
     """A document as text, as token ids int32 [n] without special tokens, or as both.
 
-    bad  what is wrong with it -> the error that says where it is, for what is found later; None: nothing knows
+    bad    what is wrong with it -> the error that says where it is, for what is found later; None: nothing knows
+    place  says where it is, as FILE:LINE or the like; None: nothing knows
     """
 
     text: str | None = None
     ids: Ids | None = None
     bad: Callable[[str], DataError] | None = None
+    place: Callable[[], str] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.text) or (self.ids is not None and len(self.ids) > 0)

@@ -135,7 +135,7 @@ def _tokens(document: Document, encoding: Encoding, number: int = 0, epoch: int 
     keep = encoding.length + 1 if encoding.too_long == "cut" else None
     ids, trained = found.ids[:keep], found.trained[:keep]
     num_bytes = int(encoding.tokenizer.num_bytes[ids[1:][trained[1:]]].sum())
-    return Tokens(ids, num_bytes, number, epoch, trained=trained)
+    return Tokens(ids, num_bytes, number, epoch, trained=trained, place=document.place)
 
 
 def encode_example(example: Example, encoding: Encoding, bad: Callable[[str], DataError]) -> Chat:

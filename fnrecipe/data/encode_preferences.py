@@ -68,7 +68,9 @@ def judged(
     num_bytes = int(encoding.tokenizer.num_bytes[ids[trained]].sum())
     signs = tuple(CHOSEN if verdict.is_good else REJECTED for verdict in verdicts)
     sizes = tuple(len(chat.ids) for chat in chats)
-    return Judged(ids, num_bytes, number, epoch, trained=trained, verdicts=signs, sizes=sizes, scores=scores)
+    return Judged(
+        ids, num_bytes, number, epoch, trained=trained, place=document.place, verdicts=signs, sizes=sizes, scores=scores
+    )
 
 
 def _answer(verdict: Verdict, encoding: Encoding, bad: Callable[[str], DataError]) -> Chat:

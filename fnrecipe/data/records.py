@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import IO
 
@@ -37,7 +38,12 @@ class Record:
     def bad(self, what: str) -> DataError:
         """An error about this record: file, line, byte offset, `what`, and an excerpt."""
         excerpt = one_line(self.data[:80].decode(errors="backslashreplace").rstrip())
-        return DataError(f"{self.path}:{_line(self)} (byte {self.offset}): {what}\n  {excerpt}")
+        return DataError(f"{_place(self.path, self.offset)} (byte {self.offset}): {what}\n  {excerpt}")
+
+    @property
+    def place(self) -> Callable[[], str]:
+        """What says where it is, FILE:LINE, without its bytes: the file is read up to it for that."""
+        return partial(_place, self.path, self.offset)
 
     def text(self) -> str | DataError:
         """The record decoded from UTF-8, or an error value, which the stream's reader raises or counts."""
@@ -226,11 +232,11 @@ def _damaged(path: str, end: int, error: Exception) -> DataError:
     return DataError(f"{path} (byte {end} of its content): expected a whole compressed file, found damage: {error}")
 
 
-def _line(record: Record) -> int:
-    """The number of the line in which a record starts, found by reading the file up to it."""
-    number, left = 1, record.offset
-    with opened(record.path) as file:
+def _place(path: str, offset: int) -> str:
+    """The file, and the line in which a record starts, found by reading the file up to it."""
+    number, left = 1, offset
+    with opened(path) as file:
         while left and (chunk := file.read(min(_CHUNK, left))):
             number += chunk.count(b"\n")
             left -= len(chunk)
-    return number
+    return f"{path}:{number}"

@@ -57,6 +57,7 @@ class Tokens:
     epoch      how many times that source had been read before
     lost       bytes of a document's text that no token stands for
     trained    bool [n]: the tokens whose prediction is trained; None: all
+    place      says where the document is (`Document.place`)
     """
 
     ids: Ids
@@ -65,6 +66,7 @@ class Tokens:
     epoch: int = 0
     lost: int = 0
     trained: NDArray[np.bool_] | None = None
+    place: Callable[[], str] | None = None
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -118,7 +120,7 @@ def tokenize(
             kept, size = tokenizer.count_bytes(document.text, ids), len(document.text.encode())
         unpredicted = 0 if add_bos else int(tokenizer.num_bytes[ids[:1]].sum())
         full = np.concatenate([*before, ids, *after])
-        found.append(Tokens(full, max(kept - unpredicted, 0), source, epoch, size - kept))
+        found.append(Tokens(full, max(kept - unpredicted, 0), source, epoch, size - kept, place=document.place))
     return found
 
 

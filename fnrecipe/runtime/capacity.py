@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
+_MEMORY = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
 
 def memory() -> int | None:
     """The most bytes of memory and swap that this process may use; None where the system does not say."""
-    facts = {name: value for name, _, value in (line.partition(":") for line in _read("/proc/meminfo").splitlines())}
+    facts = _facts("/proc/meminfo")
     if "MemTotal" not in facts:
         return None
     swap = _kilobytes(facts.get("SwapTotal", "0"))
@@ -19,6 +21,14 @@ def memory() -> int | None:
     available = min(limits) + swap
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return available if soft == resource.RLIM_INFINITY else min(available, soft)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that this process may still take without swapping; None where the system does not say."""
+    facts = _facts("/proc/meminfo")
+    if "MemAvailable" not in facts:
+        return None
+    return min([_kilobytes(facts["MemAvailable"]), *_cgroup_room()])
 
 
 def processes() -> int | None:
@@ -43,15 +53,34 @@ def device_memory() -> int | None:
 
 def _cgroup_limits(controller: str, name: str, old_name: str) -> list[int]:
     """The limits of this process's control group and of all its ancestors, in cgroups version 2 and 1."""
+    found = [_read(folder / (old_name if old else name)).strip() for folder, old in _cgroups(controller)]
+    return [int(text) for text in found if text.isdigit()]
+
+
+def _cgroup_room() -> list[int]:
+    """Bytes that each of these control groups leaves, counting cached files that were not used lately as free."""
     found = []
+    for folder, old in _cgroups("memory"):
+        limit, used = (_read(folder / name).strip() for name in _MEMORY[old])
+        if limit.isdigit() and used.isdigit():
+            cached = dict(line.split() for line in _read(folder / "memory.stat").splitlines()).get("inactive_file", "0")
+            found.append(max(int(limit) - int(used) + int(cached), 0))
+    return found
+
+
+def _cgroups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folders of this process's control group and of all its ancestors; whether they are of version 1."""
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        root, file = (Path("/sys/fs/cgroup", controller), old_name) if controllers else (Path("/sys/fs/cgroup"), name)
+        root = Path("/sys/fs/cgroup", controller) if controllers else Path("/sys/fs/cgroup")
         group = root / path.lstrip("/")
-        found += [_read(folder / file).strip() for folder in (group, *group.parents) if folder.is_relative_to(root)]
-    return [int(text) for text in found if text.isdigit()]
+        yield from ((folder, bool(controllers)) for folder in (group, *group.parents) if folder.is_relative_to(root))
+
+
+def _facts(path: str) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition(":") for line in _read(path).splitlines())}
 
 
 def _kilobytes(text: str) -> int:

@@ -74,6 +74,16 @@ def joined(device: torch.device, minutes: float) -> Iterator[Gang]:
         dist.destroy_process_group()
 
 
+def apart(gang: Gang, minutes: float) -> Gang:
+    """The same gang with a process group of its own, for exchanges beside those of `gang`; all ranks make it together.
+
+    An exchange fails after `minutes`.
+    """
+    if gang.alone:
+        return gang
+    return attrs.evolve(gang, control=dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)))
+
+
 def _store(size: int, timeout: timedelta) -> Store:
     """The store that all ranks share: a file for those that `--nproc` started, else a server at MASTER_ADDR."""
     directory = meeting()

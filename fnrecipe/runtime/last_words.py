@@ -25,12 +25,17 @@ def last_words(gang: Gang) -> Iterator[None]:
     except BaseException as error:
         if gang.store is None:
             raise
-        lost = isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|[Cc]onnection|[Tt]imed out", str(error))
+        lost = lost_contact(error)
         with suppress(RuntimeError):
             gang.store.set(_word(gang.rank), "" if lost else (str(error) or type(error).__name__))
         if lost:
             raise LostError(_blame(gang, gang.store, error)) from error
         raise
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether an error is the loss of another rank."""
+    return isinstance(error, RuntimeError) and bool(re.search(r"gloo|NCCL|[Cc]onnection|[Tt]imed out", str(error)))
 
 
 def _blame(gang: Gang, store: Store, error: BaseException, seconds: float = 3.0) -> str:

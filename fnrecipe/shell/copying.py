@@ -13,8 +13,9 @@ from fnrecipe.runtime.files import replace
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.checkpoints import opened, root_of
 from fnrecipe.shell.recorders.jsonl import last_step
+from fnrecipe.shell.rollbacks import ROLLBACKS
 
-_FACTS, _RECORDS = (run_dir.CONFIG, run_dir.RUN, run_dir.PRODUCTS), ("metrics", "samples")
+_FACTS, _RECORDS = (run_dir.CONFIG, run_dir.RUN, run_dir.PRODUCTS, ROLLBACKS), ("metrics", "samples")
 
 
 def copy(path: Path, out: Path, steps: Sequence[int] = (), *, link: bool = False) -> list[Path]:

@@ -146,7 +146,8 @@ def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> s
     if "train/loss_scale" in metrics:
         facts.append(f"loss scale {metrics['train/loss_scale']:g}")
     if metrics["train/skipped"]:
-        facts.append(f"{int(metrics['train/skipped'])} skipped as not finite")
+        why = "as not finite" if "train/spike" not in metrics else "as a spike" if metrics["train/spike"] else ""
+        facts.append(f"{int(metrics['train/skipped'])} skipped {why}".rstrip())
     if total and speed.steps_per_second:
         facts.append(f"eta {duration((total - metrics['step']) / speed.steps_per_second)}")
     return "  ".join(facts)

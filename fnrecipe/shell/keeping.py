@@ -61,15 +61,14 @@ def scores_of(out: Path, regime: RegimeSection) -> Mapping[int, float]:
     return {int(step): score for step, score in found.items() if step is not None and score is not None}
 
 
-def prune(session: Session[C], step: int, skipped: int) -> None:
-    """Keeps what the config says, once the checkpoint of `step` is there, behind which `skipped` steps changed nothing.
+def prune(session: Session[C], step: int, skipped: int, scores: Mapping[int, float]) -> None:
+    """Keeps what the config and the `scores` of steps say, once the checkpoint of `step` is there.
 
-    Raises:
-        UsageError: if evaluations find nothing by the name of `regime.score_metric`.
+    skipped   how many steps up to it have changed nothing
     """
-    regime, out = session.config.regime, session.out
-    policy = policy_of(regime)
+    policy = policy_of(session.config.regime)
     if policy.last is None:
         return
     untouched = step - skipped if skipped else -1  # what is older may be what helps a user who cannot go on
-    checkpoint.prune(out / run_dir.CHECKPOINTS, policy, scores_of(out, regime), untouched=untouched, model=model_parts(session))
+    root, model = session.out / run_dir.CHECKPOINTS, model_parts(session)
+    checkpoint.prune(root, policy, scores, untouched=untouched, model=model)

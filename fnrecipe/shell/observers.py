@@ -10,12 +10,13 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import torch
 
 from fnrecipe.config import RegimeSection
+from fnrecipe.data import Cursor
 from fnrecipe.data.changes import Stamp, changed
 from fnrecipe.errors import FnrecipeError, few
 from fnrecipe.observe import Tick, Ticks
@@ -31,10 +32,14 @@ Folded: TypeAlias = Iterator[tuple[State, Metrics, Position]]
 
 @attrs.frozen
 class Publication:
-    """Some steps: their metrics, on their way to the host; seconds that each waited for data; the clock, and when it stood."""
+    """Some steps: their metrics, on their way to the host; seconds that each waited for data; the clock, and when it stood.
+
+    cursors  from which the batch of each came
+    """
 
     metrics: PendingCopy
     waits: Sequence[float]
+    cursors: Sequence[Cursor]
     clock: Clock
     pauses: Sequence[tuple[DeviceEvent, DeviceEvent]] = ()
 
@@ -101,18 +106,20 @@ def _stepped(
 
 def published(ticks: Ticks, *, write: Callable[[Publication], None], device: torch.device) -> Ticks:
     """Writes the metrics of all steps, in groups. The clock of a group leaves out the first step, saves and evaluations."""
-    pending: list[tuple[Metrics, float]] = []  # not ticks: they would keep their states
+    pending: list[tuple[Metrics, float, Cursor]] = []  # not ticks: they would keep their states
     pauses: list[tuple[DeviceEvent, DeviceEvent]] = []
     late: deque[Publication] = deque()
     clock: Clock | None = None
+    cursor: Cursor = None
     for tick in ticks:
         if tick.metrics is not None:
             clock = clock or Clock(tick.number, record_event(device))  # the first step is traced
-            pending.append((tick.metrics, tick.waited))
+            pending.append((tick.metrics, tick.waited, cursor))
+        cursor = tick.cursor
         if pending and tick.publish:
             assert clock is not None
-            metrics, waits = zip(*pending, strict=True)
-            late.append(Publication(fetch(metrics, device), waits, clock, pauses))
+            metrics, waits, cursors = zip(*pending, strict=True)
+            late.append(Publication(fetch(metrics, device), waits, cursors, clock, pauses))
             pending, pauses = [], []
         while len(late) > (0 if tick.save or tick.evaluate or tick.last else publication_delay(device)):
             write(late.popleft())
@@ -124,12 +131,22 @@ def published(ticks: Ticks, *, write: Callable[[Publication], None], device: tor
             pauses.append((pause, record_event(device)))
 
 
-def saved(ticks: Ticks, *, save: Callable[[Tick], None]) -> Ticks:
-    """Saves the state when that is due."""
+class Saves(Protocol):
+    """What `saved` saves by: `save` may return before the state is on disk, `check` raises what failed since."""
+
+    def save(self, tick: Tick, /) -> None: ...
+    def check(self) -> None: ...
+    def wait(self) -> None: ...
+
+
+def saved(ticks: Ticks, *, saver: Saves) -> Ticks:
+    """Saves the state when that is due. What cannot be saved ends the run at the next tick; at the end all is on disk."""
     for tick in ticks:
+        saver.check()
         if tick.save:
-            save(tick)
+            saver.save(tick)
         yield tick
+    saver.wait()
 
 
 def watched(ticks: Ticks, *, before: Mapping[tuple[str, str], Stamp], tell: Callable[[str], None]) -> Ticks:

@@ -7,22 +7,25 @@ from collections.abc import Sequence
 
 import attrs
 
-from fnrecipe.errors import NonFiniteError
+from fnrecipe.errors import NonFiniteError, SpikeError
 from fnrecipe.recipe import C, Row, Write
 from fnrecipe.runtime import host
 from fnrecipe.shell.metrics import means
 from fnrecipe.shell.observers import Publication
+from fnrecipe.shell.rollbacks import Passed
 from fnrecipe.shell.session import Session
+from fnrecipe.shell.spikes import heed, told
 from fnrecipe.shell.throughput import Work
 
 
-def publish(session: Session[C], work: Work, write: Write, publication: Publication) -> None:
+def publish(session: Session[C], work: Work, write: Write, passed: Passed, publication: Publication) -> None:
     """Records a row for each step, and how fast all of them were.
 
     But for saving and evaluating, only here does the host wait for the device.
 
     Raises:
-        NonFiniteError: if so many steps in a row were skipped that the run cannot go on.
+        NonFiniteError, SpikeError: if so many steps in a row were skipped that the run cannot go on.
+        RollbackError: if the run goes back.
     """
     found = publication.metrics.rows()
     rows = [means(row, "train") for row in found]
@@ -31,6 +34,7 @@ def publish(session: Session[C], work: Work, write: Write, publication: Publicat
     known = {f"perf/{name}": value for name, value in attrs.asdict(speed).items() if value is not None}
     write("perf", [{"step": rows[-1]["step"], **known, "perf/peak_memory": host.peak_memory(session.device)}])
     session.display.step(rows[-1], speed)
+    heed(session, passed, rows, publication.cursors)
     _check_skipped(rows, session.config.trainer.max_skipped_steps)
 
 
@@ -43,6 +47,11 @@ def _check_skipped(rows: Sequence[Row], limit: int) -> None:
             raise NonFiniteError(
                 f"step {row['step']}: {what} was not finite, and half the loss scale of {scale:g} is below "
                 f"the minimum of trainer.fp16_loss_scale; the parameters are those from before the steps that were not finite"
+            )
+        if row["train/skipped"] >= limit and row.get("train/spike"):
+            raise SpikeError(
+                f"step {row['step']}: {told(row)}, and {limit} steps in a row were skipped "
+                f"(trainer.max_skipped_steps); the parameters are those from before them"
             )
         if row["train/skipped"] >= limit:
             raise NonFiniteError(

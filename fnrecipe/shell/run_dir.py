@@ -5,12 +5,15 @@ run.json               versions, command line, revision, device
 products.json          what computes the large matrix products, as it was measured on the processor that the run began on
 metrics/train.jsonl    one line a step: loss, gradient norm, learning rate, …
 metrics/NAME.jsonl     one line an evaluation NAME, such as `valid`
+metrics/spikes.jsonl   one line a step that was skipped, with its documents, under `regime.on_spike`
+metrics/hashes.jsonl   one line a hash of the state, with `regime.hash_every_n_steps`
 samples/NAME.jsonl     texts of an evaluation NAME, each with its step
 checkpoints/           see fnrecipe.checkpoint
 logs/rank_0.log        what the console said, and errors, each line with its time
 logs/perf.jsonl        speed, use of the device, memory; the only record that differs from run to run
 aside/N/               what `--from-step` has set aside: newer checkpoints, with the records that went with them
 tensorboard/           the same for TensorBoard, where that is installed
+rollbacks.jsonl        what was passed over, with `regime.on_spike=rollback`
 sample.txt             text from the trained model
 hugging_face/          the model as others load it, with `regime.export_hugging_face`
 """
@@ -22,6 +25,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fnrecipe import checkpoint
@@ -119,10 +123,13 @@ def _closed(descriptor: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def check_config(out: Path, config: dict[str, Any], runtime: Collection[str] = ()) -> None:
+def check_config(
+    out: Path, config: dict[str, Any], runtime: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Whether a run that was trained there may go on under `config`: with more steps, but no other change of what it computes.
 
-    `runtime`: the paths of values that change only how it is computed.
+    `runtime`: the paths of values that change only how it is computed. `defaults`: what the config is if nothing is written of
+    it, as a run that was trained before there was a key has it.
 
     Raises:
         UsageError: with the difference, if there is a checkpoint of another config; if that cannot be read.
@@ -134,7 +141,9 @@ def check_config(out: Path, config: dict[str, Any], runtime: Collection[str] = (
         raise UsageError(f"{error.filename}: cannot read the output directory: {error.strerror}") from None
     if trained:
         old, new = read_file(path, bounded=False), flatten(config, "")
-        found = difference(redacted_values(values(old)), redacted_values(values(new))).items()
+        usual = values(flatten(dict(defaults), ""))
+        before = {**{path: usual[path] for path in usual.keys() & new.keys()}, **values(old)}
+        found = difference(redacted_values(before), redacted_values(values(new))).items()
         changes = {k: v for k, v in found if k not in runtime and not _is_extension(k, *v)}
         if changes:
             raise UsageError(_refusal(out, changes))

@@ -26,6 +26,7 @@ class Session(Generic[C]):
 
     directory  the output directory, by its path, and the descriptor by which it was claimed; None on ranks that do not write
     facts      about the run's data, as a checkpoint keeps them (`fnrecipe.shell.identity`)
+    beside     the gang as a thread beside the steps has it, with a process group of its own
     started    when the run began, on the monotonic clock
     stamps     of the data's local files before anything was read of them, by name and path; none on ranks that do not write
     """
@@ -36,6 +37,7 @@ class Session(Generic[C]):
     facts: Mapping[str, str]
     device: torch.device
     gang: Gang
+    beside: Gang
     mesh: Mesh
     signals: Signals
     display: Display

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attrs
 import torch
 
 from fnrecipe import checkpoint, tree
@@ -24,6 +25,7 @@ from fnrecipe.shell.identity import TOKENIZER
 from fnrecipe.shell.redact import redacted_values
 from fnrecipe.shell.save import check_finite
 from fnrecipe.shell.session import Session
+from fnrecipe.step import State
 
 
 def first_tick(session: Session[C], *, with_changes: bool, from_step: int | None = None) -> Tick:
@@ -49,7 +51,7 @@ def first_tick(session: Session[C], *, with_changes: bool, from_step: int | None
     if found is not None:
         if not with_changes:
             run_dir.check_identity(out, found.files, session.facts)
-        state = checkpoint.restore(found, state)
+        state = restored(session, found, state)
         if int(state.step) != found.step:
             expected = f"expected the state of step {found.step}, found that of {int(state.step)}"
             raise CheckpointError(f"{found.directory}: {expected}")
@@ -71,6 +73,24 @@ def _found(session: Session[C], from_step: int | None) -> Checkpoint | None:
     if "step" not in found.tensors:
         raise CheckpointError(f"{found.directory}: expected a checkpoint to go on from, found one that holds its model alone")
     return found
+
+
+def restored(session: Session[C], found: Checkpoint, state: State) -> State:
+    """The state of a checkpoint, like `state`; with an empty window of spikes where it has none, or one of another size.
+
+    Raises:
+        CheckpointError: if they do not fit otherwise, or it cannot be read.
+    """
+    window = tree.paths({"spikes": state.spikes})
+    saved = {path: entry for path, entry in found.tensors.items() if path.startswith("spikes.")}
+    if {path: list(entry.shape) for path, entry in saved.items()} == {path: list(leaf.shape) for path, leaf in window.items()}:
+        whole: State = checkpoint.restore(found, state)
+        return whole
+    if window:
+        session.display.line("the window of steps by which spikes are judged begins empty")
+    others = {path: entry for path, entry in found.tensors.items() if path not in saved}
+    without: State = checkpoint.restore(attrs.evolve(found, tensors=others), attrs.evolve(state, spikes=()))
+    return attrs.evolve(without, spikes=tree.map(torch.zeros_like, state.spikes))
 
 
 def _tell_weights(session: Session[C]) -> None:

@@ -9,7 +9,9 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from signal import Signals as Signal
-from typing import Any, cast
+from typing import Any, Generic, cast
+
+import attrs
 
 from fnrecipe import checkpoint
 from fnrecipe.build import make_evaluation, make_step
@@ -25,9 +27,9 @@ from fnrecipe.data.survey import NO_ROW
 from fnrecipe.errors import EXIT_AGAIN, FnrecipeError, UsageError
 from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
-from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Row, Write
+from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Recorder, Row, Write
 from fnrecipe.runtime import host
-from fnrecipe.runtime.gang import Gang, check_same, joined, world_size
+from fnrecipe.runtime.gang import Gang, apart, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh
 from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Signals, Stopped
@@ -37,20 +39,24 @@ from fnrecipe.shell.evaluate import Evaluator, evaluate, measured, shown_params,
 from fnrecipe.shell.export import export_at_end, exportable
 from fnrecipe.shell.identity import identity
 from fnrecipe.shell.keeping import check_evaluation
+from fnrecipe.shell.machine import compared, recomputed
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled, watched
 from fnrecipe.shell.products import chosen_once
 from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
 from fnrecipe.shell.recorders import recorders_of, recording
 from fnrecipe.shell.redact import redacted_values
+from fnrecipe.shell.rollbacks import passing_over
 from fnrecipe.shell.sample import sample
-from fnrecipe.shell.save import save
+from fnrecipe.shell.save import saving
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.space import warn_of_space
+from fnrecipe.shell.spikes import RollbackError, agreed, go_back
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
 from fnrecipe.shell.streams import evaluation_source, training_source
-from fnrecipe.shell.throughput import work_of
+from fnrecipe.shell.throughput import Work, work_of
 from fnrecipe.shell.unread import warning, watch
+from fnrecipe.step import Step
 from fnrecipe.tree import Tree
 
 
@@ -104,7 +110,7 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     signals = stack.enter_context(Signals(parting, seconds=seconds, at_once=gang.alone, once=not gang.alone))
     claim = stack.enter_context(run_dir.claimed(out)) if gang.leads else None
     if claim is not None and not with_changes:
-        run_dir.check_config(out, unstructure(config), set(runtime_paths(config)))
+        run_dir.check_config(out, unstructure(config), set(runtime_paths(config)), unstructure(type(config)()))
     if config.regime.export_hugging_face:
         exportable(recipe, config)
     corpora: Sequence[Corpus] = recipe.corpora(config) if recipe.corpora else []
@@ -117,7 +123,18 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     tell_left_out(corpora if gang.leads else [])
     mesh = make_mesh(config.gang, gang, device, recipe.rules(config))
-    return Session(recipe, config, (out, claim), facts, device, gang, mesh, signals, display, started, before)
+    beside = apart(gang, config.gang.timeout)
+    return Session(recipe, config, (out, claim), facts, device, gang, beside, mesh, signals, display, started, before)
+
+
+@attrs.frozen
+class _Parts(Generic[C]):
+    """What a run makes once, however often it goes back."""
+
+    step: Step
+    evaluators: Sequence[Evaluator[C]]
+    work: Work
+    recorders: Sequence[Recorder]
 
 
 def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Tick], unread: Callable[[], str]) -> int:
@@ -127,33 +144,54 @@ def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Ti
     choose = chosen_once(session)
     step = make_step(recipe, config, session.mesh, device, progress, choose)
     evaluators = _evaluators(session, progress, choose)
-    due = partial(_any_due, evaluators)
-    work = work_of(recipe, config, device, gang.size)
+    recorders = [*recorders_of(config.common.metric_recorders, redacted_values(unstructure(config))), *recipe.recorders(config)]
+    parts = _Parts(step, evaluators, work_of(recipe, config, device, gang.size), recorders)
     stack.callback(host.unfreeze_objects)
     start = begin(session)
-    first = start.number
-    warn_of_space(session, first, start.state)
-    recorders = [*recorders_of(config.common.metric_recorders, redacted_values(unstructure(config))), *recipe.recorders(config)]
-    recorded = stack.enter_context(recording(recorders if gang.leads else [], session.out, first))
-    write = partial(_write, session, recorded)
-    wait_for_leader(session, first)
-    if gang.leads:
-        write_facts(recipe, config, device, session.out)
-    if jit_mode(config.trainer.jit, device) != "off" and (config.regime.num_steps is None or first < config.regime.num_steps):
+    warn_of_space(session, start.number, start.state)
+    begun, traced = start.number, jit_mode(config.trainer.jit, device) != "off"
+    if traced and (config.regime.num_steps is None or begun < config.regime.num_steps):
         display.line("tracing the step")
-    source = training_source(session)  # which may look for files, and may be stopped at once
-    session.signals.at_once = False  # from here on, a step is finished and saved first
-    with closing(cast("Generator[Any]", source(start.cursor))) as stream:
-        last = observed(
-            scheduled(fold(step, start.state, stream), start, config.regime, due, partial(_stop, session)),
-            partial(announced, first=partial(_after_first_step, session, unread)),
-            partial(published, write=partial(publish, session, work, write), device=device),
-            partial(watched, before=session.stamps, tell=display.line),
-            partial(saved, save=partial(save, session, start.cursor)),
-            partial(evaluated, evaluate=partial(_evaluate, evaluators, write)),
-            *recipe.observers(config, write),
-        )
-    return _end(session, last, last.number - first)
+    buffers = attrs.evolve(start.state) if traced else None  # a traced step writes every state into those of the first
+    after_first_step: Callable[[], None] = partial(_after_first_step, session, unread)
+    while True:
+        try:
+            last = _go_on(session, parts, start, after_first_step)
+            return _end(session, last, last.number - begun)
+        except RollbackError as error:
+            spike = error.spike
+        # Behind the handler: the error holds the states that it ended.
+        start, after_first_step = go_back(session, spike, buffers), lambda: None
+
+
+def _go_on(session: Session[C], parts: _Parts[C], start: Tick, after_first_step: Callable[[], None]) -> Tick:
+    """The last tick of the fold behind a state, observed.
+
+    Raises:
+        RollbackError: if the run goes back.
+    """
+    recipe, config, gang, first, passed = session.recipe, session.config, session.gang, start.number, agreed(session)
+    regime, due = config.regime, partial(_any_due, parts.evaluators)
+    with recording(parts.recorders if gang.leads else [], session.out, first) as recorded:
+        write = partial(_write, session, recorded)
+        wait_for_leader(session, first)
+        if gang.leads:
+            write_facts(recipe, config, session.device, session.out)
+        source = training_source(session)  # which may look for files, and may be stopped at once
+        session.signals.at_once = False  # from here on, a step is finished and saved first
+        step = recomputed(parts.step, regime.recompute_every_n_steps, first, gang)
+        batches = passing_over(source, start.cursor, step=first, passed=passed)
+        with closing(cast("Generator[Any]", batches)) as stream, saving(session, start.cursor) as saver:
+            return observed(
+                scheduled(fold(step, start.state, stream), start, regime, due, partial(_stop, session)),
+                partial(announced, first=after_first_step),
+                partial(published, write=partial(publish, session, parts.work, write, passed), device=session.device),
+                partial(compared, every=regime.hash_every_n_steps, gang=gang, write=write),
+                partial(watched, before=session.stamps, tell=session.display.line),
+                partial(saved, saver=saver),
+                partial(evaluated, evaluate=partial(_evaluate, parts.evaluators, write)),
+                *recipe.observers(config, write),
+            )
 
 
 def _evaluators(session: Session[C], progress: Callable[[Backend], Backend], choose: Choose) -> list[Evaluator[C]]:

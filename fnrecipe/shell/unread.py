@@ -18,6 +18,7 @@ FUNCTIONS = (
     "loss",
     "update",
     "stream",
+    "documents",
     "example",
     "evaluations",
     "observers",

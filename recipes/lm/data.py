@@ -17,6 +17,11 @@ def train_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
     return streams.train_stream(config, assignment, stages)
 
 
+def train_documents(config: LMConfig, assignment: LaneAssignment) -> Source[Sequence[str]]:
+    """Where the documents of each batch of `train_stream` are."""
+    return streams.train_documents(config, assignment, stages)
+
+
 def valid_stream(config: LMConfig, assignment: LaneAssignment) -> Source[Batch]:
     """The validation documents, once, in a random order that stays: the first batches are a fair sample of all."""
     return streams.valid_stream(config, assignment, stages)

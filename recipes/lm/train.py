@@ -24,7 +24,7 @@ from fnrecipe.tree import Tree
 
 from .config import LMConfig, needs
 from .config import config as defaults
-from .data import train_stream, valid_stream
+from .data import train_documents, train_stream, valid_stream
 
 
 def init(config: LMConfig, key: Tensor, place: Placement) -> Tree:
@@ -94,6 +94,7 @@ recipe = Recipe(
     trains=trains,
     model=model,
     stream=train_stream,
+    documents=train_documents,
     example=example,
     evaluations=evaluations,
     sample=sample,

@@ -24,6 +24,11 @@ def train_stream(config: PreferenceConfig, assignment: LaneAssignment) -> Source
     return streams.train_stream(config, assignment, partial(stages, template=make_template(config)), form(config))
 
 
+def train_documents(config: PreferenceConfig, assignment: LaneAssignment) -> Source[Sequence[str]]:
+    """Where the preferences of each batch of `train_stream` are."""
+    return streams.train_documents(config, assignment, partial(stages, template=make_template(config)), form(config))
+
+
 def valid_stream(config: PreferenceConfig, assignment: LaneAssignment) -> Source[Batch]:
     """The validation preferences, once, in a random order that stays."""
     return streams.valid_stream(config, assignment, partial(stages, template=make_template(config)), form(config))

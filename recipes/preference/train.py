@@ -31,7 +31,7 @@ from fnrecipe.tree import Tree
 
 from .config import PreferenceConfig, needs
 from .config import config as defaults
-from .data import all_corpora, example, make_template, make_tokenizer, train_stream, valid_stream
+from .data import all_corpora, example, make_template, make_tokenizer, train_documents, train_stream, valid_stream
 from .reference import kept, reference
 from .score import score
 
@@ -144,6 +144,7 @@ recipe = Recipe(
     trains=trains,
     model=model,
     stream=train_stream,
+    documents=train_documents,
     example=example,
     evaluations=evaluations,
     sample=sample,

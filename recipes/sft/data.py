@@ -22,6 +22,11 @@ def train_stream(config: SFTConfig, assignment: LaneAssignment) -> Source[Batch]
     return streams.train_stream(config, assignment, partial(stages, template=make_template(config)))
 
 
+def train_documents(config: SFTConfig, assignment: LaneAssignment) -> Source[Sequence[str]]:
+    """Where the examples of each batch of `train_stream` are."""
+    return streams.train_documents(config, assignment, partial(stages, template=make_template(config)))
+
+
 def valid_stream(config: SFTConfig, assignment: LaneAssignment) -> Source[Batch]:
     """The validation examples, once, in a random order that stays."""
     return streams.valid_stream(config, assignment, partial(stages, template=make_template(config)))

@@ -24,7 +24,7 @@ from fnrecipe.tree import Tree
 
 from .config import SFTConfig, needs
 from .config import config as defaults
-from .data import all_corpora, make_template, make_tokenizer, train_stream, valid_stream
+from .data import all_corpora, make_template, make_tokenizer, train_documents, train_stream, valid_stream
 
 
 def init(config: SFTConfig, key: Tensor, place: Placement) -> Tree:
@@ -95,6 +95,7 @@ recipe = Recipe(
     trains=trains,
     model=model,
     stream=train_stream,
+    documents=train_documents,
     example=example,
     evaluations=evaluations,
     sample=sample,

@@ -327,16 +327,6 @@ def test_a_kill_at_any_call_loses_nothing_and_the_next_save_works(two: Path, cal
     assert kills >= CALLS[call][1]
 
 
-def test_a_library_that_cannot_write_is_a_checkpoint_error(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> None:
-        raise safetensors.SafetensorError("I/O error: No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        checkpoint.save(two, 30, small_state(), None, FINGERPRINTS)
-    assert names(two) == {"step_00000010", "step_00000020"}
-
-
 def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_a_checkpoint_error(
     two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

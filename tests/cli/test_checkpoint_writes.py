@@ -40,7 +40,8 @@ def run(tmp_path: Path) -> Path:
     (out / "metrics").mkdir()
     losses = [{"step": step, "valid/loss": abs(step - 20) + 1.0} for step in range(10, 70, 10)]
     (out / "metrics/valid.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in losses))
-    (out / "products.json").write_text("{}")
+    for name in ("products.json", "rollbacks.jsonl"):
+        (out / name).write_text("{}")
     (out / "run.json").write_text('{"recipe": "lm", "origin": "lm"}')
     config(out)
     return out

@@ -89,7 +89,10 @@ MOMENTS: Mapping[str, Callable[[Path], bool]] = {
 
 @attrs.frozen
 class Trial:
-    """How many processes, when they are ended and how; `steps` and `delay` (seconds) put the moment off."""
+    """How many processes, when they are ended and how; `steps` and `delay` (seconds) put the moment off.
+
+    `beside`: whether they save beside their steps.
+    """
 
     size: int
     moment: str
@@ -97,6 +100,7 @@ class Trial:
     both: bool
     steps: int
     delay: float
+    beside: bool
 
 
 def draw(seed: int, number: int) -> Trial:
@@ -109,6 +113,7 @@ def draw(seed: int, number: int) -> Trial:
         both=moment == "starting" or chosen.random() < 0.7,  # one that starts waits long for another that is gone
         steps=chosen.randint(0, 3),
         delay=chosen.choice([0.0, 0.0, chosen.uniform(0, 0.02), chosen.uniform(0, 0.5)]),
+        beside=chosen.random() < 0.75,
     )
 
 
@@ -119,8 +124,9 @@ class Run:
     texts: Path
     out: Path
 
-    def start(self, size: int) -> list[subprocess.Popen[str]]:
-        args = ["train", "lm", "--out", str(self.out), "--config", *pairs(self.texts, **CHANGES)]
+    def start(self, size: int, beside: bool = False) -> list[subprocess.Popen[str]]:
+        changes = {**CHANGES, "regime__checkpoint_in_background": beside}
+        args = ["train", "lm", "--out", str(self.out), "--config", *pairs(self.texts, **changes)]
         port = _free_port() if size > 1 else ""
         ranks = [
             {
@@ -148,7 +154,7 @@ class Run:
         """Starts and ends it once; the statuses of its processes."""
         before = _size(self.out / "metrics/train.jsonl")
         first = max(_steps(self.out / "metrics/train.jsonl"), default=0)
-        processes = self.start(trial.size)
+        processes = self.start(trial.size, trial.beside)
         self._await(trial, processes, before, first)
         time.sleep(trial.delay)
         targets = processes if trial.both or trial.way.startswith("SIGSTOP") else processes[-1:]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults import harness
+from tests.faults import harness, saves
 from tests.faults.harness import KEEP, Run, check, committed, disturb, is_whole
 
 
@@ -21,11 +22,18 @@ def truth(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_run_that_is_killed_again_and_again_leaves_what_an_undisturbed_run_leaves(
     truth: Path, texts: Path, tmp_path: Path, seed: int
 ) -> None:
-    assert any(map(any, disturb(Run(texts, tmp_path / "out"), truth, seed, kills=8))), "none was killed"
+    statuses = list(disturb(Run(texts, tmp_path / "out"), truth, seed, kills=8))
+    assert any(map(any, statuses)), "none was killed"
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_of_saves_beside_steps_lose_nothing(tmp_path: Path) -> None:
+    steps = list(islice(saves.kills(tmp_path / "checkpoints", seed=0, seconds=0.3), 15))
+    assert len(set(steps)) > 5, "no save was under way"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,13 @@ def test_the_norm_is_that_of_all_entries(blocks: int) -> None:
     torch.testing.assert_close(global_norm(plain), truth)
 
 
+def write(folder: Path, rank: int, mesh: Mesh, *seed: int) -> Mapping[str, tensors.Saved]:
+    """Writes what a rank holds of the state; gives what lies where."""
+    taken = tensors.snapshot(state_of(mesh, *seed), mesh, f"state_{rank:04d}.safetensors")
+    tensors.write(folder / f"state_{rank:04d}.safetensors", taken)
+    return taken.saved
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(written=sizes, wanted=sizes, seed=st.integers(0, 99))
 def test_what_ranks_of_one_mesh_wrote_is_read_by_ranks_of_any_other(
@@ -116,10 +124,7 @@ def test_what_ranks_of_one_mesh_wrote_is_read_by_ranks_of_any_other(
 ) -> None:
     for path in tmp_path.iterdir():
         path.unlink()
-    saved = tensors.merged(
-        tensors.write(tmp_path / f"state_{rank:04d}.safetensors", state_of(mesh, seed), mesh)
-        for rank, mesh in enumerate(meshes(*written))
-    )
+    saved = tensors.merged(write(tmp_path, rank, mesh, seed) for rank, mesh in enumerate(meshes(*written)))
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4 * sum(map(Tensor.numel, values().values())) + 2000 * 128
     for mesh in meshes(*wanted):
         blank = tree.map(torch.zeros_like, state_of(mesh, seed))
@@ -130,7 +135,7 @@ def test_what_ranks_of_one_mesh_wrote_is_read_by_ranks_of_any_other(
 
 def test_a_rank_reads_no_more_than_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writers, reader = meshes(1, 8, 1), meshes(1, 4, 1)[1]
-    saved = tensors.merged(tensors.write(tmp_path / f"{n}.safetensors", state_of(m), m) for n, m in enumerate(writers))
+    saved = tensors.merged(write(tmp_path, rank, mesh) for rank, mesh in enumerate(writers))
     read: list[tuple[str, int]] = []
     real = tensors._values
 

@@ -23,6 +23,7 @@ from fnrecipe.config.sections.run import CommonSection as CommonSection
 from fnrecipe.config.sections.run import GangSection as GangSection
 from fnrecipe.config.sections.run import MetricRecordersSection as MetricRecordersSection
 from fnrecipe.config.sections.run import RegimeSection as RegimeSection
+from fnrecipe.config.sections.run import SpikesSection as SpikesSection
 from fnrecipe.config.sections.run import TensorBoardSection as TensorBoardSection
 from fnrecipe.config.sections.run import TorchSection as TorchSection
 from fnrecipe.config.sections.run import TrainerSection as TrainerSection

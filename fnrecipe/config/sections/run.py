@@ -93,10 +93,28 @@ class TrainerSection:
 
 
 @frozen
+class SpikesSection:
+    """What a spike is, and how the run goes back from one.
+
+    window         steps that were made by whose losses and gradient norms the next one is judged
+    bound          how many MADs above their median a spike begins
+    pass_over      batches that are passed over when the run goes back, that of the spike the last one
+    max_rollbacks  how often the run goes back before it ends with an error
+    """
+
+    window: PositiveInt = 128
+    bound: Positive = 10.0
+    pass_over: PositiveInt = 100
+    max_rollbacks: PositiveInt = 10
+
+
+@frozen
 class RegimeSection:
     """How long to train, what to do when, and what to keep. A null interval means never.
 
     The last step is always saved and validated, and a run that a signal or `max_minutes` ends saves first.
+
+    `on_spike`: what is done at a step whose loss or gradient norm is far above those before it.
     """
 
     num_steps: PositiveInt | None = None
@@ -104,6 +122,7 @@ class RegimeSection:
     max_minutes: Positive | None = field(default=None, metadata=RUNTIME)
     checkpoint_every_n_steps: PositiveInt | None = field(default=1000, metadata=RUNTIME)
     checkpoint_every_n_minutes: Positive | None = field(default=None, metadata=RUNTIME)
+    checkpoint_in_background: bool = field(default=True, metadata=RUNTIME)
     keep_last_n_checkpoints: PositiveInt | None = field(default=3, metadata=RUNTIME)
     keep_checkpoint_every_n_steps: PositiveInt | None = field(default=None, metadata=RUNTIME)
     keep_best_n_checkpoints: PositiveInt | None = field(default=None, metadata=RUNTIME)
@@ -113,6 +132,10 @@ class RegimeSection:
     validate_every_n_steps: PositiveInt | None = 1000
     num_validation_batches: PositiveInt = 16
     publish_metrics_every_n_steps: PositiveInt = 10
+    on_spike: Literal["ignore", "skip", "rollback"] = "ignore"
+    spikes: SpikesSection = field(factory=SpikesSection)
+    hash_every_n_steps: PositiveInt | None = field(default=None, metadata=RUNTIME)
+    recompute_every_n_steps: PositiveInt | None = field(default=None, metadata=RUNTIME)
     sample_prompt: str = ""
     num_sample_tokens: NonNegativeInt = 256
     export_hugging_face: bool = field(default=False, metadata=RUNTIME)
@@ -130,6 +153,14 @@ class RegimeSection:
             yield Problem("keep_model_only", expected, "true")
         if not all(self.score_metric.partition("/")):
             yield Problem("score_metric", "EVALUATION/NAME, such as valid/loss", repr(self.score_metric))
+        default = SpikesSection()
+        unread = {"ignore": ("window", "bound", "pass_over", "max_rollbacks"), "skip": ("pass_over", "max_rollbacks")}
+        for name in unread.get(self.on_spike, ()):
+            found, usual = getattr(self.spikes, name), getattr(default, name)
+            if found != usual:
+                yield Problem(
+                    f"spikes.{name}", f"{usual:g} for regime.on_spike={self.on_spike}, which does not read it", f"{found:g}"
+                )
 
 
 @frozen

@@ -72,7 +72,7 @@ def parse(record: Record, key: str) -> Read:
         return record.bad(f"expected the field {key!r}, found none; {did_you_mean(key, value)}".removesuffix("; "))
     if not isinstance(value[key], str):
         return record.bad(f"expected text in the field {key!r}, found {type(value[key]).__name__}")
-    return Document(value[key])
+    return Document(value[key], place=record.place)
 
 
 def _with_trouble_elsewhere(data: bytes, key: str) -> dict[str, object] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -59,7 +59,8 @@ def read(block: Block, *, key: str, limit: int = MAX_RECORD_BYTES) -> Iterator[R
             return
         for row, value in islice(_values(file, block.start, key, rows), block.stripe, None, block.stripes):
             wrong = _wrong(value, key, limit)
-            yield DataError(f"{block.path}: row {row:,} of {where}: {wrong}") if wrong else Document(value)
+            place = f"{block.path}: row {row:,} of {where}"
+            yield DataError(f"{place}: {wrong}") if wrong else Document(value, place=partial(str, place))
 
 
 def _cost(metadata: Any, group: int, key: str, limit: int) -> tuple[int, int]:
@@ -139,15 +140,16 @@ def read_rows(block: Block, *, keys: Collection[str], limit: int = MAX_RECORD_BY
         batches = file.iter_batches(at_once, row_groups=[block.start], columns=columns)
         items = (row for batch in batches for row in batch.to_pylist())
         for number, row in islice(enumerate(items), block.stripe, None, block.stripes):
-            yield _row(row, partial(_bad_row, f"{block.path}: row {number:,} of {where}"), limit)
+            yield _row(row, f"{block.path}: row {number:,} of {where}", limit)
 
 
-def _row(row: Mapping[str, object], bad: Callable[[str], DataError], limit: int) -> Read:
+def _row(row: Mapping[str, object], place: str, limit: int) -> Read:
+    bad = partial(_bad_row, place)
     try:
         data = orjson.dumps(row)
     except TypeError as error:
         return bad(f"expected values of JSON: {error}")
-    return bad(_longer(limit)) if len(data) > limit else Document(data.decode(), bad=bad)
+    return bad(_longer(limit)) if len(data) > limit else Document(data.decode(), bad=bad, place=partial(str, place))
 
 
 def _bad_row(where: str, what: str) -> DataError:

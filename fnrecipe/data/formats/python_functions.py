@@ -49,7 +49,8 @@ def _functions(path: str, source: str) -> Iterator[Read]:
             prompt, completion = "".join(lines[node.lineno - 1 : split]), "".join(islice(lines, split, node.end_lineno))
             record = orjson.dumps({"prompt": prompt, "completion": completion}).decode()
             if completion:
-                yield Document(record, bad=partial(_bad, f"{path}:{node.lineno}"))
+                place = f"{path}:{node.lineno}"
+                yield Document(record, bad=partial(_bad, place), place=partial(str, place))
 
 
 def _bad(place: str, what: str) -> DataError:
@@ -71,7 +72,7 @@ def _read_pairs(block: Block, reading: Reading, tokenizer: Tokenizer) -> Iterato
         backwards = "".join(reversed(list(io.StringIO(body))))
         if backwards != body and len((record["prompt"] + body).encode()) <= SHORT:
             pair = {"prompt": record["prompt"], "chosen": body, "rejected": backwards}
-            yield Document(orjson.dumps(pair).decode(), bad=item.bad)
+            yield Document(orjson.dumps(pair).decode(), bad=item.bad, place=item.place)
 
 
 PYTHON_FUNCTIONS = Format(text.PYTHON.suffixes, text.PYTHON.plan, _read)

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tokenize
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from fnrecipe.data.blocks import Block, Blocks
@@ -23,11 +24,14 @@ _TESTS = {"test", "tests", "idle_test"}
 def read(block: Block, *, separator: str | None, limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:
     """The documents of a block, without their separators; what is white space alone is none."""
     for record in read_whole(block.path, limit) if separator is None else read_records(block, separator.encode(), limit):
-        text = record.text() if isinstance(record, Record) else record
+        if isinstance(record, DataError):
+            yield record
+            continue
+        text = record.text()
         if isinstance(text, DataError):
             yield text
         elif (content := text[: separator_end(text, separator)] if separator else text) and not content.isspace():
-            yield Document(content)
+            yield Document(content, place=record.place)
 
 
 def read_python(block: Block, *, limit: int = MAX_RECORD_BYTES) -> Iterator[Read]:
@@ -39,7 +43,7 @@ def read_python(block: Block, *, limit: int = MAX_RECORD_BYTES) -> Iterator[Read
         return
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
-        yield Document(io.TextIOWrapper(io.BytesIO(source), encoding).read())
+        yield Document(io.TextIOWrapper(io.BytesIO(source), encoding).read(), place=partial(str, block.path))
     except (UnicodeError, LookupError, SyntaxError) as error:
         yield DataError(f"{block.path}: expected text in the encoding that it declares: {error}")
 

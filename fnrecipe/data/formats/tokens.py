@@ -6,6 +6,7 @@ A header is 256 int32: 20240520 and version 1 for uint16 ids (GPT-2), 20240801 a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import IO, Any
 
@@ -71,7 +72,8 @@ def read(block: Block, *, dtype: str, eos: int, bos: int, vocab_size: int) -> It
         else:
             ids = np.array(found, np.int32)
             ids = ids[: -1 if ids[-1] == eos else None]
-            yield Document(ids=ids[1 if len(ids) and ids[0] == bos else 0 :])
+            ids = ids[1 if len(ids) and ids[0] == bos else 0 :]
+            yield Document(ids=ids, place=partial(str, f"{block.path}: token {start:,}"))
 
 
 def starts(path: str, dtype: str, eos: int) -> NDArray[np.int64]:

@@ -47,9 +47,10 @@ def read_array(block: Block, limit: int) -> Iterator[Read]:
     except orjson.JSONDecodeError as error:
         raise DataError(f"{block.path}:{error.lineno}: expected a JSON array, found {error.msg}") from None
     for number, item in islice(enumerate(items, 1), block.stripe, None, block.stripes):
-        text, bad = orjson.dumps(item), partial(_bad_item, block.path, number)
+        text, place = orjson.dumps(item), f"{block.path}: item {number:,} of its array"
+        bad = partial(_bad_item, place)
         longer = f"expected a record of at most {limit:,} bytes (dataset.max_record_bytes), found more"
-        yield bad(longer) if len(text) > limit else Document(text.decode(), bad=bad)
+        yield bad(longer) if len(text) > limit else Document(text.decode(), bad=bad, place=partial(str, place))
 
 
 def read_lines(block: Block, limit: int) -> Iterator[Read]:
@@ -64,11 +65,11 @@ def read_lines(block: Block, limit: int) -> Iterator[Read]:
 def _document(record: Record) -> Read:
     text = record.text()
     beginning = attrs.evolve(record, data=record.data[:_EXCERPT])
-    return text if isinstance(text, DataError) else Document(text, bad=beginning.bad)
+    return text if isinstance(text, DataError) else Document(text, bad=beginning.bad, place=record.place)
 
 
-def _bad_item(path: str, number: int, what: str) -> DataError:
-    return DataError(f"{path}: item {number:,} of its array: {what}")
+def _bad_item(place: str, what: str) -> DataError:
+    return DataError(f"{place}: {what}")
 
 
 def _plan(files: Sequence[File], reading: Reading, tokenizer: Tokenizer, by_document: bool) -> Blocks:

@@ -37,7 +37,7 @@ def texts_of(out: Path, name: str) -> Path:
     return out / SAMPLES / f"{name}.jsonl"
 
 
-def append(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
+def append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
     with path.open("a", encoding="utf-8") as file:
         for row in rows:

@@ -1,0 +1,59 @@
+"""Files of tensors: the bytes that the library of safetensors would write."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fnrecipe.checkpoint.shard_file import write_file
+
+DTYPES = [
+    *(torch.uint64, torch.int64, torch.float64, torch.complex64, torch.float32, torch.uint32, torch.int32, torch.bfloat16),
+    *(torch.float16, torch.uint16, torch.int16, torch.float8_e5m2fnuz, torch.float8_e4m3fnuz, torch.float8_e4m3fn),
+    *(torch.float8_e5m2, torch.int8, torch.uint8, torch.bool),
+]
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=5)
+SHAPES = st.lists(st.integers(0, 4), max_size=3)
+
+
+def patterned(dtype: torch.dtype, shape: list[int], seed: int) -> Tensor:
+    count = math.prod(shape) * dtype.itemsize
+    drawn = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return (drawn % 2).bool().view(shape) if dtype == torch.bool else drawn.view(dtype).view(shape)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=st.dictionaries(TEXTS, st.tuples(st.sampled_from(DTYPES), SHAPES), min_size=1, max_size=12))
+def test_a_file_has_the_bytes_that_the_library_writes(tmp_path: Path, drawn: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+    tensors = {name: patterned(dtype, shape, seed) for seed, (name, (dtype, shape)) in enumerate(drawn.items())}
+    (tmp_path / "ours").unlink(missing_ok=True)
+    digest = write_file(tmp_path / "ours", tensors)
+    found = (tmp_path / "ours").read_bytes()
+    assert found == safetensors.torch.save(tensors)
+    assert digest == hashlib.sha256(found).hexdigest()
+
+
+def test_what_is_not_contiguous_is_written_in_the_order_of_its_shape(tmp_path: Path) -> None:
+    tensor = torch.arange(24.0).view(2, 3, 4).permute(2, 0, 1)
+    write_file(tmp_path / "file", {"x": tensor})
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["x"], tensor)
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    write_file(tmp_path / "file", {"x": torch.zeros(1)})
+    with pytest.raises(FileExistsError):
+        write_file(tmp_path / "file", {"x": torch.ones(1)})
+
+
+def test_a_dtype_that_the_format_does_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^expected dtypes of safetensors, found x: torch\.complex128$"):
+        write_file(tmp_path / "file", {"x": torch.zeros(1, dtype=torch.complex128)})
+    assert not (tmp_path / "file").exists()
