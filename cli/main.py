@@ -17,6 +17,7 @@ import attrs
 import click
 
 from fnrecipe.cli.chat import chat
+from fnrecipe.cli.checkpoint import checkpoint
 from fnrecipe.cli.coordinate_check import coordinate_check
 from fnrecipe.cli.data import data
 from fnrecipe.cli.dump_config import dump_config, print_config
@@ -31,6 +32,7 @@ from fnrecipe.cli.model import model
 from fnrecipe.cli.new import new
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, sources_option, with_changes_option
 from fnrecipe.cli.profile import profile
+from fnrecipe.cli.resume import resume
 from fnrecipe.cli.tokenizer import tokenizer
 from fnrecipe.cli.train import start, train
 from fnrecipe.data.prefetch import left_behind
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _HELP = {"help_option_names": ["-h", "--help"]}
-_COMMANDS = [train, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export]
+_COMMANDS = [train, resume, new, dump_config, data, tokenizer, model, evaluate, generate, chat, export, checkpoint]
 _COMMANDS += [graph, profile, coordinate_check, lr_find]
 
 

@@ -102,6 +102,14 @@ with_changes_option = click.option(
     help="Go on in a directory that was trained under another config or on other data.",
 )
 
+from_step_option = click.option(
+    "--from-step",
+    default=None,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Go back to this checkpoint each time this is given; newer ones become a run of their own, DIR/aside/1.",
+)
+
 weights_option = click.option(
     "--weights",
     default="latest",

@@ -8,7 +8,7 @@ import click
 
 from fnrecipe.cli.fit import check_fit, of_training, world
 from fnrecipe.cli.launch import check_only_launcher, launch
-from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, nproc_option, with_changes_option
+from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, from_step_option, nproc_option, with_changes_option
 from fnrecipe.config import resolve
 from fnrecipe.runtime.launcher import meeting
 from fnrecipe.shell.find import Found, find
@@ -20,8 +20,15 @@ from fnrecipe.shell.find import Found, find
 @nproc_option
 @config_options
 @with_changes_option
+@from_step_option
 def train(
-    recipe: str, out: Path, nproc: int | None, files: tuple[Path, ...], pairs: tuple[str, ...], with_changes: bool
+    recipe: str,
+    out: Path,
+    nproc: int | None,
+    files: tuple[Path, ...],
+    pairs: tuple[str, ...],
+    with_changes: bool,
+    from_step: int | None,
 ) -> int:
     """Train RECIPE in DIR, or go on with the run that is there.
 
@@ -31,7 +38,7 @@ def train(
     fnrecipe train lm --out runs/first
     fnrecipe train lm --out runs/mine --config dataset.sources=data/
     """
-    return start(find(recipe), out, nproc, files, pairs, with_changes)
+    return start(find(recipe), out, nproc, files, pairs, with_changes, from_step)
 
 
 def start(
@@ -41,6 +48,7 @@ def start(
     files: tuple[Path, ...],
     pairs: tuple[str, ...],
     with_changes: bool,
+    from_step: int | None = None,
 ) -> int:
     """Trains in this process, or in `nproc` processes with this process's own command line."""
     config, _ = resolve(found.config, files, pairs)
@@ -54,4 +62,5 @@ def start(
     from fnrecipe.runtime import host
     from fnrecipe.shell import train as run
 
-    return run.train(found.load(), config, out, with_changes=with_changes, started=host.process_started())
+    started = host.process_started()
+    return run.train(found.load(), config, out, with_changes=with_changes, from_step=from_step, started=started)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from fnrecipe import checkpoint, optim
+from fnrecipe.checkpoint import manifest
+from fnrecipe.checkpoint.manifest import Manifest
 from fnrecipe.checkpoint.store import Checkpoint
+from fnrecipe.checkpoint.tensors import Ranges, Saved
 from fnrecipe.random import key
 from fnrecipe.step import State, init_state
 from tests.helpers import assert_same_bits
@@ -28,6 +34,27 @@ def save_two(root: Path) -> Path:
     for step in (10, 20):
         checkpoint.save(root, step, small_state(float(step)), CURSOR, FINGERPRINTS)
     return root
+
+
+def save_cut(root: Path, step: int, tensors: Mapping[str, Tensor], parts: int) -> Path:
+    """A checkpoint as `parts` ranks write it that hold the rows of each tensor in turn; scalars are in the first file."""
+    directory = root / f"step_{step:08d}"
+    directory.mkdir(parents=True)
+    names = [f"state_{part:04d}.safetensors" for part in range(parts)]
+    saved, files = dict[str, Saved](), [dict[str, Tensor]() for _ in names]
+    for path, tensor in tensors.items():
+        slices, start = dict[str, Ranges](), 0
+        for name, file, rows in zip(names, files, tensor.tensor_split(parts) if tensor.dim() else [tensor], strict=False):
+            file[path] = rows.clone()
+            slices[name] = [[start, start + len(rows)], *([0, size] for size in tensor.shape[1:])] if tensor.dim() else []
+            start += len(rows) if tensor.dim() else 0
+        saved[path] = Saved(str(tensor.dtype).removeprefix("torch."), list(tensor.shape), slices)
+    for name, file in zip(names, files, strict=True):
+        safetensors.torch.save_file(file, directory / name)
+    (directory / "state.json").write_text(manifest.text(Manifest(step, CURSOR, FINGERPRINTS, names, saved)))
+    digests = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in [*names, "state.json"]}
+    (directory / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    return directory
 
 
 def silent(text: str) -> None:

@@ -47,7 +47,7 @@ ARROWS = {
     "parallel random recipe recipes runtime step streams transforms tree",
     "inspect": "build checkpoint compiler components config data errors fold models nn parallel random recipe runtime shell "
     "step tree",
-    "cli": "compiler config data errors generation inspect interop recipe runtime shell",
+    "cli": "checkpoint compiler config data errors generation inspect interop recipe runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
 PURE = {
@@ -210,6 +210,7 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
 LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
 LIGHT += [f"fnrecipe.recipes.{name}.{part}" for name in ("sft", "preference") for part in ("config", "data")]
 LIGHT += [name for name in select("models") if name.endswith(".config")]
+LIGHT += ["fnrecipe.shell.recorded"]
 LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
 
@@ -300,7 +301,8 @@ def test_nothing_runs_what_it_reads(name: str) -> None:
     nodes = list(ast.walk(parse(name)))
     calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
     assert not calls & {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
-    assert not [found.name for found in imported(name) if found.name in UNSAFE]
+    unsafe = {found.name for found in imported(name)} & UNSAFE
+    assert unsafe == ({"pickle"} if name == "fnrecipe.interop.dcp_pickles" else set())  # a table of names, and no code
     assert not [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "shell"]
 
 

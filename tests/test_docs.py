@@ -27,7 +27,19 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-PAGES = ("streams", "data", "config", "updates", "recipes", "models", "generate", "sft", "preference", "adapters")
+PAGES = (
+    "streams",
+    "data",
+    "config",
+    "checkpoints",
+    "updates",
+    "recipes",
+    "models",
+    "generate",
+    "sft",
+    "preference",
+    "adapters",
+)
 DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in PAGES)]
 
 

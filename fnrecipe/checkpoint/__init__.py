@@ -12,6 +12,7 @@ from fnrecipe.checkpoint.store import prune as prune
 from fnrecipe.checkpoint.store import restore as restore
 from fnrecipe.checkpoint.store import save as save
 from fnrecipe.checkpoint.store import snapshot as snapshot
+from fnrecipe.checkpoint.store import step_of as step_of
 from fnrecipe.checkpoint.store import tidy as tidy
 from fnrecipe.checkpoint.store import write as write
 from fnrecipe.checkpoint.tensors import Snapshot as Snapshot

@@ -81,6 +81,16 @@ def visible_damage(directory: Path, step: int) -> str:
     return ""
 
 
+def problem(directory: Path, step: int, *, every_byte: bool) -> str:
+    """What keeps a checkpoint from being loaded; empty if nothing does. The bytes of tensors are read if `every_byte`."""
+    try:
+        found, sums = described(directory, step)
+        check(directory, found, found.shards, sums if every_byte else None)
+    except (*UNKNOWN, *DAMAGE) as error:
+        return told(error)
+    return ""
+
+
 def told(error: Exception) -> str:
     """The message of an error, on one line."""
     name = Path(error.filename).name if isinstance(error, OSError) and error.filename else ""

@@ -57,7 +57,7 @@ def plan(entries: Sequence[Entry], policy: Policy, *, untouched: int = -1) -> Pl
     counted = [entry for entry in there if entry.step > untouched]
     whole = [entry.step for entry in counted if not entry.model_only]
     last = set(whole if policy.last is None else whole[-max(1, policy.last) :])
-    kept = {entry.step for entry in there if entry.step <= untouched} | last | _best(counted, policy)
+    kept = {entry.step for entry in there if entry.step <= untouched} | last | best(counted, policy)
     if policy.every_n_steps is not None:
         kept |= {entry.step for entry in counted if entry.step % policy.every_n_steps == 0}
     slim = {entry.step for entry in there if entry.model_only}
@@ -70,7 +70,7 @@ def plan(entries: Sequence[Entry], policy: Policy, *, untouched: int = -1) -> Pl
     )
 
 
-def _best(entries: Sequence[Entry], policy: Policy) -> set[int]:
+def best(entries: Sequence[Entry], policy: Policy) -> set[int]:
     """The steps with the best scores; of equal ones the earliest."""
     sign = 1 if policy.lower_is_better else -1
     scored = [(sign * entry.score, entry.step) for entry in entries if entry.score is not None and math.isfinite(entry.score)]

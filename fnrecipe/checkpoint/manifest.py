@@ -23,6 +23,7 @@ from fnrecipe.data.stream import Cursor
 from fnrecipe.errors import CheckpointError
 
 FORMAT = 3
+ADVICE = "read it with the fnrecipe that wrote it, whose version the run.json of its run has"
 MAX_BYTES, MAX_DEPTH = 1 << 28, 64
 _SHARD = re.compile(r"state_[0-9]{4,}\.safetensors")
 
@@ -74,7 +75,7 @@ def read(data: bytes) -> Manifest:
     number = document.get("format") if isinstance(document, dict) else None
     _expect(_is_count(number), "format", "a number", number)
     if number != FORMAT:
-        raise CheckpointError(f"expected checkpoint format {FORMAT}, found {number}")
+        raise CheckpointError(f"expected checkpoint format {FORMAT}, found {number}; {ADVICE}")
     keys = ["format", *(field.name for field in attrs.fields(Manifest))]
     _expect(sorted(document) == sorted(keys), "keys", ", ".join(keys), sorted(document))
     step, cursor, files, shards, tensors = (document[key] for key in keys[1:])

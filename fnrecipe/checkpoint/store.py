@@ -140,19 +140,19 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang(), *, up_t
     return None
 
 
-def of_step(root: Path, step: int) -> Checkpoint:
+def of_step(root: Path, step: int, gang: Gang = Gang()) -> Checkpoint:
     """The checkpoint of `step` below `root`, or what holds the model of one alone.
 
     Raises:
         CheckpointError: if there is none, or it is damaged.
     """
-    directory = _directory(root, step)
-    if not os.path.lexists(directory):
-        directory = _directory(root, step, _MODEL)
-    if not os.path.lexists(directory):
-        there = [f"{_step(path):,}" for path in sorted([*_named(root), *_named(root, kind=_MODEL)], key=_step)]
-        raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {', '.join(there) or 'no step'}")
-    found = _verified(directory, Gang())
+    names = all_gather_objects(gang, [path.name for path in [*_named(root, kind=_MODEL), *_named(root)]])[0]
+    there = {_step(root / name): root / name for name in names}
+    if step not in there:
+        known = ", ".join(f"{each:,}" for each in sorted(there)) or "no step"
+        raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {known}")
+    directory = there[step]
+    found = _verified(directory, gang)
     if not isinstance(found, Manifest):
         raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {found}")
     return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
@@ -226,6 +226,11 @@ def prune(
 def committed(root: Path) -> list[Path]:
     """The checkpoint directories below `root`, oldest first."""
     return [path for path in _named(root) if path.is_dir() and not path.is_symlink()]
+
+
+def step_of(directory: Path) -> int | None:
+    """The step that a directory's name says; None if it is not the name of a checkpoint."""
+    return _step(directory) if _NAME.fullmatch(directory.name) else None
 
 
 def models(root: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,17 +14,16 @@ from fnrecipe.build import trained
 from fnrecipe.checkpoint import Checkpoint
 from fnrecipe.checkpoint.tensors import Saved
 from fnrecipe.config import resolve
-from fnrecipe.errors import CheckpointError, UsageError, one_line
+from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.optim.partition import chosen, merged, subset
 from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.recipe import Recipe
-from fnrecipe.runtime.files import read
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.find import find
+from fnrecipe.shell.recorded import instead, recorded
 from fnrecipe.tree import Tree
 
-_MAX_BYTES = 1 << 20
 _PARAMS, _OPTIMIZER, _MEAN = "params", "optimizer", "average.mean"
 
 Weights: TypeAlias = Literal["latest", "average"]
@@ -60,7 +58,7 @@ def load(
     out = Path(run)
     found = recorded_recipe(out) if recipe is None else find(recipe).load() if isinstance(recipe, str) else recipe
     if not (out / run_dir.CONFIG).exists():
-        raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.CONFIG)}")
+        raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, run_dir.CONFIG)}")
     config, _ = resolve(found.config, [out / run_dir.CONFIG])
     params = read_params(found, config, checkpoint_of(out, step), torch.device("cpu"), replicated, weights)
     return LoadedRun(found, config, params)
@@ -86,28 +84,7 @@ def recorded_recipe(out: Path) -> Recipe[Any]:
     Raises:
         UsageError: if there is no such file, or the recipe is not found or another one.
     """
-    try:
-        facts = json.loads(read(out / run_dir.RUN, _MAX_BYTES))
-        name, origin = facts["recipe"], facts.get("origin")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{out}: expected the output directory of a run, found {_instead(out, run_dir.RUN)}") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        found = one_line(f"{type(error).__name__}: {error}")
-        raise UsageError(f"{out / run_dir.RUN}: expected what a run writes there, found {found}") from None
-    advice = "give it, as in load(run, recipe=…)"
-    if not isinstance(origin, str):
-        raise UsageError(f"{out}: its recipe {name!r} was no file or module that could be found again; {advice}")
-    try:
-        recipe = find(origin).load()
-    except UsageError as error:
-        raise UsageError(f"{out}: cannot find its recipe {name!r} again: {error}; {advice}") from None
-    if recipe.name != name:
-        raise UsageError(f"{out}: expected its recipe {name!r} in {origin}, found {recipe.name!r}; {advice}")
-    return recipe
-
-
-def _instead(out: Path, name: str) -> str:
-    return f"no {name} in it" if out.is_dir() else "no directory"
+    return recorded(out, "give it, as in load(run, recipe=…)").load()
 
 
 def read_params(

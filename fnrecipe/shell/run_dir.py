@@ -11,6 +11,7 @@ samples/NAME.jsonl     texts of an evaluation NAME, each with its step
 checkpoints/           see fnrecipe.checkpoint
 logs/rank_0.log        what the console said, and errors, each line with its time
 logs/perf.jsonl        speed, use of the device, memory; the only record that differs from run to run
+aside/N/               what `--from-step` has set aside: newer checkpoints, with the records that went with them
 tensorboard/           the same for TensorBoard, where that is installed
 rollbacks.jsonl        what was passed over, with `regime.on_spike=rollback`
 sample.txt             text from the trained model
@@ -31,9 +32,10 @@ from fnrecipe import checkpoint
 from fnrecipe.config.layers import difference, flatten, read_file, values
 from fnrecipe.errors import FnrecipeError, UsageError, few
 from fnrecipe.runtime.files import opened
+from fnrecipe.shell.recorded import CONFIG as CONFIG
+from fnrecipe.shell.recorded import RUN as RUN
 from fnrecipe.shell.redact import redacted_values
 
-CONFIG, RUN = "config.yaml", "run.json"
 CHECKPOINTS, PRODUCTS, SAMPLE, HUGGING_FACE = "checkpoints", "products.json", "sample.txt", "hugging_face"
 
 

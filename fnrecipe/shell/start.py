@@ -20,6 +20,7 @@ from fnrecipe.runtime import host
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell import run_dir
+from fnrecipe.shell.aside import set_aside
 from fnrecipe.shell.identity import TOKENIZER
 from fnrecipe.shell.redact import redacted_values
 from fnrecipe.shell.save import check_finite
@@ -27,15 +28,17 @@ from fnrecipe.shell.session import Session
 from fnrecipe.step import State
 
 
-def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
-    """The state to begin with, the stream's cursor behind it, and its step.
+def first_tick(session: Session[C], *, with_changes: bool, from_step: int | None = None) -> Tick:
+    """The state to begin with, the stream's cursor behind it, and its step: of the newest checkpoint, or that of `from_step`.
+
+    What is newer than `from_step` is set aside, once nothing else can go wrong.
 
     Raises:
-        CheckpointError: if the newest checkpoint is not one of this run.
+        CheckpointError: if the checkpoint is not one of this run.
         UsageError: if it was made from other data, unless `with_changes`.
     """
     display, out = session.display, session.out
-    found = checkpoint.newest(out / run_dir.CHECKPOINTS, display.line, session.gang)
+    found = _found(session, from_step)
     if found is None:
         _tell_weights(session)
     state = init_train_state(session.recipe, session.config, session.mesh, session.device, pretrained=found is None)
@@ -56,8 +59,20 @@ def first_tick(session: Session[C], *, with_changes: bool) -> Tick:
     check_finite(session, state, f"{found.directory}: the checkpoint" if found else "the first state")
     step, cursor = (found.step, found.cursor) if found else (0, None)
     if session.gang.leads:
+        if from_step is not None and (place := set_aside(out, from_step)):
+            display.line(f"newer than step {step:,}: set aside, with its records, as the run {place}")
         checkpoint.tidy(out / run_dir.CHECKPOINTS, step)
     return Tick(step, cursor, states=[state])
+
+
+def _found(session: Session[C], from_step: int | None) -> Checkpoint | None:
+    root = session.out / run_dir.CHECKPOINTS
+    if from_step is None:
+        return checkpoint.newest(root, session.display.line, session.gang)
+    found = checkpoint.of_step(root, from_step, session.gang)
+    if "step" not in found.tensors:
+        raise CheckpointError(f"{found.directory}: expected a checkpoint to go on from, found one that holds its model alone")
+    return found
 
 
 def restored(session: Session[C], found: Checkpoint, state: State) -> State:

@@ -60,8 +60,16 @@ from fnrecipe.step import Step
 from fnrecipe.tree import Tree
 
 
-def train(recipe: Recipe[C], config: C, out: Path, *, with_changes: bool = False, started: float | None = None) -> int:
-    """Trains `recipe` under `config` in the directory `out`, from its newest checkpoint if it has one.
+def train(
+    recipe: Recipe[C],
+    config: C,
+    out: Path,
+    *,
+    with_changes: bool = False,
+    from_step: int | None = None,
+    started: float | None = None,
+) -> int:
+    """Trains `recipe` under `config` in the directory `out`, from its newest checkpoint if it has one, or that of `from_step`.
 
     Returns the exit status: 0, or 130 / 75 / 129 / 75 after SIGINT / SIGTERM / SIGHUP / SIGUSR1 and a last checkpoint, if there
     was something to save, and 75 after `regime.max_minutes`. The time that the run is said to take, and that which it may take,
@@ -75,7 +83,8 @@ def train(recipe: Recipe[C], config: C, out: Path, *, with_changes: bool = False
             reads, now = set[str](), time.monotonic()
             session = _prepared(stack, watch(recipe, reads), config, out, with_changes, now if started is None else started)
             try:
-                return _run(stack, session, with_changes, partial(warning, recipe, config, reads))
+                start = partial(first_tick, with_changes=with_changes, from_step=from_step)
+                return _run(stack, session, start, partial(warning, recipe, config, reads))
             except OSError as error:  # a full disk, say; what is saved is untouched
                 raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
             except (MemoryError, RuntimeError) as error:
@@ -128,7 +137,7 @@ class _Parts(Generic[C]):
     recorders: Sequence[Recorder]
 
 
-def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Callable[[], str]) -> int:
+def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Tick], unread: Callable[[], str]) -> int:
     """The fold, observed; the exit status. `unread` gives a line on keys that the recipe has not read; it may be empty."""
     recipe, config, gang, device, display = session.recipe, session.config, session.gang, session.device, session.display
     progress = partial(with_progress, tell=display.line, waiting=display.waiting)
@@ -138,7 +147,7 @@ def _run(stack: ExitStack, session: Session[C], with_changes: bool, unread: Call
     recorders = [*recorders_of(config.common.metric_recorders, redacted_values(unstructure(config))), *recipe.recorders(config)]
     parts = _Parts(step, evaluators, work_of(recipe, config, device, gang.size), recorders)
     stack.callback(host.unfreeze_objects)
-    start = first_tick(session, with_changes=with_changes)
+    start = begin(session)
     warn_of_space(session, start.number, start.state)
     begun, traced = start.number, jit_mode(config.trainer.jit, device) != "off"
     if traced and (config.regime.num_steps is None or begun < config.regime.num_steps):
