@@ -15,7 +15,7 @@ from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.config import LMConfig, config
 
 ADAMW = ("lr", "betas", "eps", "weight_decay", "decay_vectors", "cautious_weight_decay")
-OPTIMIZER = ("name", "config", "weight_decay_scheduler", "momentum_scheduler", "groups")
+OPTIMIZER = ("name", "config", "state_dtype", "weight_decay_scheduler", "momentum_scheduler", "groups")
 
 
 def refusal(*pairs: str) -> list[str]:
