@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from benchmarks.report import Result, ratios
 from fnrecipe import optim, random, tree
+from fnrecipe.config import RegimeSection
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.runtime.gang import Gang
@@ -74,7 +75,9 @@ def _timed(save: Save, folder: Path, step: int) -> dict[str, float]:
 def _fnrecipe(state: Any, beside: bool) -> Save:
     """By what saves in a run, without the rest of it."""
     session: Any = SimpleNamespace(gang=Gang(), beside=Gang(), mesh=Mesh(), facts={}, display=SimpleNamespace(line=print))
-    session.config = SimpleNamespace(regime=SimpleNamespace(checkpoint_in_background=beside, keep_last_n_checkpoints=1))
+    regime = RegimeSection(num_steps=1, checkpoint_in_background=beside, keep_last_n_checkpoints=1)
+    session.config = SimpleNamespace(regime=regime)
+    session.recipe = SimpleNamespace(update=lambda config: optim.adamw(optim.constant(1e-3)))
     saver: Saver[Any] = Saver(session, None)
 
     def save(folder: Path, step: int) -> Callable[[], None]:

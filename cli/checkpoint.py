@@ -1,4 +1,4 @@
-"""`fnrecipe checkpoint list|verify|show|diff|prune|copy`: what is in checkpoints, and which of them stay where."""
+"""`fnrecipe checkpoint list|verify|show|diff|prune|copy|convert`: what is in checkpoints, and which of them stay where."""
 
 from __future__ import annotations
 

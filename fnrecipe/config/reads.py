@@ -29,6 +29,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "reduction",
             "device",
             "timeout",
+            "step_timeout",
         ),
         "trainer": ("jit", "cuda_graph", "dtype", "fp16_loss_scale", "trains", "max_skipped_steps", "average"),
         "dataset": ("batch_size", "num_lanes", "num_workers", "prefetch"),

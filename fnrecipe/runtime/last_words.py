@@ -11,6 +11,7 @@ from torch.distributed.distributed_c10d import Store
 
 from fnrecipe.errors import LostError
 from fnrecipe.runtime.gang import Gang, on_one_line
+from fnrecipe.runtime.stacks import ask_for_stacks
 
 
 @contextmanager
@@ -29,6 +30,7 @@ def last_words(gang: Gang) -> Iterator[None]:
         with suppress(RuntimeError):
             gang.store.set(_word(gang.rank), "" if lost else (str(error) or type(error).__name__))
         if lost:
+            ask_for_stacks(gang)
             raise LostError(_blame(gang, gang.store, error)) from error
         raise
 

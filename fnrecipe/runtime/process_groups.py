@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 import attrs
 import torch
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _resolve_process_group, _set_pg_timeout
 
 from fnrecipe.config import GangSection
 from fnrecipe.data import LaneAssignment
@@ -70,6 +72,12 @@ def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapp
     )
     shard = attrs.evolve(shard, blocks=config.num_microbatches, gathered=gathered, replicas=replica)
     return Mesh(replica, shard, attrs.evolve(tensor, blocks=tensor.size), config.sharding, rules)
+
+
+def wait_at_most(mesh: Mesh, minutes: float) -> None:
+    """From now on, what is exchanged along the axes of the mesh fails if another rank lets it wait for so long."""
+    for name in {axis.group for axis in mesh.axes if axis.group}:
+        _set_pg_timeout(timedelta(minutes=minutes), _resolve_process_group(name))
 
 
 def lane_assignment(mesh: Mesh, num_microbatches: int) -> LaneAssignment:

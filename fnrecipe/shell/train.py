@@ -31,8 +31,9 @@ from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Record
 from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang, apart, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
-from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh
+from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh, wait_at_most
 from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Signals, Stopped
+from fnrecipe.runtime.stacks import stacks_on_demand
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.display import Display, duration
 from fnrecipe.shell.evaluate import Evaluator, evaluate, measured, shown_params, sums_of
@@ -104,6 +105,7 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     check_world_size(cut, replicas * shards)
     device = host.pick_device(config.gang.device)
     gang = stack.enter_context(joined(device, config.gang.timeout))
+    stack.enter_context(stacks_on_demand(gang, out / run_dir.log(gang.rank)))
     stack.enter_context(last_words(gang))
     seconds = _seconds_left(config.regime, started) if gang.leads else None
     parting = partial(_parting, out, gang)
@@ -243,6 +245,7 @@ def _stop(session: Session[C], heard: int) -> int | None:
 def _after_first_step(session: Session[C], unread: Callable[[], str]) -> None:
     if line := unread():
         session.display.line(line)
+    wait_at_most(session.mesh, session.config.gang.step_timeout)
     session.display.line(f"first step after {duration(time.monotonic() - session.started)}")
     host.freeze_objects()
 

@@ -168,7 +168,7 @@ def killed_before_call(root: Path, last: int) -> None:
 
     def work() -> None:
         checkpoint.write(root, 30, copy, CURSOR, FINGERPRINTS)
-        checkpoint.prune(root, 2)
+        checkpoint.prune(root, checkpoint.Policy(last=2))
 
     background.start(work)
     spoil(state)
@@ -194,7 +194,7 @@ def kill_at_every_call(_: int, folder: Path) -> None:
         assert len(checkpoint.committed(root)) >= 2
         checkpoint.tidy(root, found.step)  # as the next start does, which saves the step again
         checkpoint.save(root, 30, small_state(30.0), CURSOR, FINGERPRINTS)
-        checkpoint.prune(root, 2)
+        checkpoint.prune(root, checkpoint.Policy(last=2))
         assert {path.name for path in root.iterdir()} == {"step_00000020", "step_00000030"}
         assert_is_step(checkpoint.newest(root, silent), 30)
         if status == 0:

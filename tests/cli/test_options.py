@@ -36,6 +36,7 @@ def test_options_stand_in_any_order(parts: tuple[list[str], ...]) -> None:
         "pairs": ("a=1", "b.c=2"),
         "nproc": None,
         "with_changes": True,
+        "from_step": None,
     }
 
 

@@ -89,6 +89,6 @@ def _save_for_ever(root: Path, newest: int, pipe: Connection) -> None:
 
         def work(step: int = step, copy: checkpoint.Snapshot = copy) -> None:
             checkpoint.write(root, step, copy, None, {})
-            checkpoint.prune(root, KEEP)
+            checkpoint.prune(root, checkpoint.Policy(last=KEEP))
 
         background.start(work)

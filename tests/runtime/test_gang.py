@@ -111,6 +111,48 @@ def test_two_processes_leave_the_bytes_of_one(alone: Path, texts: Path, tmp_path
     assert {path.name for path in (out / "logs").iterdir()} == {"rank_0.log", "rank_1.log", "perf.jsonl"}
 
 
+HANGS = """
+import time
+
+import attrs
+import torch.distributed as dist
+
+from fnrecipe.recipes.lm.train import recipe as lm
+
+calls = []
+
+
+def loss(config):
+    of_lm = lm.loss(config)
+
+    def waits_for_ever(params, batch, key=None):
+        calls.append(batch)
+        if dist.get_rank() == 1 and len(calls) > 20:
+            time.sleep(600)
+        return of_lm(params, batch, key)
+
+    return waits_for_ever
+
+
+recipe = attrs.evolve(lm, loss=loss)
+"""
+
+
+def test_a_rank_that_hangs_in_a_step_is_named_and_says_where_it_is(texts: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "hangs.py", tmp_path / "out"
+    file.write_text(HANGS)
+    config = pairs(texts, **LANES, trainer__jit="off", gang__step_timeout=0.05)
+    began = time.monotonic()
+    ended = end(start("train", str(file), "--nproc", "2", "--out", str(out), "--config", *config))
+    assert time.monotonic() - began < 120
+    assert ended.status not in (0, EXIT_AGAIN)
+    assert "rank 1 does not answer: it hangs or was killed" in ended.errors
+    stacks = (out / "logs/rank_1.log").read_text()
+    assert "a rank does not answer; this one is here:" in stacks
+    assert "in waits_for_ever" in stacks
+    assert "a rank does not answer; this one is here:" in (out / "logs/rank_0.log").read_text()
+
+
 @pytest.mark.slow
 def test_eight_processes_leave_the_bytes_of_one(texts: Path, tmp_path: Path) -> None:
     for size in (1, 8):

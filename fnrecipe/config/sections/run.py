@@ -26,6 +26,7 @@ class GangSection:
     reduction: Literal["invariant", "fast"] = "invariant"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout: Positive = field(default=15.0, metadata=RUNTIME)
+    step_timeout: Positive = field(default=2.0, metadata=RUNTIME)
 
 
 @frozen
