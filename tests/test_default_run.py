@@ -1,4 +1,4 @@
-"""The main job as a stranger runs it: no option but a place to write to, and a third of the steps after the same warm-up."""
+"""The main job as a stranger runs it: no option but a place to write to, and a fifth of the steps after the same warm-up."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fnrecipe.data.corpus import STDLIB, texts_of
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import valid_stream
 
-THIRD = ("--config", "regime.num_steps=200", "lr_scheduler.config.num_warmup_steps=40")
-SEEDS = 0.8
-"""Of the bits of pairs; seeds 2, 3 and 4, with one reader and eight, gave 0.73 to 0.77: few rows are validated on."""
+FIFTH = ("--config", "regime.num_steps=120", "lr_scheduler.config.num_warmup_steps=24")
+SEEDS = 0.93
+"""Of the bits of pairs. It gave 0.88; after 200 steps four seeds were within 0.04 of each other: few rows are validated on."""
 
 
 @pytest.mark.slow
 def test_the_default_run_learns_python(tmp_path: Path) -> None:
     out = tmp_path / "first"
     patient = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # other tests run beside it: waiting threads must not spin
-    subprocess.run([sys.executable, "-m", "fnrecipe.cli", "train", "lm", "--out", out, *THIRD], check=True, env=patient)
+    subprocess.run([sys.executable, "-m", "fnrecipe.cli", "train", "lm", "--out", out, *FIFTH], check=True, env=patient)
 
     steps = [json.loads(line)["step"] for line in (out / "metrics/train.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 201))
+    assert steps == list(range(1, 121))
     model = json.loads((out / "metrics/valid.jsonl").read_text().splitlines()[-1])["valid/bits_per_byte"]
     bigram = bigram_bits_per_byte()
     print(f"validation bits per byte: model {model:.3f}, bigram {bigram:.3f}")

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import attrs
 import torch
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.distributed_c10d import _resolve_process_group, _set_pg_timeout
+from torch.distributed.distributed_c10d import GroupName, _set_pg_timeout
 
 from fnrecipe.config import GangSection
 from fnrecipe.data import LaneAssignment
@@ -77,7 +78,7 @@ def make_mesh(config: GangSection, gang: Gang, device: torch.device, rules: Mapp
 def wait_at_most(mesh: Mesh, minutes: float) -> None:
     """From now on, what is exchanged along the axes of the mesh fails if another rank lets it wait for so long."""
     for name in {axis.group for axis in mesh.axes if axis.group}:
-        _set_pg_timeout(timedelta(minutes=minutes), _resolve_process_group(name))
+        _set_pg_timeout(timedelta(minutes=minutes), _resolve_process_group(GroupName(name)))
 
 
 def lane_assignment(mesh: Mesh, num_microbatches: int) -> LaneAssignment:

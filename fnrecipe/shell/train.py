@@ -245,7 +245,8 @@ def _stop(session: Session[C], heard: int) -> int | None:
 def _after_first_step(session: Session[C], unread: Callable[[], str]) -> None:
     if line := unread():
         session.display.line(line)
-    wait_at_most(session.mesh, session.config.gang.step_timeout)
+    gang = session.config.gang
+    wait_at_most(session.mesh, min(gang.timeout, gang.step_timeout))
     session.display.line(f"first step after {duration(time.monotonic() - session.started)}")
     host.freeze_objects()
 

@@ -22,16 +22,18 @@ CPU = torch.device("cpu")
 
 
 def check(rank: int, size: int, folder: str, criterion: str, modes: list[dict[str, Any]]) -> None:
-    """Three steps of eight microbatches on `size` ranks."""
+    """Three steps of four microbatches on `size` ranks."""
 
     def trained(ranks: int, **options: Any) -> tuple[Any, Any, list[Any]]:
         gang = [f"gang.{key}={value}" for key, value in options.items()]
-        resolved = resolve(config, pairs=[*given(Path(folder), criterion), "trainer.jit=off", *gang])[0]
-        mesh = mesh_of(rank if ranks > 1 else 0, ranks, num_microbatches=8, **options)
+        resolved = resolve(
+            config, pairs=[*given(Path(folder), criterion), "trainer.jit=off", "gang.num_microbatches=4", *gang]
+        )[0]
+        mesh = mesh_of(rank if ranks > 1 else 0, ranks, num_microbatches=4, **options)
         step = build.make_step(recipe, resolved, mesh, CPU)
         state, metrics = build.init_train_state(recipe, resolved, mesh, CPU), []
         begun = {path: bits(leaf) for path, leaf in tree.paths(state.params).items()}
-        stream = build.batches(recipe, resolved, lane_assignment(mesh, 8), CPU)(None)
+        stream = build.batches(recipe, resolved, lane_assignment(mesh, 4), CPU)(None)
         for batch, _ in islice(stream, 3):
             state, shown = step(state, batch)
             metrics.append(shown)

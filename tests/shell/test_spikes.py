@@ -163,7 +163,7 @@ def test_nothing_is_lost_if_it_cannot_go_back(tmp_path: Path) -> None:
 
     watched = attrs.evolve(recipe, observers=lambda config, write: [damaged])
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
-        train(tmp_path / "out", "regime.checkpoint_every_n_steps=5", trained=watched)
+        train(tmp_path / "out", "regime.checkpoint_every_n_steps=5", "regime.checkpoint_in_background=false", trained=watched)
     assert not (tmp_path / "out/rollbacks.jsonl").exists()
     assert (tmp_path / "out/checkpoints/step_00000005").exists()
 
