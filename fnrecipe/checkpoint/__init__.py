@@ -5,6 +5,7 @@ from fnrecipe.checkpoint.store import MODEL as MODEL
 from fnrecipe.checkpoint.store import Checkpoint as Checkpoint
 from fnrecipe.checkpoint.store import committed as committed
 from fnrecipe.checkpoint.store import forget_after as forget_after
+from fnrecipe.checkpoint.store import later as later
 from fnrecipe.checkpoint.store import models as models
 from fnrecipe.checkpoint.store import newest as newest
 from fnrecipe.checkpoint.store import of_step as of_step

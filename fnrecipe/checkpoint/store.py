@@ -182,10 +182,15 @@ def tidy(root: Path, step: int) -> None:
     _remove_halves(root)
 
 
+def later(root: Path, step: int) -> list[Path]:
+    """The checkpoints after `step`, also of models alone, the newest first."""
+    found = [directory for directory in (*committed(root), *models(root)) if _step(directory) > step]
+    return sorted(found, key=_step, reverse=True)
+
+
 def forget_after(root: Path, step: int) -> None:
     """Removes the checkpoints after `step`, and the models alone, the newest first."""
-    later = [directory for directory in (*committed(root), *models(root)) if _step(directory) > step]
-    for directory in sorted(later, key=_step, reverse=True):
+    for directory in later(root, step):
         _remove(directory)
     if root.exists():
         sync(root)

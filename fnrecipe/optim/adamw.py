@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import attrs
 import torch
@@ -13,6 +12,7 @@ from fnrecipe import tree
 from fnrecipe.optim import fused_adamw, stochastic_rounding
 from fnrecipe.optim.clip import clip_by_global_norm, clip_factor
 from fnrecipe.optim.descent import descent
+from fnrecipe.optim.fused_adamw import AdamStep
 from fnrecipe.optim.moments import counter, running_mean, running_square, zeros
 from fnrecipe.optim.partition import Mask, chosen, matrices
 from fnrecipe.optim.schedule import Schedule, Scheduled
@@ -67,10 +67,10 @@ def adamw(
 ) -> Transform:
     """AdamW, behind clipping by global norm if `max_norm` is given; by default matrices decay, and vectors do not.
 
-    As the whole update it runs torch's fused kernel, which takes one pass over memory for what takes the chain fifteen.
-    Unless `eps` or `1 - betas` are next to nothing, it knows beforehand that what it makes is finite: a step at whose sizes
-    an element could overflow is not made, even if none would. With cautious decay, or a decay or a beta that changes over
-    steps, it is always the chain.
+    As the whole update it runs a fused kernel (`fnrecipe.optim.fused_adamw`), which takes one pass over memory for what takes
+    the chain fifteen. Unless `eps` or `1 - betas` are next to nothing, it knows beforehand that what it makes is finite: a step
+    at whose sizes an element could overflow is not made, even if none would. With cautious decay, or a decay or a beta that
+    changes over steps, it is always the chain.
     """
     clip = [] if max_norm is None else [clip_by_global_norm(max_norm)]
     whole = descent(
@@ -91,8 +91,7 @@ def adamw(
         divisor = gradients.count if max_norm is None else gradients.count / clip_factor(gradients.norm, max_norm)
         before, moments, after = state[: len(clip)], state[len(clip)], state[len(clip) + 1 :]
         rate, count = schedule(step), moments["count"] + 1
-        options = {"divisor": divisor, "count": count, "rate": rate, "betas": (b1, b2), "eps": eps, "accept": accept}
-        kernel = partial(fused_adamw.adamw, **options)
+        one = AdamStep(divisor, count, rate, (b1, b2), eps, accept)
         leaves = [*map(tree.leaves, (params, gradients.total, moments["mean"], moments["square"]))]
         decaying = chosen(params, mask)
         decays = [weight_decay if path in decaying else 0.0 for path in tree.paths(params, is_shard)]
@@ -100,12 +99,11 @@ def adamw(
         seed = stochastic_rounding.seed(key, step) if narrow else step
         if fused_adamw.has_triton(step.device) and all(leaf.dtype in fused_adamw.BY_TRITON for leaf in leaves[0]):
             places = [stochastic_rounding.place(path, leaf) for path, leaf in whole.items()]
-            options |= {"decays": decays, "seed": seed, "places": places}
-            found: Sequence[Sequence[Tensor]] = fused_adamw.adamw_by_triton(*leaves, **options)
+            found: Sequence[Sequence[Tensor]] = fused_adamw.adamw_by_triton(one, decays, seed, places, *leaves)
         elif narrow:
-            found = _one_by_one(kernel, leaves, decays, whole, seed)
+            found = _one_by_one(one, leaves, decays, whole, seed)
         else:
-            found = kernel(*leaves, decays=decays)
+            found = fused_adamw.adamw(one, decays, *leaves)
         new_params, mean, square = (tree.like(params, tensors) for tensors in found)
         moments = {"mean": mean, "square": square, "count": torch.where(accept, count, moments["count"])}
         return new_params, (*before, moments, *after), {"lr": rate}
@@ -131,16 +129,17 @@ def _adamw_is_bounded(norm: Tensor, size: Tensor, rate: Tensor, b1: float, eps: 
 
 
 def _one_by_one(
-    kernel: Callable[..., Sequence[list[Tensor]]],
+    step: AdamStep,
     leaves: Sequence[Sequence[Tensor]],
     decays: Sequence[float],
     places: Mapping[str, Tensor | Shard],
     seed: Tensor,
 ) -> tuple[Sequence[Tensor], ...]:
-    """What `kernel` makes of the leaves, in their dtypes: only one parameter and its moments at a time are there in float32."""
+    """`fused_adamw.adamw` in the dtypes of the leaves: only one parameter and its moments at a time are there in float32."""
 
     def one(tensors: Sequence[Tensor], decay: float, path: str, whole: Tensor | Shard) -> list[Tensor]:
-        new = [tensor for (tensor,) in kernel(*([stochastic_rounding.wide(tensor)] for tensor in tensors), decays=[decay])]
+        wide = [[stochastic_rounding.wide(tensor)] for tensor in tensors]
+        new = [tensor for (tensor,) in fused_adamw.adamw(step, [decay], *wide)]
         return stochastic_rounding.rounded(new, seed, path, whole) if stochastic_rounding.narrow(tensors[0]) else new
 
     return tuple(zip(*map(one, zip(*leaves, strict=True), decays, places.keys(), places.values()), strict=True))

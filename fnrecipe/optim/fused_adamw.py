@@ -10,31 +10,40 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
+import attrs
 import torch
 from torch import Tensor
 
 from fnrecipe import ops
 
 
+@attrs.frozen(eq=False)
+class AdamStep:
+    """What an update of AdamW is, for all parameters.
+
+    divisor  []         of the gradients
+    count    int64 []   the number of the update
+    rate     float64 [] the learning rate
+    accept   bool []    whether it is made; else all is as it was
+    """
+
+    divisor: Tensor
+    count: Tensor
+    rate: Tensor
+    betas: tuple[float, float]
+    eps: float
+    accept: Tensor
+
+
 def adamw(
+    step: AdamStep,
+    decays: Sequence[float],
     params: Sequence[Tensor],
     gradients: Sequence[Tensor],
     means: Sequence[Tensor],
     squares: Sequence[Tensor],
-    *,
-    divisor: Tensor,
-    count: Tensor,
-    rate: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    decays: Sequence[float],
-    accept: Tensor,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Parameters, means and squares after update number `count` (int64 []) at learning rate `rate` (float64 []).
-
-    `gradients` are divided by `divisor` ([]) first. `decays` has the weight decay of each parameter. Everything is as it was if
-    `accept` (bool []) does not hold.
-    """
+    """Parameters, means and squares after a step; `decays` has the weight decay of each parameter."""
     new = [[_copy(tensor) for tensor in tensors] for tensors in (params, means, squares)]
     divided = [_copy(gradient) for gradient in gradients]
     for decay in sorted(set(decays)):
@@ -45,16 +54,16 @@ def adamw(
             [new[1][i] for i in chosen],
             [new[2][i] for i in chosen],
             [],
-            [count.float()] * len(chosen),
-            lr=rate.float(),
-            beta1=betas[0],
-            beta2=betas[1],
+            [step.count.float()] * len(chosen),
+            lr=step.rate.float(),
+            beta1=step.betas[0],
+            beta2=step.betas[1],
             weight_decay=decay,
-            eps=eps,
+            eps=step.eps,
             amsgrad=False,
             maximize=False,
-            grad_scale=divisor.float(),
-            found_inf=(~accept).float(),
+            grad_scale=step.divisor.float(),
+            found_inf=(~step.accept).float(),
         )
     return new[0], new[1], new[2]
 
@@ -74,20 +83,14 @@ def has_triton(device: torch.device) -> bool:
 
 
 def adamw_by_triton(
+    step: AdamStep,
+    decays: Sequence[float],
+    seed: Tensor,
+    places: Sequence[tuple[int, int, int]],
     params: Sequence[Tensor],
     gradients: Sequence[Tensor],
     means: Sequence[Tensor],
     squares: Sequence[Tensor],
-    *,
-    divisor: Tensor,
-    count: Tensor,
-    rate: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    decays: Sequence[float],
-    accept: Tensor,
-    seed: Tensor,
-    places: Sequence[tuple[int, int, int]],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """As `adamw`, of which some parameters may be bfloat16, as their moments then are: these are rounded stochastically.
 
@@ -96,12 +99,12 @@ def adamw_by_triton(
     Inductor would make as good kernels of the chain, from some 26 operations a parameter: it compiled little else of a deep
     model. torch's kernel wants float32 gradients, which are written and read once more, and has no bfloat16.
     """
-    mean_bias, square_bias = (1 - torch.pow(b, count.double()) for b in betas)
-    numbers = torch.stack([divisor.double(), rate, rate / mean_bias, square_bias.sqrt()]).float()
+    mean_bias, square_bias = (1 - torch.pow(b, step.count.double()) for b in step.betas)
+    numbers = torch.stack([step.divisor.double(), step.rate, step.rate / mean_bias, square_bias.sqrt()]).float()
     new = [[_copy(tensor) for tensor in tensors] for tensors in (params, means, squares)]
     flat = [number for place in places for number in place]
     whole = [gradient.contiguous() for gradient in gradients]
-    ops.adamw(new[0], whole, new[1], new[2], numbers, accept, seed, flat, decays, *betas, eps)
+    ops.adamw(new[0], whole, new[1], new[2], numbers, step.accept, seed, flat, decays, *step.betas, step.eps)
     return new[0], new[1], new[2]
 
 

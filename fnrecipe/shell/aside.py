@@ -23,7 +23,7 @@ def set_aside(out: Path, step: int) -> Path | None:
         FnrecipeError: if it cannot be written.
     """
     root = out / run_dir.CHECKPOINTS
-    newer = [path for path in [*checkpoint.committed(root), *checkpoint.models(root)] if (checkpoint.step_of(path) or 0) > step]
+    newer = checkpoint.later(root, step)
     if not newer:
         return None
     place = next(path for number in count(1) if not (path := out / FOLDER / str(number)).exists())
@@ -31,7 +31,7 @@ def set_aside(out: Path, step: int) -> Path | None:
         # The records first: whoever is killed between two checkpoints finds all of them here, and the older one there.
         (place / run_dir.CHECKPOINTS).mkdir(parents=True)
         copy_records(out, place)
-        for path in sorted(newer, key=lambda path: checkpoint.step_of(path) or 0, reverse=True):
+        for path in newer:
             path.rename(place / run_dir.CHECKPOINTS / path.name)
         sync(place / run_dir.CHECKPOINTS)
         sync(root)

@@ -9,7 +9,7 @@ from fnrecipe import checkpoint
 from fnrecipe.checkpoint import MODEL, Policy
 from fnrecipe.config import RegimeSection
 from fnrecipe.errors import UsageError, did_you_mean
-from fnrecipe.recipe import C
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell import run_dir
 from fnrecipe.shell.recorders.jsonl import found_in, path_of
 from fnrecipe.shell.session import Session
@@ -25,9 +25,9 @@ def policy_of(regime: RegimeSection) -> Policy:
     )
 
 
-def model_parts(session: Session[C]) -> Sequence[str]:
+def model_parts(recipe: Recipe[C], config: C) -> Sequence[str]:
     """The parts of a state that hold its model, among them the optimizer's if that makes the parameters that are shown."""
-    shown = session.recipe.update(session.config).shown is not None
+    shown = recipe.update(config).shown is not None
     return (*MODEL, "optimizer") if shown else MODEL
 
 
@@ -70,5 +70,5 @@ def prune(session: Session[C], step: int, skipped: int, scores: Mapping[int, flo
     if policy.last is None:
         return
     untouched = step - skipped if skipped else -1  # what is older may be what helps a user who cannot go on
-    root, model = session.out / run_dir.CHECKPOINTS, model_parts(session)
+    root, model = session.out / run_dir.CHECKPOINTS, model_parts(session.recipe, session.config)
     checkpoint.prune(root, policy, scores, untouched=untouched, model=model)

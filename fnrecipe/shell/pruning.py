@@ -17,7 +17,7 @@ from fnrecipe.config.layers import nest, read_file
 from fnrecipe.config.structure import structure
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.shell import run_dir
-from fnrecipe.shell.keeping import policy_of, scores_of
+from fnrecipe.shell.keeping import model_parts, policy_of, scores_of
 from fnrecipe.shell.load import recorded_recipe
 from fnrecipe.shell.recorded import instead
 
@@ -81,7 +81,7 @@ def _pruned(out: Path, last: int | None, every_n_steps: int | None, *, apply: bo
     scores = scores_of(out, regime)
     plan = _plan(root, policy, scores, found.step)
     if apply:
-        model = (*MODEL, "optimizer") if policy.model_only and _shows_others(out) else MODEL
+        model = _model_parts(out) if policy.model_only else MODEL
         checkpoint.tidy(root, found.step)
         checkpoint.prune(root, policy, scores, model=model)
     return Pruned(plan, found.step)
@@ -104,8 +104,7 @@ def _regime(out: Path) -> RegimeSection:
     return structure(values, RegimeSection())
 
 
-def _shows_others(out: Path) -> bool:
-    """Whether the optimizer of the run shows other parameters than it trains, by its state, which is kept then."""
+def _model_parts(out: Path) -> Sequence[str]:
     recipe = recorded_recipe(out)
     config, _ = resolve(recipe.config, [out / run_dir.CONFIG])
-    return recipe.update(config).shown is not None
+    return model_parts(recipe, config)

@@ -47,7 +47,7 @@ def warn_of_space(session: Session[C], step: int, state: State) -> None:
     regime = session.config.regime
     if not session.gang.leads or (regime.num_steps is not None and step >= regime.num_steps):
         return
-    root, parts = session.out / run_dir.CHECKPOINTS, model_parts(session)
+    root, parts = session.out / run_dir.CHECKPOINTS, model_parts(session.recipe, session.config)
     whole, models = most_at_once(regime, policy_of(regime))
     size, small = num_bytes(state), num_bytes(state, lambda name: name.split(".")[0] in parts)
     needed, free = whole * size + models * small, free_bytes(root) + _occupied(root)

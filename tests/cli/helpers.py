@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pytest
 
@@ -20,6 +21,9 @@ class Ended(NamedTuple):
     status: int
     out: str
     err: str
+
+
+Verb: TypeAlias = Callable[..., Ended]
 
 
 def fnrecipe(*args: str | bytes | Path, cwd: Path, **environment: str) -> Ended:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.checkpoints import save_cut, save_two
-from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
-
-Verb = Callable[..., Ended]
-
-
-@pytest.fixture
-def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """How `fnrecipe checkpoint ARGS` ends."""
-    return lambda *args: fnrecipe_here(monkeypatch, capsys, "checkpoint", *args)
+from tests.cli.helpers import Verb, assert_usage_error
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,8 @@ from fnrecipe import checkpoint
 from fnrecipe.checkpoint import damage as damages
 from fnrecipe.config import RegimeSection, unstructure, yaml
 from tests.checkpoints import silent, small_state
-from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
+from tests.cli.helpers import Verb, assert_usage_error
 from tests.cli.test_checkpoint import cells, damage
-
-Verb = Callable[..., Ended]
-
-
-@pytest.fixture
-def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """How `fnrecipe checkpoint ARGS` ends."""
-    return lambda *args: fnrecipe_here(monkeypatch, capsys, "checkpoint", *args)
 
 
 @pytest.fixture

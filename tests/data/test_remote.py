@@ -6,9 +6,7 @@ import json
 import re
 import socket
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -17,49 +15,28 @@ import pytest
 from fnrecipe.data import Corpus, Document, byte_tokenizer, open_corpus
 from fnrecipe.data.remote import is_address
 from fnrecipe.errors import DataError, FnrecipeError, UsageError
+from tests.web import Handler, serving
 
 TEXTS = [f"document {number} ü" for number in range(3000)]
 CONTENT = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Texts(Handler):
     """Serves CONTENT, as the path says: with ranges, without a length, cut off in the middle, or not at all."""
 
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.close_connection = True
+    def answer(self) -> None:
         kind = self.path.strip("/").partition(".")[0]
         if kind.isdigit():
+            self.close_connection = True
             self.send_error(int(kind))
             return
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        part = CONTENT[int(asked[1]) : int(asked[2]) + 1] if asked else CONTENT
-        self.send_response(206 if asked else 200)
-        if asked:
-            self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(CONTENT)}")
-        if kind != "endless":
-            self.send_header("Content-Length", str(len(part)))
-            self.send_header("Accept-Ranges", "bytes")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(part[: 100 if kind == "cut" else None])
+        self.send(CONTENT, with_length=kind != "endless", most=100 if kind == "cut" else None)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}"
-        running.shutdown()
-        thread.join()
+    with serving(Texts) as place:
+        yield f"http://{place}"
 
 
 def texts(corpus: Corpus) -> list[str]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from fnrecipe.data import byte_tokenizer, open_corpus
 from fnrecipe.errors import UsageError, redacted
 from fnrecipe.shell.redact import redacted_values
 from tests.helpers import end, pairs, start
+from tests.web import Handler, serving
 
 
 @pytest.mark.parametrize(
@@ -71,37 +69,16 @@ def server(texts: Path) -> Iterator[str]:
     """Serves texts, to those who have the password and the token."""
     content = (texts / "a.jsonl").read_bytes()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            self.close_connection = True
+    class Guarded(Handler):
+        def answer(self) -> None:
             if self.headers.get("Authorization") != "Basic dXNlcjpodW50ZXIy" or "token=hunter2" not in self.path:
+                self.close_connection = True
                 self.send_error(403)
                 return
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            part = content[int(asked[1]) : int(asked[2]) + 1] if asked else content
-            self.send_response(206 if asked else 200)
-            if asked:
-                self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(content)}")
-            self.send_header("Content-Length", str(len(part)))
-            self.send_header("Accept-Ranges", "bytes")
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(part)
+            self.send(content)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://user:hunter2@127.0.0.1:{running.server_address[1]}"
-        running.shutdown()
-        thread.join()
+    with serving(Guarded) as place:
+        yield f"http://user:hunter2@{place}"
 
 
 @pytest.mark.slow
