@@ -18,6 +18,7 @@ from fnrecipe.compiler.products import Choose, by_rule, choose_kernels
 from fnrecipe.compiler.regions import inline, name_calls, regions_of
 from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
+from fnrecipe.compiler.torch_versions import take_as_calls
 from fnrecipe.compiler.trace import Run
 
 
@@ -90,6 +91,7 @@ def _compiled(graph: GraphModule, args: Sequence[Tensor], choose: Choose) -> Run
     for region in regions_of(graph):
         _decompose_regions(region)
     name_calls(graph)
+    take_as_calls(graph)
     # Inductor without Dynamo, which refuses `invoke_subgraph` and FlexAttention's own operations. Under no fake mode with a
     # `ShapeEnv` it would not look into its cache on disk; sizes must not be symbols, or its C++ for FlexAttention is invalid.
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)

@@ -45,7 +45,7 @@ def name_calls(module: GraphModule) -> None:
     for path, part in module.named_modules():
         for node in part.graph.find_nodes(op="call_function", target=invoke_subgraph) if isinstance(part, GraphModule) else ():
             attribute, _, *operands = node.args
-            node.args = (attribute, f"{path}.{attribute}", *operands)
+            node.args = (attribute, f"{path}.{attribute.target}", *operands)
 
 
 def inline(module: GraphModule) -> None:

@@ -95,13 +95,18 @@ def test_half_precision_is_near_the_cpu(kind: str) -> None:
 @pytest.mark.parametrize("gradients", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_adamw_by_triton_is_torchs(dtype: torch.dtype, gradients: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within rounding, and with the random numbers of stochastic rounding; a step that is not accepted changes nothing."""
+    """Within rounding, and with the random numbers of stochastic rounding; a step that is not accepted changes nothing.
 
-    def steps() -> Any:
+    Gradients that are bfloat16 already are read as they are; torch's kernel wants them in the dtype of the parameters.
+    """
+
+    def steps(read: torch.dtype) -> Any:
         params = {"a": draw(70, 50).to(dtype), "b": draw(7).to(dtype), "c": draw(3, 4, 8).to(dtype)}
         state, key = UPDATE.init(params), random.key(3, CUDA)
         for number, accept in ((1, True), (2, False), (3, True)):
-            mean = optim.mean_gradient(tree.map(lambda x: draw(*x.shape).to(gradients), params), torch.tensor(3.0, device=CUDA))
+            mean = optim.mean_gradient(
+                tree.map(lambda x: draw(*x.shape).to(gradients).to(read), params), torch.tensor(3.0, device=CUDA)
+            )
             given = state, params, torch.tensor(number, device=CUDA), torch.tensor(accept, device=CUDA), key
             params, state, *_ = optim.guarded_update(UPDATE, mean, *given)
         return params, state
@@ -113,7 +118,7 @@ def test_adamw_by_triton_is_torchs(dtype: torch.dtype, gradients: torch.dtype, m
     for triton in (True, False):
         generator = torch.Generator(CUDA).manual_seed(0)
         monkeypatch.setattr(fused_adamw, "has_triton", lambda device, triton=triton: triton)
-        found.append(tree.leaves(steps()))
+        found.append(tree.leaves(steps(gradients if triton else dtype)))
     differ = [(one != other).double().mean().item() for one, other in zip(*found, strict=True)]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-7)

@@ -21,14 +21,12 @@ from tests.recipes.test_preference_runs import given
 CPU = torch.device("cpu")
 
 
-def check(rank: int, size: int, folder: str, criterion: str, modes: list[dict[str, Any]]) -> None:
+def check(rank: int, size: int, pairs: list[str], criterion: str, modes: list[dict[str, Any]]) -> None:
     """Three steps of four microbatches on `size` ranks."""
 
     def trained(ranks: int, **options: Any) -> tuple[Any, Any, list[Any]]:
         gang = [f"gang.{key}={value}" for key, value in options.items()]
-        resolved = resolve(
-            config, pairs=[*given(Path(folder), criterion), "trainer.jit=off", "gang.num_microbatches=4", *gang]
-        )[0]
+        resolved = resolve(config, pairs=[*pairs, "trainer.jit=off", "gang.num_microbatches=4", *gang])[0]
         mesh = mesh_of(rank if ranks > 1 else 0, ranks, num_microbatches=4, **options)
         step = build.make_step(recipe, resolved, mesh, CPU)
         state, metrics = build.init_train_state(recipe, resolved, mesh, CPU), []
@@ -50,10 +48,11 @@ def check(rank: int, size: int, folder: str, criterion: str, modes: list[dict[st
 
 
 def test_two_ranks_leave_the_state_that_one_leaves(tmp_path: Path) -> None:
-    on_ranks(2, check, str(tmp_path), "dpo", [{"sharding": mode} for mode in ("replicate", "zero1", "zero2", "fsdp")])
+    on_ranks(2, check, given(tmp_path, "dpo"), "dpo", [{"sharding": mode} for mode in ("replicate", "zero1", "zero2", "fsdp")])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["dpo", "kto", "orpo"])
 def test_four_ranks_leave_the_state_that_one_leaves(tmp_path: Path, criterion: str) -> None:
-    on_ranks(4, check, str(tmp_path), criterion, [{"sharding": "fsdp"}, {"sharding": "fsdp", "shard_size": 2}])
+    modes = [{"sharding": "fsdp"}, {"sharding": "fsdp", "shard_size": 2}]
+    on_ranks(4, check, given(tmp_path, criterion), criterion, modes)

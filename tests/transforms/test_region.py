@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 
 from fnrecipe.compiler import inductor, trace
 from fnrecipe.compiler.cost import operation_costs
-from fnrecipe.compiler.regions import all_nodes, graph_of
+from fnrecipe.compiler.regions import all_nodes, graph_of, name_calls
 from fnrecipe.transforms import jit, remat
 from fnrecipe.transforms.region import region
 from tests.helpers import assert_same_bits, compiles
@@ -41,6 +41,14 @@ def test_it_is_traced_once_for_all_its_calls_and_gives_what_it_gives_without() -
     assert len(called) == 2
     assert called[0] is called[1]
     assert_same_bits(tuple(graph(X)), twice(grad(loss))(X))
+
+
+def test_calls_of_one_region_have_one_name_by_which_torch_compiles_it_once() -> None:
+    one, other = region(torch.sin, "wave"), region(torch.cos, "wave")
+    graph, _ = trace(lambda x: (one(x), one(x * 2), other(x)), (X,))
+    name_calls(graph)
+    names = [node.args[1] for node in graph.graph.nodes if graph_of(graph, node)]
+    assert names[0] == names[1] != names[2]
 
 
 def test_it_costs_as_much_as_what_it_calls() -> None:
