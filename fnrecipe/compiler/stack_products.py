@@ -26,7 +26,7 @@ from fnrecipe.ops import opaque_clone
 
 aten = torch.ops.aten
 NARROW = 1024
-"""Columns; products are computed as one if any of them has fewer."""
+"""Columns, below which products are computed as one."""
 _VIEWS = aten.view.default, aten._unsafe_view.default, aten.t.default
 _PURE = *_VIEWS, aten._to_copy.default, aten.alias.default
 _Cats: TypeAlias = dict[tuple[int, Sequence[Node]], Node]
@@ -47,14 +47,13 @@ def stack_products(module: GraphModule) -> None:
 
 
 def _sharing(graph: Graph, side: int) -> Iterator[list[Node]]:
-    """Products with a common left (0) or right (1) operand, of which the others are transposed views of row-major matrices."""
+    """Narrow products with a common left (0) or right (1) operand; the others are transposed views of row-major matrices."""
     groups = defaultdict[object, list[Node]](list)
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
-        if _value(node.args[1 - side]).t().is_contiguous():
+        if _value(node).shape[1 - side] < NARROW and _value(node.args[1 - side]).t().is_contiguous():
             groups[_written_out(node.args[side])].append(node)
     for products in groups.values():
-        columns = [_value(each).shape[1 - side] for each in products]
-        if len(products) > 1 and min(columns) < NARROW and _come_early(products, 1 - side):
+        if len(products) > 1 and _come_early(products, 1 - side):
             yield products
 
 
@@ -104,15 +103,20 @@ def _stack(products: Sequence[Node], side: int, cats: _Cats) -> None:
 
 
 def _stack_sum(total: Node, cats: _Cats) -> None:
-    """One product in place of a sum of products of row-major matrices, each viewed in the shape of the sum."""
+    """One product in place of the narrow products of row-major matrices in a sum, each viewed in its shape."""
     terms = [*_terms(total)] if total.users and _is_sum(total) else []
-    products = [product for term in terms if (product := _product(term, _value(total))) is not None]
-    if len(products) < max(2, len(terms)) or min(_value(each.args[0]).shape[1] for each in products) >= NARROW:
+    found = {term: product for term in terms if (product := _product(term)) is not None}
+    if len(found) < 2 or not all(_is_like(term, total) for term in terms):
         return
-    lefts, rights = ([each.args[side] for each in products] for side in (0, 1))
+    lefts, rights = ([product.args[side] for product in found.values()] for side in (0, 1))
     with total.graph.inserting_before(total):
         whole = _call(aten.mm.default, _cat(lefts, 1, cats), _cat(rights, 0, cats))
-        total.replace_all_uses_with(_call(aten.view.default, whole, [*_value(total).shape]))
+        sum_of_all = _call(aten.view.default, whole, [*_value(total).shape])
+        for term in terms:
+            if term not in found:
+                sum_of_all = _call(aten.add.Tensor, sum_of_all, term)
+    total.replace_all_uses_with(sum_of_all)
+    total.graph.erase_node(total)
 
 
 def _is_sum(node: Argument) -> bool:
@@ -128,15 +132,19 @@ def _terms(total: Node) -> Iterator[Argument]:
             yield operand
 
 
-def _product(term: Argument, like: Tensor) -> Node | None:
-    """The product of row-major matrices that `term` is, or is a view of, like `like`, if nothing else reads them."""
+def _is_like(term: Argument, total: Node) -> bool:
+    return isinstance(term, Node) and (_value(term).shape, _value(term).dtype) == (_value(total).shape, _value(total).dtype)
+
+
+def _product(term: Argument) -> Node | None:
+    """The narrow product of row-major matrices that `term` is, or is a view of, if nothing else reads them."""
     if not isinstance(term, Node) or len(term.users) != 1:
         return None
     found = term.args[0] if term.target in _VIEWS[:2] else term
     if not isinstance(found, Node) or found.target != aten.mm.default or len(found.users) != 1:
         return None
-    fits = (_value(term).shape, _value(term).dtype) == (like.shape, like.dtype)
-    return found if fits and all(_value(operand).is_contiguous() for operand in found.args) else None
+    left, right = map(_value, found.args)
+    return found if left.shape[1] < NARROW and left.is_contiguous() and right.is_contiguous() else None
 
 
 def _cat(parts: Sequence[Argument], dim: int, cats: _Cats) -> Node:

@@ -101,4 +101,10 @@ def test_what_is_read_elsewhere_or_comes_later_stays() -> None:
 def test_wide_products_stay() -> None:
     wide = torch.ones(1024, 4)
     assert stacked(lambda x, w, v: (x @ w.t(), x @ v.t()), X, wide, wide + 1) == (2, 2)
-    assert stacked(lambda x, w, v: (x @ w.t(), x @ v.t()), X, wide, wide[:7] + 1) == (2, 1)
+    assert stacked(lambda x, w, v, u: (x @ w.t(), x @ v.t(), x @ u.t()), X, wide, V, W) == (3, 2)
+    assert (
+        stacked(
+            lambda x, w, v, u, y: (x @ w + v @ u + y @ u,), wide.t().contiguous(), wide, X[:4], X[:4].t().contiguous(), X[1:5]
+        )[1]
+        == 2
+    )
