@@ -60,14 +60,14 @@ class FilePath(click.Path):
         return super().convert(expanded(os.fspath(value)), param, ctx)
 
 
-class Place(click.ParamType[Path | str]):
-    """A directory: a `Path`, or the text of an address of a remote file system."""
+class Place(FilePath):
+    """A directory by its path, or the text of an address of a remote file system."""
 
-    name = "place"
-
-    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
         text = os.fspath(value)
-        return text if is_address(text) else Path(expanded(local_path(text)))
+        return text if is_address(text) else super().convert(local_path(text), param, ctx)
 
 
 class ConfigFile(FilePath):
