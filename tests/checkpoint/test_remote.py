@@ -6,7 +6,6 @@ import io
 import logging
 import shutil
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +231,3 @@ def test_old_ones_and_halves_go_and_what_comes_after_a_step(there: RemoteDirecto
 def test_places_that_are_none_are_told(bucket: str, root: Path, address: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         remote.upload(root / "step_00000020", remote_directory(address))
-
-
-def test_without_its_package_an_address_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = import_module("fsspec.registry")  # the attribute of that name is its mapping
-    missing = {**registry.known_implementations["s3"], "class": "not_installed.S3FileSystem"}
-    monkeypatch.setitem(registry.known_implementations, "s3", missing)
-    monkeypatch.delitem(registry._registry, "s3", raising=False)
-    with pytest.raises(UsageError, match=r"Install s3fs to access S3; pip install 'fnrecipe\[remote\]'$"):
-        remote_directory("s3://bucket/run")
