@@ -46,9 +46,11 @@ def steps(address: str) -> list[int]:
     return list(remote.complete(remote_directory(address)).values())
 
 
-def test_a_run_that_lost_its_disk_goes_on_from_its_copy_to_the_same_bits(texts: Path, tmp_path: Path, address: str) -> None:
+def test_a_run_that_lost_its_disk_goes_on_from_its_copy_to_the_same_bits(texts: Path, tmp_path: Path) -> None:
+    address = f"memory://me:hunter2@{tmp_path.name}/run"
     assert train(texts, tmp_path / "one", regime__copy_checkpoints_to=address) == 0
     assert steps(address) == [6, 9]
+    assert not [path for path in (tmp_path / "one").rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     copied = copy_from(address, tmp_path / "two")
     assert [path.name for path in copied] == ["step_00000009"]
     assert [path.name for path in copy_from(address, tmp_path / "two", [6])] == ["step_00000006"]
