@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from fnrecipe.cli.errors import show_warnings
-from fnrecipe.cli.options import FilePath
+from fnrecipe.cli.options import FilePath, Place
 from fnrecipe.cli.tables import print_table, shortened
 from fnrecipe.cli.units import si
-from fnrecipe.errors import CheckpointError, UsageError, one_line
+from fnrecipe.errors import CheckpointError, UsageError, one_line, redacted
 from fnrecipe.errors import shortened as cut
 
 if TYPE_CHECKING:
@@ -178,25 +178,40 @@ def prune(run: Path, keep_last: int | None, keep_every: int | None, dry_run: boo
 
 
 @checkpoint.command(short_help="Copy to another directory.")
-@click.argument("path", metavar="RUN|CHECKPOINT", type=FilePath())
-@click.argument("out", metavar="DIR", type=FilePath())
+@click.argument("path", metavar="RUN|CHECKPOINT", type=Place())
+@click.argument("out", metavar="DIR", type=Place())
 @click.option("--step", "steps", multiple=True, type=click.IntRange(min=0), help="This one; repeatable; the newest by default.")
 @click.option("--link", is_flag=True, help="By hard links, which take no space; on the same file system.")
-def copy(path: Path, out: Path, steps: tuple[int, ...], link: bool) -> int:
+def copy(path: Path | str, out: Path | str, steps: tuple[int, ...], link: bool) -> int:
     """Copy a checkpoint, with config and records of its run, to the directory DIR of a run, which is made.
 
-    It is there once every byte has been read back. `fnrecipe resume DIR` goes on from it, beside the first run.
+    It is there once every byte has been read back. `fnrecipe resume DIR` goes on from it, beside the first run. One of the
+    two may be the address of a remote directory, as s3://bucket/first.
 
     \b
     fnrecipe checkpoint copy runs/first /mnt/disk/first
     fnrecipe checkpoint copy runs/first runs/branch --step 500 --link
+    fnrecipe checkpoint copy s3://bucket/first runs/first
     """
+    show_warnings()
+    for place in _copied(path, out, steps, link):
+        click.echo(f"{redacted(str(place))}: {'linked' if link else 'copied'} and read back")
+    return 0
+
+
+def _copied(path: Path | str, out: Path | str, steps: tuple[int, ...], link: bool) -> Sequence[Path | str]:
+    from fnrecipe.shell import remote
     from fnrecipe.shell.copying import copy as write
 
-    show_warnings()
-    for copied in write(path, out, steps, link=link):
-        click.echo(f"{copied}: {'linked' if link else 'copied'} and read back")
-    return 0
+    if isinstance(path, Path) and isinstance(out, Path):
+        return write(path, out, steps, link=link)
+    if link:
+        raise UsageError("--link: expected two directories of this machine, found an address")
+    if isinstance(path, Path):
+        return remote.copy_to(path, str(out), steps)
+    if isinstance(out, Path):
+        return remote.copy_from(path, out, steps)
+    raise UsageError(f"{out}: expected a directory of this machine, since the run is at an address, found another address")
 
 
 @checkpoint.command(short_help="To torch's distributed format, and back.")

@@ -11,6 +11,7 @@ from typing import TypeVar
 import click
 
 from fnrecipe.config.paths import expanded
+from fnrecipe.data.remote import is_address, local_path
 from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.shell.find import presets
 
@@ -57,6 +58,16 @@ class FilePath(click.Path):
         self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
         return super().convert(expanded(os.fspath(value)), param, ctx)
+
+
+class Place(FilePath):
+    """A directory by its path, or the text of an address of a remote file system."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        text = os.fspath(value)
+        return text if is_address(text) else super().convert(local_path(text), param, ctx)
 
 
 class ConfigFile(FilePath):

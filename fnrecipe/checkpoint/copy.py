@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fnrecipe.checkpoint.damage import DAMAGE, STATE, SUMS, described, problem, told
@@ -27,26 +29,39 @@ def copy(source: Path, root: Path, *, link: bool = False) -> Path:
         found, _ = described(source, step)
         if os.path.lexists(target):
             return _same(source, target, step)
-        tmp = target.with_name(f"{target.name}.tmp")
-        shutil.rmtree(tmp, ignore_errors=True)
-        root.mkdir(exist_ok=True)
-        tmp.mkdir()
-        try:
+        with arriving(target, str(source)) as tmp:
             for name in (*found.shards, STATE, SUMS):
                 _put(source / name, tmp / name, link)
-            sync(tmp)
-            if damage := problem(tmp, step, every_byte=True):
-                raise CheckpointError(f"{source}: expected a whole checkpoint, found a damaged copy: {damage}")
-            tmp.rename(target)
-        except BaseException:
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise
-        sync(root)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot copy the checkpoint: {_advice(error)}") from error
     except DAMAGE as error:
         raise CheckpointError(f"{source}: expected a whole checkpoint, found a damaged one: {told(error)}") from error
     return target
+
+
+@contextmanager
+def arriving(target: Path, source: str) -> Iterator[Path]:
+    """A directory to fill, which becomes the checkpoint `target` once each byte of it has been read back; else it is removed.
+
+    Raises:
+        CheckpointError: if it is damaged then; `source` is where it came from.
+        OSError: if it cannot be made.
+    """
+    tmp, step = target.with_name(f"{target.name}.tmp"), step_of(target)
+    assert step is not None
+    shutil.rmtree(tmp, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    tmp.mkdir()
+    try:
+        yield tmp
+        sync(tmp)
+        if damage := problem(tmp, step, every_byte=True):
+            raise CheckpointError(f"{source}: expected a whole checkpoint, found a damaged copy: {damage}")
+        tmp.rename(target)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+    sync(target.parent)
 
 
 def _same(source: Path, target: Path, step: int) -> Path:

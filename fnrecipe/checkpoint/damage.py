@@ -26,7 +26,7 @@ DAMAGE = (OSError, ValueError, RuntimeError, safetensors.SafetensorError)
 UNKNOWN = (CheckpointError, PermissionError)
 """The errors after which that cannot be said: a checkpoint of another format, or one that may not be read."""
 
-_MAX_SUMS = 1 << 24
+MAX_SUMS = 1 << 24
 _LINE = re.compile(r"([0-9a-f]{64})  ([a-z0-9_.]+)\n")
 
 
@@ -38,7 +38,7 @@ def described(directory: Path, step: int) -> tuple[Manifest, dict[str, str]]:
         one of UNKNOWN: if its format is unknown, or it may not be read.
     """
     check_kind(directory, stat.S_IFDIR)
-    text = read(directory / SUMS, _MAX_SUMS).decode()
+    text = read(directory / SUMS, MAX_SUMS).decode()
     sums = {name: digest for digest, name in _LINE.findall(text)}
     if "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
         raise ValueError(f"{SUMS} is not what was written")

@@ -46,6 +46,7 @@ READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "score_metric",
             "lower_score_is_better",
             "keep_model_only",
+            "copy_checkpoints_to",
             "validate_every_n_steps",
             "num_validation_batches",
             "publish_metrics_every_n_steps",

@@ -23,7 +23,7 @@ class _Info(TypedDict):
     size: int | None
 
 
-class _FileSystem(Protocol):
+class FileSystem(Protocol):
     """The methods of fsspec's file systems that are used here; fsspec is untyped."""
 
     def info(self, path: str) -> _Info: ...
@@ -51,7 +51,7 @@ def find(pattern: str) -> tuple[dict[str, int], str]:
         UsageError: if the protocol is not supported.
         DataError: if the file system cannot be reached, or does not report a file's size.
     """
-    system, inner = _filesystem(pattern)
+    system, inner = filesystem(pattern)
     with _reported(pattern):
         found = _infos(system, inner, wild=is_wild(pattern))
         sized = {name: info if info.get("size") is not None else system.info(name) for name, info in found.items()}
@@ -71,7 +71,7 @@ def is_wild(address: str) -> bool:
 
 def open_file(address: str, *, ahead: bool) -> IO[bytes]:
     """Opens an address; with `ahead` it reads ahead, for files that are read sequentially."""
-    system, inner = _filesystem(address)
+    system, inner = filesystem(address)
     with _reported(address):
         file = system.open(inner, "rb", cache_type="readahead" if ahead else "none")
     return _Reported(file, address)  # type: ignore[return-value]
@@ -79,7 +79,7 @@ def open_file(address: str, *, ahead: bool) -> IO[bytes]:
 
 def fingerprint(address: str) -> str:
     """What the file system reports of the content at an address: a checksum or a time."""
-    system, inner = _filesystem(address)
+    system, inner = filesystem(address)
     with _reported(address):
         return str(system.ukey(inner)[:16])
 
@@ -114,7 +114,7 @@ class _Reported(io.RawIOBase):
         super().close()
 
 
-def _infos(system: _FileSystem, inner: str, *, wild: bool) -> dict[str, _Info]:
+def _infos(system: FileSystem, inner: str, *, wild: bool) -> dict[str, _Info]:
     if wild:
         return {name: info for name, info in system.glob(inner, detail=True).items() if info["type"] == "file"}
     try:
@@ -126,7 +126,13 @@ def _infos(system: _FileSystem, inner: str, *, wild: bool) -> dict[str, _Info]:
     return system.find(inner, detail=True) if info["type"] == "directory" else {inner: info}
 
 
-def _filesystem(address: str) -> tuple[_FileSystem, str]:
+def filesystem(address: str) -> tuple[FileSystem, str]:
+    """The file system of an address, and the path in it.
+
+    Raises:
+        UsageError: if the protocol is not supported, or needs a package that is not installed.
+        DataError: if the file system cannot be reached.
+    """
     protocol = address.partition("://")[0].lower()
     if "::" in address:
         raise UsageError(f"{address}: expected the address of one file system, found several chained by ::")
@@ -143,7 +149,8 @@ def _filesystem(address: str) -> tuple[_FileSystem, str]:
     except OSError as error:
         raise DataError(f"{address}: cannot read the data: {one_line(error.strerror or str(error))}") from None
     except Exception as error:  # an ImportError, or whatever the file system's set-up raises
-        raise UsageError(f"{address}: cannot read this kind of address: {one_line(str(error))}") from None
+        extra = "; pip install 'fnrecipe[remote]'" if isinstance(error, ImportError) and protocol in ("s3", "s3a") else ""
+        raise UsageError(f"{address}: cannot read this kind of address: {one_line(str(error))}{extra}") from None
     return system, inner
 
 

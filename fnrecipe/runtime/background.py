@@ -33,6 +33,11 @@ class Background:
             raise FnrecipeError(f"{self._name}: {problem}") from problem
         self._thread = thread
 
+    @property
+    def busy(self) -> bool:
+        """Whether the work has not ended yet."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raises the error of work that has ended with one."""
         if self._thread is not None and not self._thread.is_alive():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fnrecipe.checkpoint.copy import copy as copy_checkpoint
@@ -15,7 +15,8 @@ from fnrecipe.shell.checkpoints import opened, root_of
 from fnrecipe.shell.recorders.jsonl import last_step
 from fnrecipe.shell.rollbacks import ROLLBACKS
 
-_FACTS, _RECORDS = (run_dir.CONFIG, run_dir.RUN, run_dir.PRODUCTS, ROLLBACKS), ("metrics", "samples")
+FACTS, RECORDS = (run_dir.CONFIG, run_dir.RUN, run_dir.PRODUCTS, ROLLBACKS), ("metrics", "samples")
+"""Files that a run has written of itself, and folders with its records, which go along with its checkpoints."""
 
 
 def copy(path: Path, out: Path, steps: Sequence[int] = (), *, link: bool = False) -> list[Path]:
@@ -30,7 +31,7 @@ def copy(path: Path, out: Path, steps: Sequence[int] = (), *, link: bool = False
     """
     run = root_of(path).parent
     found = [opened(path, step).directory for step in steps] or [opened(path).directory]
-    _check_same(run, out)
+    check_same(run, out)
     with run_dir.claimed(out):
         copied = [copy_checkpoint(directory, out / run_dir.CHECKPOINTS, link=link) for directory in found]
         copy_records(run, out)
@@ -43,19 +44,29 @@ def copy_records(run: Path, out: Path) -> None:
     Raises:
         OSError: if that fails.
     """
-    for name in _FACTS:
+    for name in FACTS:
         if (run / name).is_file():
             replace(out / name, (run / name).read_bytes())
-    for source in (path for name in _RECORDS for path in sorted((run / name).glob("*.jsonl"))):
+    for source in records(run):
         target = out / source.parent.name / source.name
         if not target.exists() or last_step(target) < last_step(source):
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
 
 
-def _check_same(run: Path, out: Path) -> None:
+def records(run: Path) -> list[Path]:
+    """The records of a run."""
+    return [path for name in RECORDS for path in sorted((run / name).glob("*.jsonl"))]
+
+
+def check_same(run: Path, out: Path, runtime: Collection[str] = ()) -> None:
+    """Whether `out` has a run with the same config, if it has any; values at the paths `runtime` may differ.
+
+    Raises:
+        UsageError: naming what differs.
+    """
     if (run / run_dir.CONFIG).is_file() and (out / run_dir.CONFIG).is_file():
         old, new = (values(read_file(each / run_dir.CONFIG, bounded=False)) for each in (out, run))
-        changes = [name for name in difference(old, new) if name != "regime.num_steps"]
+        changes = [name for name in difference(old, new) if name not in ("regime.num_steps", *runtime)]
         if changes:
             raise UsageError(f"{out}: expected a new directory, or the same run, found one with another {few(changes, 3)}")

@@ -22,6 +22,7 @@ from fnrecipe.runtime.background import Background
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.last_words import lost_contact
 from fnrecipe.shell import run_dir
+from fnrecipe.shell.copies import Copier
 from fnrecipe.shell.keeping import prune, scores_of
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.space import check_space
@@ -32,19 +33,24 @@ _PATIENCE = 10.0
 
 
 @contextmanager
-def saving(session: Session[C], start: Cursor) -> Iterator[Saver[C]]:
-    """What saves the states of a run whose stream began at `start`. Where the context ends, so has what it began to save.
+def saving(session: Session[C], step: int, start: Cursor) -> Iterator[Saver[C]]:
+    """What saves the states of a run that goes on after `step`, whose stream began at `start`.
+
+    Where the context ends, so has what it began to save, and its copy.
 
     Raises:
-        FnrecipeError, OSError: that of a save, if nothing else ends the run.
+        UsageError: if copies are to go to where another run is.
+        FnrecipeError, OSError: that of a save, or of the last copy, if nothing else ends the run.
     """
     saver = Saver(session, start)
+    saver.copier.begin(step)
     try:
         yield saver
     except BaseException as error:
         saver.end_after(error)
         raise
     saver.wait()
+    saver.copier.finish()
 
 
 class Saver(Generic[C]):
@@ -60,6 +66,7 @@ class Saver(Generic[C]):
 
     def __init__(self, session: Session[C], start: Cursor) -> None:
         self._session, self._start = session, start
+        self.copier = Copier(session)
         # None: whether there is memory for it, the first state tells.
         self._beside = None if session.config.regime.checkpoint_in_background else False
         self._thread = Background("regime.checkpoint_in_background")
@@ -114,11 +121,14 @@ class Saver(Generic[C]):
                 raise problem from error
             if not lost:
                 self._session.display.line(f"the save that was under way has failed, too: {one_line(str(problem))}")
+        finally:
+            self.copier.wait(_PATIENCE if lost else None)
 
     def _write(self, step: int, taken: Snapshot, *, cursor: Cursor, skipped: int, scores: Mapping[int, float]) -> None:
         session = self._session
         checkpoint.write(session.out / run_dir.CHECKPOINTS, step, taken, cursor, session.facts, session.beside)
         if session.gang.leads:
+            self.copier.copy(step, skipped, scores)
             prune(session, step, skipped, scores)
 
     def _copies(self, taken: Snapshot) -> bool:

@@ -21,6 +21,7 @@ from fnrecipe.observe import Tick
 from fnrecipe.recipe import C, Row
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell import run_dir
+from fnrecipe.shell.copies import forget_copies_after
 from fnrecipe.shell.recorders.jsonl import append, path_of
 from fnrecipe.shell.rollbacks import Passed, num_passed_before, read, record
 from fnrecipe.shell.session import Session
@@ -88,11 +89,12 @@ def go_back(session: Session[C], spike: Spike, buffers: State | None) -> Tick:
     batches = passed.behind(step, spike.step)
     event = {"step": spike.step, "back_to": step, "batches": [batches[0], batches[-1]], **_facts(session, passed, spike)}
     found = checkpoint.newest(root, session.display.line, session.gang, up_to=step)
+    number, cursor = (0, None) if found is None else (found.step, found.cursor)
     if session.gang.leads:
+        forget_copies_after(session, number)
         checkpoint.forget_after(root, step)
         record(session.out, event)
     all_gather_objects(session.gang, step)
-    number, cursor = (0, None) if found is None else (found.step, found.cursor)
     what = f"batches {batches[0]:,} to {batches[-1]:,} are passed over, and steps behind {step:,} made anew"
     session.display.line(f"step {spike.step:,}: {told(spike.row)}: {what}, going on after step {number:,}")
     if found is None or buffers is None:

@@ -183,7 +183,7 @@ def _go_on(session: Session[C], parts: _Parts[C], start: Tick, after_first_step:
         session.signals.at_once = False  # from here on, a step is finished and saved first
         step = recomputed(parts.step, regime.recompute_every_n_steps, first, gang)
         batches = passing_over(source, start.cursor, step=first, passed=passed)
-        with closing(cast("Generator[Any]", batches)) as stream, saving(session, start.cursor) as saver:
+        with closing(cast("Generator[Any]", batches)) as stream, saving(session, first, start.cursor) as saver:
             return observed(
                 scheduled(fold(step, start.state, stream), start, regime, due, partial(_stop, session)),
                 partial(announced, first=after_first_step),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from fnrecipe import checkpoint
 from fnrecipe.checkpoint import damage as damages
 from fnrecipe.config import RegimeSection, unstructure, yaml
+from fnrecipe.runtime.remote import remote_directory
 from tests.checkpoints import silent, small_state
 from tests.cli.helpers import Verb, assert_usage_error
 from tests.cli.test_checkpoint import cells, damage
@@ -189,3 +191,32 @@ def test_copy_mixes_no_two_runs(verb: Verb, run: Path, tmp_path: Path) -> None:
     config(other, checkpoint_every_n_steps=7)
     assert_usage_error(verb("copy", run, other), "the same run, found one with another regime.checkpoint_every_n_steps")
     assert damages.problem(other / "checkpoints/step_00000070", 70, every_byte=True) == ""
+
+
+def test_copy_goes_to_an_address_and_comes_back(verb: Verb, run: Path, tmp_path: Path) -> None:
+    address = f"memory://{tmp_path.name}/run"
+    ended = verb("copy", run, address, "--step", "20", "--step", "60")
+    assert (ended.status, ended.out.count(": copied and read back\n")) == (0, 2)
+    assert verb("copy", address, tmp_path / "other").status == 0
+    assert verb("copy", f"{address}/checkpoints/step_00000020/", tmp_path / "other").status == 0
+    kept = {name: data for name, data in files(run).items() if not any(f"000000{step}" in name for step in (10, 30, 40, 50))}
+    assert files(tmp_path / "other") == kept
+    assert verb("copy", tmp_path / "other", f"file://{tmp_path}/third", "--link").status == 0
+
+
+def test_copy_from_an_address_passes_over_what_is_damaged_and_mixes_no_two_runs(verb: Verb, run: Path, tmp_path: Path) -> None:
+    address = f"memory://{tmp_path.name}/run"
+    there = remote_directory(address)
+    assert verb("copy", run, address, "--step", "20", "--step", "60").status == 0
+    there.write("checkpoints/step_00000060/state.json", io.BytesIO(b"{}"))
+    ended = verb("copy", address, tmp_path / "other")
+    assert (ended.status, steps(tmp_path / "other")) == (0, [20])
+    assert "step_00000060: expected a whole checkpoint, found a damaged copy: state.json is not what" in ended.err
+    assert verb("copy", address, tmp_path / "other", "--step", "60").status == 1
+    assert_usage_error(verb("copy", address, tmp_path / "other", "--step", "7"), "of step 7, found those of 20, 60")
+    assert_usage_error(verb("copy", f"{address}s", tmp_path / "new"), "a run with checkpoints that are complete, found none")
+    assert_usage_error(verb("copy", address, address), "since the run is at an address, found another address")
+    assert_usage_error(verb("copy", run, address, "--link"), "--link: expected two directories of this machine")
+    config(run, checkpoint_every_n_steps=7)
+    assert_usage_error(verb("copy", run, address), "the same run, found one with another regime.checkpoint_every_n_steps")
+    assert not (tmp_path / "new").exists()

@@ -134,6 +134,7 @@ class RegimeSection:
     score_metric: str = field(default="valid/loss", metadata=RUNTIME)
     lower_score_is_better: bool = field(default=True, metadata=RUNTIME)
     keep_model_only: bool = field(default=False, metadata=RUNTIME)
+    copy_checkpoints_to: str | None = field(default=None, metadata=RUNTIME)
     validate_every_n_steps: PositiveInt | None = 1000
     num_validation_batches: PositiveInt = 16
     publish_metrics_every_n_steps: PositiveInt = 10
@@ -158,6 +159,10 @@ class RegimeSection:
             yield Problem("keep_model_only", expected, "true")
         if not all(self.score_metric.partition("/")):
             yield Problem("score_metric", "EVALUATION/NAME, such as valid/loss", repr(self.score_metric))
+        if self.copy_checkpoints_to is not None and not self.copy_checkpoints_to.strip():
+            yield Problem(
+                "copy_checkpoints_to", "an address, a directory, or null for no copies", repr(self.copy_checkpoints_to)
+            )
         if self.batch_size_schedule and self.on_spike == "rollback":
             expected = "[] for regime.on_spike=rollback, which passes over batches and not over parts of them"
             yield Problem("batch_size_schedule", expected, str([list(pair) for pair in self.batch_size_schedule]))
