@@ -47,3 +47,4 @@ def write_in_place(module: GraphModule) -> None:
         if is_new(*base_allocation(source)) and is_last_use(copy):
             copy.replace_all_uses_with(source)
             module.graph.erase_node(copy)
+    module.recompile()

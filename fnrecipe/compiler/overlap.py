@@ -58,6 +58,7 @@ def overlap(module: GraphModule) -> None:
         module.graph.output_node().prepend(node)
     for node in fences:
         module.graph.erase_node(node)
+    module.recompile()
 
 
 def _early_gathers(nodes: Sequence[Node]) -> list[Node]:

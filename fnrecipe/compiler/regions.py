@@ -62,6 +62,7 @@ def inline(module: GraphModule) -> None:
     if inlined:
         module.graph.eliminate_dead_code()  # the attributes that were the regions
         module.delete_all_unused_submodules()
+        module.recompile()
 
 
 def _write_out(module: GraphModule, call: Node, region: GraphModule) -> None:

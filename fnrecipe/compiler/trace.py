@@ -83,14 +83,13 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
 
 def rewrite(graph: GraphModule) -> None:
-    """Applies the passes to a recorded graph; its code is generated once, after all of them."""
+    """Applies the passes to a recorded graph."""
     # The order of the passes matters: `overlap` moves nodes; `write_in_place` relies on their final order. Among ranks sums go
     # on while a layer is computed: it must not be one call.
     if has_collectives(graph):
         inline(graph)
     overlap(graph)
     write_in_place(graph)
-    graph.recompile()
 
 
 def _donated(buffers: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
