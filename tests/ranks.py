@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ from fnrecipe.parallel.mesh import Axis, Mesh, global_slice, is_shard
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
 from fnrecipe.tree import Tree
+
+T = TypeVar("T")
 
 compiles_gathers = pytest.mark.skipif(not inductor_takes_gathers(), reason="torch compiles all-gathers from 2.13 on")
 PRELOADED = ("tests.ranks", "torch._dynamo", "fnrecipe.models.llama.model", "fnrecipe.step", "fnrecipe.transforms", "pytest")
@@ -45,6 +47,14 @@ def _joined(rank: int, size: int, port: int, function: Callable[..., None], args
     function(rank, size, *args)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def computed_once(rank: int, function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """What `function` returns on rank 0, on all ranks: the others, which share its cores, do not compute the same."""
+    found: list[Any] = [function(*args, **options) if rank == 0 else None]
+    dist.broadcast_object_list(found)
+    result: T = found[0]
+    return result
 
 
 def world(rank: int, size: int, **changes: Any) -> Axis:

@@ -21,8 +21,8 @@ from fnrecipe.runtime.gang import Gang
 from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
 from tests.helpers import assert_close, assert_same_bits, draw, layout
-from tests.ranks import assembled, mesh_of, on_ranks
-from tests.transforms.test_gradients import MODES, chosen, train
+from tests.ranks import assembled, computed_once, mesh_of, on_ranks
+from tests.transforms.test_gradients import FEW, MODES, chosen, train
 
 RATE, KEY, YES = constant(0.01), random.key(1), torch.tensor(True)
 
@@ -208,9 +208,9 @@ def test_clipping_comes_first(name: str) -> None:
 
 def check_ranks(rank: int, size: int, names: list[str], modes: dict[str, dict[str, object]], traced: bool) -> None:
     for name in names:
-        alone, metrics = train(mesh_of(0, 1), ALL[name], traced)
+        alone, metrics = computed_once(rank, train, mesh_of(0, 1), ALL[name], traced=False, leaves=FEW)
         for options in modes.values():
-            state, found = train(mesh_of(rank, size, **options), ALL[name], traced)
+            state, found = train(mesh_of(rank, size, **options), ALL[name], traced, leaves=FEW)
             assert_same_bits(assembled(size, state), tree.paths(alone))
             assert_same_bits(found, metrics)
 

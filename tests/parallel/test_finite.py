@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -222,11 +223,11 @@ def test_a_run_that_is_not_finite_ends_with_status_3_and_a_line(texts: Path, tmp
         assert expected in line
 
 
-def of_one_element(index: int) -> Transform:
-    """Divides by zero at the second step, where a parameter has the value `index`: on one rank alone."""
+def of_one_element() -> Transform:
+    """Divides by zero at the second step, where a parameter has the value 63: on one rank alone."""
 
     def update(updates: Tree, params: Tree, step: Tensor) -> tuple[Tree, Any]:
-        return tree.map(lambda u, p: u / torch.where((p == index) & (step == 2), 0.0, 1.0), updates, params), {}
+        return tree.map(lambda u, p: u / torch.where((p == 63) & (step == 2), 0.0, 1.0), updates, params), {}
 
     nothing = optim.stateless(lambda updates, params, step: (tree.map(torch.zeros_like, updates), {}))
     return optim.chain(nothing, optim.stateless(update))
@@ -241,24 +242,25 @@ def bounded(params: Tree, batch: Tensor, key: Tensor | None) -> tuple[Tensor, An
 def check_ranks(rank: int, size: int) -> None:
     params = {"a": torch.arange(64.0).view(16, 4), "b": torch.arange(100.0, 103.0)}
     huge = {"a": params["a"].clone().index_put((torch.tensor(15), torch.tensor(3)), torch.tensor(3e38)), "b": params["b"]}
-    for update, first, expected in [
-        (of_one_element(63), params, [0, 1, 0]),
-        (of_one_element(1), params, [0, 1, 0]),
-        (optim.adamw(RATE), huge, [1, 2, 3]),
-        (optim.adamw(RATE), params, [0, 0, 0]),
-    ]:
-        for sharding in ("replicate", "zero1", "zero2", "fsdp"):
-            for wrap in (WRAPS["eager"], WRAPS["traced"]):
-                mesh = mesh_of(rank, size, sharding=sharding, num_microbatches=2)
-                start = {path: mesh.cut(path, leaf) for path, leaf in first.items()}
-                step, state, skipped = wrap(train_step(bounded, update, 2 // size, mesh)), init_state(start, update, KEY), []
-                for _ in range(3):
-                    state, metrics = step(state, torch.ones(2 // size))
-                    skipped.append(metrics["skipped"].item())
-                assert skipped == expected, (rank, sharding)
-                assert are_finite((state.params, state.optimizer))
-                if expected[-1] == 3:
-                    assert_same_bits(assembled(size, state.params), tree.paths(first))
+    other_rank = {"a": params["a"].flipud(), "b": params["b"]}
+    shardings = "replicate", "zero1", "zero2", "fsdp"
+    cases = [
+        (of_one_element(), [(params, [0, 1, 0]), (other_rank, [0, 1, 0])]),
+        (optim.adamw(RATE), [(huge, [1, 2, 3]), (params, [0, 0, 0])]),
+    ]
+    for (update, starts), sharding, wrap in product(cases, shardings, (WRAPS["eager"], WRAPS["traced"])):
+        mesh = mesh_of(rank, size, sharding=sharding, num_microbatches=2)
+        step = wrap(train_step(bounded, update, 2 // size, mesh))
+        for first, expected in starts:
+            start = {path: mesh.cut(path, leaf) for path, leaf in first.items()}
+            state, skipped = init_state(start, update, KEY), []
+            for _ in range(3):
+                state, metrics = step(state, torch.ones(2 // size))
+                skipped.append(metrics["skipped"].item())
+            assert skipped == expected, (rank, sharding)
+            assert are_finite((state.params, state.optimizer))
+            if expected[-1] == 3:
+                assert_same_bits(assembled(size, state.params), tree.paths(first))
 
 
 def test_what_is_not_finite_on_one_rank_skips_the_step_on_all() -> None:

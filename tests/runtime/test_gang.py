@@ -24,7 +24,8 @@ from tests.helpers import Ended, assert_same_bits, end, last_step, pairs, remain
 from tests.zygote import ENVIRONMENT, children
 
 LANES = {"dataset__num_lanes": 4, "gang__num_microbatches": 4}
-EIGHT = {"dataset__num_lanes": 8, "gang__num_microbatches": 8}
+EIGHT = {"dataset__num_lanes": 8, "gang__num_microbatches": 8, "regime__num_steps": 9, "trainer__jit": "off"}
+"""What eight processes train: with a checkpoint and a validation on the way; fewer are traced."""
 
 
 @pytest.fixture(scope="module")
@@ -246,10 +247,9 @@ def test_a_model_that_knows_nothing_of_ranks_trains_on_parts_of_the_state(texts:
 @pytest.mark.slow
 def test_restarts_by_torchrun_go_on_by_themselves(alone: Path, texts: Path, tmp_path: Path) -> None:
     options = {"gang__sharding": "fsdp"}
-    launcher = torchrun(2, *arguments(texts, tmp_path / "out", **options), restarts=2)
-    for step in (3, 12):
-        wait_for(launcher, tmp_path / "out", step)
-        os.kill(ranks_of(launcher)[step % 2], signal.SIGKILL)
+    launcher = torchrun(2, *arguments(texts, tmp_path / "out", **options), restarts=1)
+    wait_for(launcher, tmp_path / "out", 6)
+    os.kill(ranks_of(launcher)[0], signal.SIGKILL)
     ended = end(launcher)
     assert ended.status == 0, ended.errors
     assert_trained_alike(tmp_path / "out", alone)

@@ -25,7 +25,7 @@ from fnrecipe.runtime.process_groups import lane_assignment
 from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms import jit
 from tests.helpers import assert_close, assert_same_bits, bits
-from tests.ranks import assembled, mesh_of, on_ranks
+from tests.ranks import assembled, computed_once, mesh_of, on_ranks
 from tests.transforms.test_gradients import CONFIG, FEW, FUSED, KEY, LEAVES, MODES, UPDATES, batch, chosen, train
 
 ADAMW = optim.adamw(
@@ -89,7 +89,7 @@ def test_they_are_torchs_parameters_without_gradients(traced: bool, policy: Poli
 
 def check(rank: int, size: int, modes: dict[str, Any], update: str, traced: bool, policy: Policy, leaves: int = LEAVES) -> None:
     same = partial(train, update=UPDATES[update], policy=policy, trains=trains, leaves=leaves)
-    alone, metrics = same(mesh_of(0, 1), traced=False)
+    alone, metrics = computed_once(rank, same, mesh_of(0, 1), traced=False)
     for options in modes.values():
         state, found = same(mesh_of(rank, size, **options), traced=traced)
         assert_same_bits(assembled(size, state), tree.paths(alone))
@@ -106,7 +106,7 @@ def test_two_ranks_traced() -> None:
 
 @pytest.mark.slow
 def test_four_ranks() -> None:
-    on_ranks(4, check, chosen("hybrid fsdp"), "fused", True, Policy(remat="selective"))
+    on_ranks(4, check, chosen("hybrid fsdp"), "fused", True, Policy(remat="selective"), FEW)
 
 
 def counts(graph: GraphModule) -> Counter[str]:

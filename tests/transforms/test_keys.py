@@ -20,7 +20,7 @@ from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms import evaluation
 from fnrecipe.tree import Tree
 from tests.helpers import assert_same_bits
-from tests.ranks import assembled, mesh_of, on_ranks
+from tests.ranks import assembled, computed_once, mesh_of, on_ranks
 from tests.transforms.test_gradients import FEW, FUSED, HYBRID, KEY, LEAVES, MODES, chosen, train
 from tests.transforms.test_gradients import loss as without_dropout
 
@@ -35,8 +35,8 @@ def with_dropout(params: Tree, batch: Batch, key: Tensor | None, policy: Policy 
 
 def check(rank: int, size: int, modes: dict[str, Any], traced: bool) -> None:
     leaves = FEW if traced else LEAVES
-    alone, metrics = train(mesh_of(0, 1), FUSED, traced=False, loss=with_dropout, leaves=leaves)
-    plain, plain_metrics = train(mesh_of(0, 1), FUSED, traced=False, leaves=leaves)
+    alone, metrics = computed_once(rank, train, mesh_of(0, 1), FUSED, traced=False, loss=with_dropout, leaves=leaves)
+    plain, plain_metrics = computed_once(rank, train, mesh_of(0, 1), FUSED, traced=False, leaves=leaves)
     assert metrics[0]["loss"] != plain_metrics[0]["loss"]
     assert not torch.equal(tree.leaves(alone.params)[0], tree.leaves(plain.params)[0])
     for options in modes.values():

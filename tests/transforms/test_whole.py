@@ -14,7 +14,7 @@ from fnrecipe.optim.transform import Needs
 from fnrecipe.parallel.mesh import is_shard
 from fnrecipe.tree import Tree
 from tests.helpers import assert_same_bits
-from tests.ranks import assembled, mesh_of, on_ranks
+from tests.ranks import assembled, computed_once, mesh_of, on_ranks
 from tests.transforms.test_gradients import CONFIG, FEW, HYBRID, KEY, LEAVES, MODES, RATE, TENSOR, chosen, train
 
 
@@ -53,7 +53,7 @@ def muon(needs: Needs = "matrices") -> optim.Transform:
 
 def check(rank: int, size: int, modes: dict[str, dict[str, Any]], traced: bool, dtype: torch.dtype) -> None:
     leaves = FEW if traced else LEAVES
-    alone, metrics = train(mesh_of(0, 1), muon(), traced, dtype=dtype, leaves=leaves)
+    alone, metrics = computed_once(rank, train, mesh_of(0, 1), muon(), traced, dtype=dtype, leaves=leaves)
     for options in modes.values():
         state, found = train(mesh_of(rank, size, **options), muon(), traced, dtype=dtype, leaves=leaves)
         assert_same_bits(assembled(size, state), tree.paths(alone))
@@ -93,7 +93,7 @@ def test_matrices_that_tensor_parallelism_cuts_are_gathered_too() -> None:
 
 def check_slices(rank: int, size: int) -> None:
     mesh = mesh_of(rank, size, sharding="fsdp")
-    alone, _ = train(mesh_of(0, 1), muon(), traced=False)
+    alone, _ = computed_once(rank, train, mesh_of(0, 1), muon(), traced=False)
     state, _ = train(mesh, muon("elements"), traced=False)
     found, truth = assembled(size, state.params), tree.paths(alone.params)
     assert not torch.equal(found["layers.0.query"], truth["layers.0.query"])
