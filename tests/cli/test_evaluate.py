@@ -14,6 +14,8 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 
+from fnrecipe.data.windows import ScoredBatch, Window, collate_windows
+from fnrecipe.shell import score
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
 from tests.cli.helpers import fnrecipe as fnrecipe_apart
 from tests.helpers import WORDS
@@ -125,6 +127,50 @@ def test_windows_overlap_as_perplexity_is_commonly_measured(
     found = json.loads((tmp_path / "found.json").read_text())["total"]
     assert found["targets"] == targets
     assert found["loss"] == pytest.approx(nats / targets, rel=1e-6)
+
+
+def test_a_small_text_is_a_small_batch_that_finds_the_same(
+    fnrecipe: Run, there: Path, model: Any, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def collated(rows: Sequence[Sequence[Window]], length: int) -> ScoredBatch:
+        shapes.append((len(rows), length))
+        return collate_windows(rows, length)
+
+    monkeypatch.setattr(score, "_LEAST_LENGTH", 8)
+    monkeypatch.setattr(score, "collate_windows", collated)
+    (tmp_path / "few.jsonl").write_text(json.dumps({"text": " ".join(WORDS[:3])}) + "\n")
+    (tmp_path / "some.jsonl").write_text("".join(f"{line}\n" for line in (texts / "a.jsonl").read_text().splitlines()[:12]))
+    args = [
+        "--data",
+        "few.jsonl",
+        "some.jsonl",
+        "--config",
+        "trainer.jit=off",
+        "dataset.attention=row",
+        "dataset.batch_size=16",
+    ]
+    ended = fnrecipe("evaluate", there, *args, "--out", "found.json")
+    assert (ended.status, ended.err) == (0, "")
+    found = json.loads((tmp_path / "found.json").read_text())["sources"]
+    pieces = {
+        name: [
+            ids[start : start + LENGTH + 1]
+            for ids in documents_in(tmp_path / f"{name}.jsonl", there)
+            for start in range(0, len(ids) - 1, LENGTH)
+        ]
+        for name in ("few", "some")
+    }
+    for name, each in pieces.items():
+        nats, targets = sum(nats_by(model, ids) for ids in each), sum(len(ids) - 1 for ids in each)
+        assert (found[name]["targets"], found[name]["loss"]) == (targets, pytest.approx(nats / targets, rel=1e-6))
+    (few,) = pieces["few"]
+    rest = len(pieces["some"]) % 16  # of the last batch; two rows are a microbatch
+    assert shapes[0] == (2, 8 if len(few) <= 9 else 16)
+    assert shapes[1:-1] == [(16, LENGTH)] * (len(shapes) - 2)
+    assert 0 < rest <= 8
+    assert rest <= shapes[-1][0] <= max(2, 2 * (rest - 1))
 
 
 @pytest.mark.slow
