@@ -141,17 +141,9 @@ def test_a_small_text_is_a_small_batch_that_finds_the_same(
     monkeypatch.setattr(score, "_LEAST_LENGTH", 8)
     monkeypatch.setattr(score, "collate_windows", collated)
     (tmp_path / "few.jsonl").write_text(json.dumps({"text": " ".join(WORDS[:3])}) + "\n")
-    (tmp_path / "some.jsonl").write_text("".join(f"{line}\n" for line in (texts / "a.jsonl").read_text().splitlines()[:12]))
-    args = [
-        "--data",
-        "few.jsonl",
-        "some.jsonl",
-        "--config",
-        "trainer.jit=off",
-        "dataset.attention=row",
-        "dataset.batch_size=16",
-    ]
-    ended = fnrecipe("evaluate", there, *args, "--out", "found.json")
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps({"text": " ".join(WORDS[: 1 + n % 5])}) + "\n" for n in range(20)))
+    config = ["trainer.jit=off", "dataset.attention=row", "dataset.batch_size=16"]
+    ended = fnrecipe("evaluate", there, "--data", "few.jsonl", "some.jsonl", "--out", "found.json", "--config", *config)
     assert (ended.status, ended.err) == (0, "")
     found = json.loads((tmp_path / "found.json").read_text())["sources"]
     pieces = {
@@ -166,11 +158,11 @@ def test_a_small_text_is_a_small_batch_that_finds_the_same(
         nats, targets = sum(nats_by(model, ids) for ids in each), sum(len(ids) - 1 for ids in each)
         assert (found[name]["targets"], found[name]["loss"]) == (targets, pytest.approx(nats / targets, rel=1e-6))
     (few,) = pieces["few"]
-    rest = len(pieces["some"]) % 16  # of the last batch; two rows are a microbatch
+    full, rest = divmod(len(pieces["some"]), 16)  # two rows are a microbatch
     assert shapes[0] == (2, 8 if len(few) <= 9 else 16)
-    assert shapes[1:-1] == [(16, LENGTH)] * (len(shapes) - 2)
-    assert 0 < rest <= 8
-    assert rest <= shapes[-1][0] <= max(2, 2 * (rest - 1))
+    assert [rows for rows, _ in shapes[1:]] == [*[16] * full, 2 << (math.ceil(rest / 2) - 1).bit_length()]
+    assert rest <= 8
+    assert shapes[1][1] > shapes[-1][1]  # longer windows come first
 
 
 @pytest.mark.slow
