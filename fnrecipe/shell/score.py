@@ -14,6 +14,7 @@ import torch
 
 from fnrecipe.build import make_evaluation, to_device, to_host
 from fnrecipe.compiler.modes import jit_mode
+from fnrecipe.contract import check_batch_size
 from fnrecipe.data import (
     Corpus,
     Document,
@@ -110,13 +111,14 @@ def score(found: Subject, stride: int | None = None, tell: Callable[[str], None]
     None: the length of a row, so that each is scored from its own beginning. `tell` gets the name of each source as it begins.
 
     Raises:
-        UsageError: if there is no text, the stride is longer than a row, or the ranks do not divide the lanes.
+        UsageError: if there is no text, the stride is longer than a row, or the rows of a batch make no equal microbatches.
         NonFiniteError: if the loss is not a finite number.
     """
     length = found.config.dataset.max_seq_len
     step_size = length if stride is None else stride
     if not 1 <= step_size <= length:
         raise UsageError(f"--stride: expected at most dataset.max_seq_len = {length}, found {stride}")
+    check_batch_size(found.recipe.name, found.config.dataset.batch_size, found.config.gang.num_microbatches)
     with placed(found) as place:
         corpora = found.corpora()
         tell_left_out(corpora if place.gang.leads else [])

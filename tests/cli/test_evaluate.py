@@ -264,6 +264,7 @@ def test_what_cannot_be_evaluated_is_told_in_a_line(
         ([there, "--data", text, "--step", "3"], "--step: expected the directory of a run, found one of Hugging Face"),
         ([there, "--data", text, "--delimiter", " "], "--delimiter: expected --choices"),
         ([there, "--data", text, "--config", "dataset.max_seq_len=64"], "dataset.max_seq_len: expected at most"),
+        ([there, "--data", text, "--config", "gang.num_microbatches=16"], "dataset.batch_size: expected a multiple of"),
         (["mute", "--data", text], "mute: expected a tokenizer.json in it, or tokenizer.path in the config"),
         ([there, "--choices", text, "--stride", "3"], "--stride: expected --data"),
         ([there, "--choices", "bad.jsonl"], "bad.jsonl:1: expected the index of one of 2 choices"),
