@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -67,15 +68,16 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """The lines that are typed, but empty ones; Ctrl-C begins a new one."""
+    """The lines that are typed, but empty ones; Ctrl-C begins a new one. What is no terminal is read without a prompt."""
+    typed = sys.stdin.isatty()
     while True:
         try:
-            line = input("> ").strip()
+            line = input("> " if typed else "").strip()
         except KeyboardInterrupt:
             click.echo()
             continue
         except EOFError:
-            click.echo()
+            click.echo(nl=typed)
             return
         if line:
             yield line

@@ -43,8 +43,8 @@ ARROWS = {
     "evaluations": "compiler config data errors generation loss models presets random recipe transforms tree",
     "recipes": "components config data errors evaluations interop loss models optim parallel presets random recipe streams "
     "tree",
-    "shell": "build checkpoint compiler config data errors evaluations fold generation interop loss models observe optim "
-    "parallel random recipe recipes runtime step streams transforms tree",
+    "shell": "build checkpoint compiler config contract data errors evaluations fold generation interop loss models observe "
+    "optim parallel random recipe recipes runtime step streams transforms tree",
     "inspect": "build checkpoint compiler components config data errors fold models nn parallel random recipe runtime shell "
     "step tree",
     "cli": "checkpoint compiler config data errors generation inspect interop recipe runtime shell",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -13,14 +14,12 @@ import torch
 
 from fnrecipe.build import make_evaluation, to_device, to_host
 from fnrecipe.compiler.modes import jit_mode
+from fnrecipe.contract import check_batch_size
 from fnrecipe.data import (
     Corpus,
     Document,
-    LaneAssignment,
-    Source,
     Tokenizer,
     Tokens,
-    batch_lanes,
     map_windows,
     pipe,
     read_blocks,
@@ -46,6 +45,8 @@ _SUMS = ("loss", "targets", "bytes", "documents")
 _NO_ROW: Sequence[Window] = ()
 _AT_ONCE = 64
 """Batches whose sums are fetched at a time."""
+_LEAST_LENGTH = 64
+"""Positions of a row, at least: fewer of them would not be faster."""
 
 
 @attrs.frozen
@@ -87,6 +88,14 @@ class Scored:
 
 
 @attrs.frozen
+class Size:
+    """The shape of a batch: how many microbatches it has over all ranks, and the positions of its rows."""
+
+    num_microbatches: int
+    length: int
+
+
+@attrs.frozen
 class Place:
     """Where this process evaluates: among its gang, on a mesh, on a device."""
 
@@ -102,25 +111,25 @@ def score(found: Subject, stride: int | None = None, tell: Callable[[str], None]
     None: the length of a row, so that each is scored from its own beginning. `tell` gets the name of each source as it begins.
 
     Raises:
-        UsageError: if there is no text, the stride is longer than a row, or the ranks do not divide the lanes.
+        UsageError: if there is no text, the stride is longer than a row, or the rows of a batch make no equal microbatches.
         NonFiniteError: if the loss is not a finite number.
     """
     length = found.config.dataset.max_seq_len
     step_size = length if stride is None else stride
     if not 1 <= step_size <= length:
         raise UsageError(f"--stride: expected at most dataset.max_seq_len = {length}, found {stride}")
+    check_batch_size(found.recipe.name, found.config.dataset.batch_size, found.config.gang.num_microbatches)
     with placed(found) as place:
         corpora = found.corpora()
         tell_left_out(corpora if place.gang.leads else [])
         tokenizer = found.tokenizer
         params, step = params_of(found, place.gang, place.mesh, place.device)
-        sums = _sums_of_batch(found, place)
-        assignment = lane_assignment(place.mesh, found.config.gang.num_microbatches)
+        sums = cache(partial(_sums_of_batch, found, place))
         scores = {}
         for corpus in corpora:
             tell(corpus.name)
-            source = _batches(found, corpus, tokenizer, assignment, step_size)
-            scores[corpus.name] = _score(source, partial(sums, params), place.device, corpus.name)
+            batches = _batches(found, corpus, tokenizer, place.mesh, step_size)
+            scores[corpus.name] = _score(batches, sums, params, place.device, corpus.name)
     return Scored(scores, step, length, step_size)
 
 
@@ -149,8 +158,8 @@ def placed(found: Subject) -> Iterator[Place]:
             raise
 
 
-def _sums_of_batch(found: Subject, place: Place) -> Callable[[Tree, Tree], Sums]:
-    """`(params, batch) -> sums` of a batch of windows; one traced function for all sources."""
+def _sums_of_batch(found: Subject, place: Place, size: Size) -> Callable[[Tree, Tree], Sums]:
+    """`(params, batch) -> sums` of batches of a size; one function for all sources."""
 
     def loss(config: Any) -> Loss:
         one = attrs.evolve(config, dataset=attrs.evolve(config.dataset, sources=config.dataset.sources[:1]))
@@ -162,15 +171,17 @@ def _sums_of_batch(found: Subject, place: Place) -> Callable[[Tree, Tree], Sums]
 
         return of_windows
 
-    return make_evaluation(found.recipe, Evaluation(found.recipe.stream, loss), found.config, place.mesh, place.device)
+    gang, whole = found.config.gang, Size(found.config.gang.num_microbatches, found.config.dataset.max_seq_len)
+    config = attrs.evolve(found.config, gang=attrs.evolve(gang, num_microbatches=size.num_microbatches))
+    evaluation = Evaluation(found.recipe.stream, loss)
+    return make_evaluation(found.recipe, evaluation, config, place.mesh, place.device, compiled=size == whole)
 
 
 def _batches(
-    found: Subject, corpus: Corpus, tokenizer: Tokenizer, assignment: LaneAssignment, stride: int
-) -> Source[ScoredBatch]:
-    """The windows of all documents of a source; every process reads all of them, and uses the rows of its lanes."""
+    found: Subject, corpus: Corpus, tokenizer: Tokenizer, mesh: Mesh, stride: int
+) -> Iterator[tuple[Size, ScoredBatch]]:
+    """The windows of all documents of a source; every process reads all of them, and uses the rows of its microbatches."""
     dataset, ends = found.config.dataset, found.config.tokenizer
-    length = dataset.max_seq_len
     limit = dataset.documents_per_row if dataset.attention == "document" else 1  # a row whose tokens see each other is one text
     documents = pipe(
         partial(read_blocks, blocks=corpus.blocks, read=corpus.read),
@@ -179,19 +190,37 @@ def _batches(
         partial(tokenized, tokenizer=tokenizer, name=corpus.name, add_bos=ends.add_bos, add_eos=ends.add_eos),
         partial(sift, reason=_too_short, name=corpus.name, needed=False),
     )
-    in_rows = partial(rows_of_windows, length=length, stride=stride, limit=limit)
-    return partial(
-        batch_lanes,
-        [pipe(documents, partial(map_windows, window=dataset.pack_window, function=in_rows))],
-        num_lanes=dataset.num_lanes,
-        rows_per_lane=dataset.batch_size // dataset.num_lanes,
-        collate=partial(collate_windows, length=length),
-        padding=_NO_ROW,
-        assignment=assignment,
-    )
+    in_rows = partial(rows_of_windows, length=dataset.max_seq_len, stride=stride, limit=limit)
+    rows = (row for row, _ in map_windows(documents, window=dataset.pack_window, function=in_rows))
+    share = dataset.batch_size // found.config.gang.num_microbatches
+    while batch := [*islice(rows, dataset.batch_size)]:
+        size = _size(batch, share, dataset.max_seq_len, mesh.replica.size * mesh.shard.size)
+        batch += [_NO_ROW] * (share * size.num_microbatches - len(batch))
+        mine = lane_assignment(mesh, size.num_microbatches).lanes(size.num_microbatches)
+        chosen = [row for number in mine for row in batch[share * number : share * (number + 1)]]
+        yield size, collate_windows(chosen, size.length)
 
 
-def _score(source: Source[ScoredBatch], sums: Callable[[Tree], Sums], device: torch.device, name: str) -> Score:
+def _size(rows: Sequence[Sequence[Window]], share: int, length: int, ranks: int) -> Size:
+    """The size for rows, `share` of them a microbatch: few sizes, each of which is traced, and the cost follows the text."""
+    # Sums over microbatches are a fixed binary tree, and those of padding are 0: so the number of microbatches, of which each
+    # rank needs one, changes no bit. The length does, and is the same for all ranks.
+    longest = max(sum(len(window.tokens.ids) - 1 for window in row) for row in rows)
+    num_microbatches = max(_power_of_two(math.ceil(len(rows) / share)), ranks)
+    return Size(num_microbatches, min(max(_power_of_two(longest), _LEAST_LENGTH), length))
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _score(
+    batches: Iterator[tuple[Size, ScoredBatch]],
+    sums: Callable[[Size], Callable[[Tree, Tree], Sums]],
+    params: Tree,
+    device: torch.device,
+    name: str,
+) -> Score:
     total = dict.fromkeys(_SUMS, 0.0)
     pending: list[Sums] = []
 
@@ -200,8 +229,8 @@ def _score(source: Source[ScoredBatch], sums: Callable[[Tree], Sums], device: to
             total.update({key: total[key] + value for key, value in row.items()})
         pending.clear()
 
-    for batch, _ in source(None):
-        pending.append(sums(to_device(to_host(batch, device), device)))
+    for size, batch in batches:
+        pending.append(sums(size)(params, to_device(to_host(batch, device), device)))
         if len(pending) == _AT_ONCE:
             add()
     add()

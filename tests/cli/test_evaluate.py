@@ -14,6 +14,8 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 
+from fnrecipe.data.windows import ScoredBatch, Window, collate_windows
+from fnrecipe.shell import score
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
 from tests.cli.helpers import fnrecipe as fnrecipe_apart
 from tests.helpers import WORDS
@@ -127,6 +129,42 @@ def test_windows_overlap_as_perplexity_is_commonly_measured(
     assert found["loss"] == pytest.approx(nats / targets, rel=1e-6)
 
 
+def test_a_small_text_is_a_small_batch_that_finds_the_same(
+    fnrecipe: Run, there: Path, model: Any, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def collated(rows: Sequence[Sequence[Window]], length: int) -> ScoredBatch:
+        shapes.append((len(rows), length))
+        return collate_windows(rows, length)
+
+    monkeypatch.setattr(score, "_LEAST_LENGTH", 8)
+    monkeypatch.setattr(score, "collate_windows", collated)
+    (tmp_path / "few.jsonl").write_text(json.dumps({"text": " ".join(WORDS[:3])}) + "\n")
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps({"text": " ".join(WORDS[: 1 + n % 5])}) + "\n" for n in range(20)))
+    config = ["trainer.jit=off", "dataset.attention=row", "dataset.batch_size=16"]
+    ended = fnrecipe("evaluate", there, "--data", "few.jsonl", "some.jsonl", "--out", "found.json", "--config", *config)
+    assert (ended.status, ended.err) == (0, "")
+    found = json.loads((tmp_path / "found.json").read_text())["sources"]
+    pieces = {
+        name: [
+            ids[start : start + LENGTH + 1]
+            for ids in documents_in(tmp_path / f"{name}.jsonl", there)
+            for start in range(0, len(ids) - 1, LENGTH)
+        ]
+        for name in ("few", "some")
+    }
+    for name, each in pieces.items():
+        nats, targets = sum(nats_by(model, ids) for ids in each), sum(len(ids) - 1 for ids in each)
+        assert (found[name]["targets"], found[name]["loss"]) == (targets, pytest.approx(nats / targets, rel=1e-6))
+    (few,) = pieces["few"]
+    full, rest = divmod(len(pieces["some"]), 16)  # two rows are a microbatch
+    assert shapes[0] == (2, 8 if len(few) <= 9 else 16)
+    assert [rows for rows, _ in shapes[1:]] == [*[16] * full, 2 << (math.ceil(rest / 2) - 1).bit_length()]
+    assert rest <= 8
+    assert shapes[1][1] > shapes[-1][1]  # longer windows come first
+
+
 @pytest.mark.slow
 def test_two_processes_find_the_same_bits_as_one(fnrecipe: Run, there: Path, texts: Path, tmp_path: Path) -> None:
     args = ["evaluate", there, "--data", f"{{path: {texts}, name: all of it}}", "--stride", "20"]
@@ -226,6 +264,7 @@ def test_what_cannot_be_evaluated_is_told_in_a_line(
         ([there, "--data", text, "--step", "3"], "--step: expected the directory of a run, found one of Hugging Face"),
         ([there, "--data", text, "--delimiter", " "], "--delimiter: expected --choices"),
         ([there, "--data", text, "--config", "dataset.max_seq_len=64"], "dataset.max_seq_len: expected at most"),
+        ([there, "--data", text, "--config", "gang.num_microbatches=16"], "dataset.batch_size: expected a multiple of"),
         (["mute", "--data", text], "mute: expected a tokenizer.json in it, or tokenizer.path in the config"),
         ([there, "--choices", text, "--stride", "3"], "--stride: expected --data"),
         ([there, "--choices", "bad.jsonl"], "bad.jsonl:1: expected the index of one of 2 choices"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -120,22 +121,26 @@ def test_a_chat_keeps_its_history_until_it_is_reset(
     run: Run, from_elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = f"/save {tmp_path / 'chat.jsonl'}"
-    typed = iter(["the fold", "of", save, "/reset", "the fold", "/sav", save])
-
-    def line(prompt: str) -> str:
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", line)
+    typed = ["the fold", "of", save, "", "/reset", "the fold", "/sav", save]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed)))
     ended = run("chat", from_elsewhere, "--system", "a", "--temperature", "0", "--max-tokens", "4")
     assert ended.status == 0, ended
     assert "error: /sav: did you mean /save?" in ended.err
     first, second = (row["messages"] for row in lines((tmp_path / "chat.jsonl").read_text(encoding="utf-8")))
     assert [message["role"] for message in first] == ["system", "user", "assistant", "user", "assistant"]
     assert second == first[:3]
-    assert "".join(f"{m['content']}\n" for m in (first[2], first[4], second[2])) in ended.out.replace("\n\n", "\n") + "\n"
+    assert ended.out == "".join(f"{message['content']}\n" for message in (first[2], first[4], second[2]))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_who_types_is_prompted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    stdin = io.StringIO("a\n\nb")
+    monkeypatch.setattr(stdin, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert list(chat_module._lines()) == ["a", "b"]
+    assert capsys.readouterr().out == ("> > > > \n" if terminal else "")
 
 
 def test_ctrl_c_ends_an_answer_and_keeps_what_there_is_of_it(capsys: pytest.CaptureFixture[str]) -> None:
