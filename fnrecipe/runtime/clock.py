@@ -46,5 +46,5 @@ def work_seconds() -> float:
     """Seconds that this thread has run or, on Linux, has waited for a processor: all but those in which it was asleep."""
     waited = 0
     with suppress(OSError, ValueError, IndexError):
-        waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1])  # nanoseconds
+        waited = int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1])  # nanoseconds
     return time.thread_time() + waited / 1e9
