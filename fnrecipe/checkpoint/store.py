@@ -329,7 +329,10 @@ def _make_room(directory: Path, tmp: Path) -> None:
     if os.path.lexists(directory):
         _set_aside(directory)
     shutil.rmtree(tmp, ignore_errors=True)
-    tmp.parent.mkdir(exist_ok=True)  # not its parents: they are the output directory
+    root = tmp.parent
+    if not root.exists():
+        root.mkdir()  # not its parents: they are the output directory
+        sync(root.parent)
     tmp.mkdir()
 
 
