@@ -62,6 +62,9 @@ class _Unpickler(pickle.Unpickler):
         return pid
 
 
+_TOO_MUCH = RecursionError, MemoryError
+
+
 def unpickled(data: bytes) -> Any:
     """What a pickle holds, in records.
 
@@ -70,5 +73,5 @@ def unpickled(data: bytes) -> Any:
     """
     try:
         return _Unpickler(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, *_TOO_MUCH) as error:
         raise ValueError(f"a pickle that is not read: {one_line(str(error)) or type(error).__name__}") from None
