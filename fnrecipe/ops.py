@@ -183,7 +183,8 @@ def _slot_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, rea
     return F.scaled_dot_product_attention(query, key, value, bias, scale=scale).contiguous()
 
 
-def _norms(tensors: list[Tensor], order: float, dtype: torch.dtype) -> Tensor:
+def foreach_norms(tensors: Sequence[Tensor], order: float, dtype: torch.dtype) -> Tensor:
+    """`norms` by torch's kernels."""
     # One launch takes many tensors of one dtype.
     found: dict[int, Tensor] = {}
     for narrow in dict.fromkeys(tensor.dtype for tensor in tensors):
@@ -227,7 +228,7 @@ has_side_effect(fence.default)
 torch.library.impl("fnrecipe::slot_attention", "CPU", _slot_attention)
 torch.library.register_fake("fnrecipe::slot_attention", lambda query, *others: torch.empty_like(query))
 
-torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", _norms)
+torch.library.impl("fnrecipe::norms", "CompositeExplicitAutograd", foreach_norms)
 torch.library.register_fake("fnrecipe::adamw", lambda *args: None)
 
 torch.library.register_fake("fnrecipe::norms", lambda tensors, order, dtype: tensors[0].new_empty(len(tensors), dtype=dtype))

@@ -18,6 +18,7 @@ from fnrecipe.compiler.products import Choose, by_rule, choose_kernels
 from fnrecipe.compiler.regions import inline, name_calls, regions_of
 from fnrecipe.compiler.scalars import materialize_scalars
 from fnrecipe.compiler.send_buffers import keep_send_buffers_alive
+from fnrecipe.compiler.stack_products import stack_products
 from fnrecipe.compiler.torch_versions import take_as_calls
 from fnrecipe.compiler.trace import Run
 
@@ -86,6 +87,7 @@ def _compiled(graph: GraphModule, args: Sequence[Tensor], choose: Choose) -> Run
         if isinstance(module, GraphModule):
             if any(tensor.is_cuda for tensor in args):
                 read_narrow(module)
+                stack_products(module)
             materialize_scalars(module)
             keep_send_buffers_alive(module)
     for region in regions_of(graph):

@@ -44,26 +44,30 @@ def _adamw(  # type: ignore[no-untyped-def]
     second: tl.constexpr,
     word: tl.constexpr,
     narrow: tl.constexpr,
+    cut: tl.constexpr,
     block: tl.constexpr,
 ):
     if tl.load(accept):
-        at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-        inside = at < size
+        here = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+        inside = here < size
         divisor, rate = tl.load(numbers), tl.load(numbers + 1)
         step_size, root_bias = tl.load(numbers + 2), tl.load(numbers + 3)
-        g = tl.load(gradient + at, inside).to(tl.float32) / divisor
-        p = tl.load(param + at, inside).to(tl.float32)
-        m = b1 * tl.load(mean + at, inside).to(tl.float32) + rest1 * g
-        v = b2 * tl.load(square + at, inside).to(tl.float32) + rest2 * g * g
+        g = tl.load(gradient + here, inside).to(tl.float32) / divisor
+        p = tl.load(param + here, inside).to(tl.float32)
+        m = b1 * tl.load(mean + here, inside).to(tl.float32) + rest1 * g
+        v = b2 * tl.load(square + here, inside).to(tl.float32) + rest2 * g * g
         p = p - rate * decay * p - step_size * m / (tl.sqrt(v) / root_bias + eps)
         if narrow:
-            bits = (tl.load(seed) + start + (at // columns * stride + at % columns) * gamma) & word
+            at = here
+            if cut:  # two divisions of 64 bits, more than all else
+                at = here // columns * stride + here % columns
+            bits = (tl.load(seed) + start + at * gamma) & word
             bits = ((bits ^ (bits >> 30)) * first) & word
             bits = ((bits ^ (bits >> 27)) * second) & word
             p, m, v = _rounded(p, bits >> 47), _rounded(m, bits >> 31), _rounded(v, bits >> 15)
-        tl.store(param + at, p.to(param.dtype.element_ty), inside)
-        tl.store(mean + at, m.to(mean.dtype.element_ty), inside)
-        tl.store(square + at, v.to(square.dtype.element_ty), inside)
+        tl.store(param + here, p.to(param.dtype.element_ty), inside)
+        tl.store(mean + here, m.to(mean.dtype.element_ty), inside)
+        tl.store(square + here, v.to(square.dtype.element_ty), inside)
 
 
 def run(
@@ -85,7 +89,7 @@ def run(
         params, gradients, means, squares, decays, zip(places[0::3], places[1::3], places[2::3], strict=True), strict=True
     )
     for param, gradient, mean, square, decay, place in tensors:
-        narrow = param.dtype == torch.bfloat16
+        narrow, (_, columns, stride) = param.dtype == torch.bfloat16, place
         scalars = numbers, accept, seed, param.numel(), *place, decay, b1, 1 - b1, b2, 1 - b2, eps
         grid = (triton.cdiv(param.numel(), BLOCK),)
-        _adamw[grid](param, gradient, mean, square, *scalars, GAMMA, FIRST, SECOND, WORD, narrow=narrow, block=BLOCK)
+        _adamw[grid](param, gradient, mean, square, *scalars, GAMMA, FIRST, SECOND, WORD, narrow, columns != stride, BLOCK)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.ops import norms
 from fnrecipe.parallel.collectives import all_gather
 from fnrecipe.parallel.mesh import Axis, Dealt, is_shard, rank_axes, unwrapped
+from fnrecipe.parallel.norms import norms
 from fnrecipe.tree import Tree
 
 

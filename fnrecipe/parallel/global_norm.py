@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.ops import norms
 from fnrecipe.parallel.collectives import all_gather
 from fnrecipe.parallel.mesh import Axis, is_shard, unwrapped
+from fnrecipe.parallel.norms import norms
 from fnrecipe.tree import Tree
 
 

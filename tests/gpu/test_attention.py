@@ -15,7 +15,10 @@ from fnrecipe.compiler.modes import BACKENDS
 from fnrecipe.nn import cudnn_attention
 from fnrecipe.nn.attention import AttentionScope, attention, attention_mask, dense_mask, formula
 from fnrecipe.transforms import jit
+from tests.helpers import compiles
 from tests.nn.test_attention import segments_of
+
+pytestmark = compiles
 
 CUDA, LENGTH = torch.device("cuda"), 640
 ROWS = [[100, 1, 300], [640], [3, 2, 1], [320, 320]]

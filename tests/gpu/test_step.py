@@ -25,7 +25,9 @@ from fnrecipe.optim.loss_scale import LossScaling
 from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.step import init_state, train_step
 from fnrecipe.transforms import jit
-from tests.helpers import TINY, documents, end, packed, pairs, remains, rows, signal_at, start
+from tests.helpers import TINY, compiles, documents, end, packed, pairs, remains, rows, signal_at, start
+
+pytestmark = compiles
 
 CPU, CUDA, LENGTH = torch.device("cpu"), torch.device("cuda"), 64
 UPDATE = optim.adamw(cosine_annealing(0.01, num_warmup_steps=2, num_steps=6, final_scale=0.1), max_norm=1.0)
