@@ -19,7 +19,7 @@ A step that donates its state writes the next state into the same buffers. So an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -36,6 +36,7 @@ class Tick:
     cursor    from which the stream goes on
     metrics   those of the step; None in the first tick and in the last one
     waited    seconds that the step waited for data
+    busy      those that each rank was at work in the step before, and waited for the data of this one
     stop      number of the signal that ends the run here
     publish, save, evaluate   whether metrics are to be written, the state to be saved, the evaluations to be made
     last      whether this is the tick at the end, which repeats the newest state
@@ -50,6 +51,7 @@ class Tick:
     save: bool = False
     evaluate: bool = False
     last: bool = False
+    busy: Sequence[float] = ()
     _states: list[State] = attrs.field(factory=list, kw_only=True, repr=False)
 
     @property

@@ -57,6 +57,9 @@ def test_every_test_that_the_table_of_faults_names_is_there() -> None:
     named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/faults.md").read_text())
 
     assert len(named) > 100
+    text = (ROOT / "docs/faults.md").read_text()
+    numbered = re.findall(r"^\| (\d+) \| .*`[\w/]+\.py::\w+` \|$", text, re.MULTILINE)
+    assert [int(number) for number in numbered] == list(range(1, 41))
     for path, function in named:
         source = (ROOT / "tests" / path).read_text()
         assert f"def {function}(" in source if function else source, f"{path}::{function}"

@@ -97,7 +97,7 @@ def write(root: Path, step: int, taken: Snapshot, cursor: Cursor, files: Mapping
 
     def write_shards() -> tuple[str, dict[str, Entry]]:
         name = _file_of(gang)
-        found = shards.write(tmp / name, taken)
+        found = _written(tmp / name, taken)
         return f"{found}  {name}\n" if found else "", {path: attrs.astuple(saved) for path, saved in taken.saved.items()}
 
     def commit(lines: Sequence[str], tensors: dict[str, Saved]) -> None:
@@ -325,11 +325,23 @@ def _on_all_ranks(gang: Gang, directory: Path, work: Callable[[], T]) -> list[T]
     return cast("list[T]", [result for result, _ in results])
 
 
+def _written(path: Path, taken: Snapshot) -> str:
+    """As `fnrecipe.checkpoint.tensors.write`; an error says how far it has come."""
+    try:
+        return shards.write(path, taken)
+    except OSError as error:
+        done, needed = path.stat().st_size if path.exists() else 0, sum(tensor.nbytes for tensor in taken.tensors.values())
+        raise OSError(error.errno, f"{error.strerror}, behind {done:,} of {needed:,} bytes") from error
+
+
 def _make_room(directory: Path, tmp: Path) -> None:
     if os.path.lexists(directory):
         _set_aside(directory)
     shutil.rmtree(tmp, ignore_errors=True)
-    tmp.parent.mkdir(exist_ok=True)  # not its parents: they are the output directory
+    root = tmp.parent
+    if not root.exists():
+        root.mkdir()  # not its parents: they are the output directory
+        sync(root.parent)
     tmp.mkdir()
 
 

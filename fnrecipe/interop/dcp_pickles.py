@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,13 +63,23 @@ class _Unpickler(pickle.Unpickler):
         return pid
 
 
+_TOO_MUCH = RecursionError, MemoryError
+
+
 def unpickled(data: bytes) -> Any:
     """What a pickle holds, in records.
 
     Raises:
         ValueError: if it is none, or names anything else than distributed checkpoints do.
     """
+    # The unpickler keeps what is put aside in an array, up to the greatest index: four bytes of a file would take 64 GB.
+    try:
+        puts = [index for code, index, _ in pickletools.genops(data) if code.name in ("PUT", "BINPUT", "LONG_BINPUT")]
+    except ValueError as error:
+        raise ValueError(f"a pickle that is not read: {one_line(str(error))}") from None
+    if max((index or 0 for index in puts), default=0) > len(data):
+        raise ValueError(f"a pickle that is not read: an object with a number above {len(data):,}")
     try:
         return _Unpickler(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, *_TOO_MUCH) as error:
         raise ValueError(f"a pickle that is not read: {one_line(str(error)) or type(error).__name__}") from None

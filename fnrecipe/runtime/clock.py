@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import attrs
 import torch
@@ -38,3 +40,11 @@ def record_event(device: torch.device) -> DeviceEvent:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(device))
     return DeviceEvent(time.monotonic(), event)
+
+
+def work_seconds() -> float:
+    """Seconds that this thread has run or, on Linux, has waited for a processor: all but those in which it was asleep."""
+    waited = 0
+    with suppress(OSError, ValueError, IndexError):
+        waited = int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1])  # nanoseconds
+    return time.thread_time() + waited / 1e9

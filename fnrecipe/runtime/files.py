@@ -43,6 +43,15 @@ def written(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a directory, and those above it; those that were made are in the lists of the ones above them, on disk."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        with suppress(PermissionError):  # one that may be written to, but not read
+            sync(each.parent)
+
+
 def sync(path: Path) -> None:
     """fsync of a file, or of a directory, whose list of files is then on disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -35,11 +35,13 @@ class Publication:
     """Some steps: their metrics, on their way to the host; seconds that each waited for data; the clock, and when it stood.
 
     cursors  from which the batch of each came
+    busy     seconds by rank, that each was at work in the step before and waited for data
     """
 
     metrics: PendingCopy
     waits: Sequence[float]
     cursors: Sequence[Cursor]
+    busy: Sequence[Sequence[float]]
     clock: Clock
     pauses: Sequence[tuple[DeviceEvent, DeviceEvent]] = ()
 
@@ -101,12 +103,14 @@ def _stepped(
     save = stop is not None or late or _due(regime.checkpoint_every_n_steps, number)
     publish = save or _due(regime.publish_metrics_every_n_steps, number)
     evaluate = stop is None and due(number)
-    return Tick(number, position.cursor, metrics, position.waited, stop, publish, save, evaluate, states=[state])
+    return Tick(
+        number, position.cursor, metrics, position.waited, stop, publish, save, evaluate, busy=position.busy, states=[state]
+    )
 
 
 def published(ticks: Ticks, *, write: Callable[[Publication], None], device: torch.device) -> Ticks:
     """Writes the metrics of all steps, in groups. The clock of a group leaves out the first step, saves and evaluations."""
-    pending: list[tuple[Metrics, float, Cursor]] = []  # not ticks: they would keep their states
+    pending: list[tuple[Metrics, float, Cursor, Sequence[float]]] = []  # not ticks: they would keep their states
     pauses: list[tuple[DeviceEvent, DeviceEvent]] = []
     late: deque[Publication] = deque()
     clock: Clock | None = None
@@ -114,12 +118,12 @@ def published(ticks: Ticks, *, write: Callable[[Publication], None], device: tor
     for tick in ticks:
         if tick.metrics is not None:
             clock = clock or Clock(tick.number, record_event(device))  # the first step is traced
-            pending.append((tick.metrics, tick.waited, cursor))
+            pending.append((tick.metrics, tick.waited, cursor, tick.busy))
         cursor = tick.cursor
         if pending and tick.publish:
             assert clock is not None
-            metrics, waits, cursors = zip(*pending, strict=True)
-            late.append(Publication(fetch(metrics, device), waits, cursors, clock, pauses))
+            metrics, waits, cursors, busy = zip(*pending, strict=True)
+            late.append(Publication(fetch(metrics, device), waits, cursors, busy, clock, pauses))
             pending, pauses = [], []
         while len(late) > (0 if tick.save or tick.evaluate or tick.last else publication_delay(device)):
             write(late.popleft())

@@ -50,7 +50,7 @@ def _read(path: Path) -> tuple[dict[str, Kernel], str]:
         kernels, where = dict(values["kernels"]), str(values["processor"])
     except FileNotFoundError:
         return {}, processor()
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected the kernels of the run's matrix products, found {error!r}") from None
     unknown = [kernel for kernel in kernels.values() if kernel not in get_args(Kernel)]
     if unknown:

@@ -15,6 +15,7 @@ from fnrecipe.shell.observers import Publication
 from fnrecipe.shell.rollbacks import Passed
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.spikes import heed, told
+from fnrecipe.shell.stragglers import slowest, tell_straggler
 from fnrecipe.shell.throughput import Work
 
 
@@ -32,6 +33,14 @@ def publish(session: Session[C], work: Work, write: Write, passed: Passed, publi
     speed = publication.clock.speed(work, found, publication.waits, publication.metrics.ready, publication.pauses)
     write("train", rows)
     known = {f"perf/{name}": value for name, value in attrs.asdict(speed).items() if value is not None}
+    straggler = slowest(publication.busy[publication.clock.behind(found) :])
+    if straggler is not None:
+        known |= {
+            "perf/slowest_rank": straggler.rank,
+            "perf/slowest_seconds": straggler.seconds,
+            "perf/median_seconds": straggler.median,
+        }
+        tell_straggler(straggler, 1 / speed.steps_per_second)
     write("perf", [{"step": rows[-1]["step"], **known, "perf/peak_memory": host.peak_memory(session.device)}])
     session.display.step(rows[-1], speed)
     heed(session, passed, rows, publication.cursors)

@@ -65,11 +65,13 @@ def read(out: Path) -> Passed:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return passed
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read it: {one_line(str(error))}") from None
     for number, line in enumerate(lines, 1):
         try:
             first, last = json.loads(line)["batches"]
             passed = passed.also(range(first, last + 1))
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             found = one_line(f"{type(error).__name__}: {error}")
             raise UsageError(f"{path}:{number}: expected the batches that a run passes over, found {found}") from None
     return passed

@@ -31,7 +31,7 @@ from typing import Any
 from fnrecipe import checkpoint
 from fnrecipe.config.layers import difference, flatten, read_file, values
 from fnrecipe.errors import FnrecipeError, UsageError, few
-from fnrecipe.runtime.files import opened
+from fnrecipe.runtime.files import make_folder, opened
 from fnrecipe.shell.recorded import CONFIG as CONFIG
 from fnrecipe.shell.recorded import RUN as RUN
 from fnrecipe.shell.redact import redacted_values
@@ -51,7 +51,7 @@ def writing(out: Path) -> Iterator[None]:
         UsageError: if it cannot be made or written to.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         yield
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"{out}: expected a directory to write to, found a file") from None

@@ -24,8 +24,10 @@ from fnrecipe.shell.throughput import timed
 from fnrecipe.tree import Tree
 
 
-def training_source(session: Session[C], made: int) -> Source[Tree]:
+def training_source(session: Session[C], made: int, busy: Callable[[], float] = float) -> Source[Tree]:
     """The training batches, each with its `Position`, behind so many steps that are `made`.
+
+    `busy`: seconds that this rank was at work since it was asked last, which all ranks tell each other.
 
     Raises:
         ConfigError: if the config's schedule of batch sizes does not cut batches into equal parts.
@@ -37,7 +39,7 @@ def training_source(session: Session[C], made: int) -> Source[Tree]:
     cut = partial(part_of_microbatches, num_microbatches=local_microbatches(config, session.mesh))
     source = batches(session.recipe, config, session.assignment, session.device)
     heeding = partial(until_signal, signals=session.signals)
-    agreed = _on_ranks(session, partial(_heard, session), partial(_elapsed, session))
+    agreed = _on_ranks(session, partial(_heard, session), partial(_elapsed, session), busy)
     read = pipe(source, endless, heeding, resumed, timed, *agreed)
     return pipe(read, partial(in_parts, made=made, part=part, cut=cut))
 
@@ -66,7 +68,7 @@ def in_parts(
                 batch if parts == 1 else cut(batch, number, parts),
                 position if used_up else attrs.evolve(position, cursor=before),
             )
-            position = attrs.evolve(position, waited=0.0)
+            position = attrs.evolve(position, waited=0.0, busy=())
         before = position.cursor
 
 
@@ -84,13 +86,15 @@ def evaluation_source(session: Session[C], name: str, evaluation: Evaluation[C])
     """The batches of an evaluation; several ranks do not end them at a signal, which they would have to agree on."""
     source = evaluation_batches(session.recipe, name, evaluation, session.config, session.assignment, session.device)
     heeding = [partial(until_signal, signals=session.signals)] if session.gang.alone else []
-    return pipe(source, endless, *heeding, timed, *_on_ranks(session, int, float))
+    return pipe(source, endless, *heeding, timed, *_on_ranks(session, int, float, float))
 
 
-def _on_ranks(session: Session[C], word: Callable[[], int], clock: Callable[[], float]) -> list[Callable[..., Stream[Any]]]:
+def _on_ranks(
+    session: Session[C], word: Callable[[], int], clock: Callable[[], float], busy: Callable[[], float]
+) -> list[Callable[..., Stream[Any]]]:
     """In step with the other ranks, and on the device."""
     padding = empty_batch(session.recipe, session.config, session.assignment, session.device)
-    agreed = partial(in_lockstep, gang=session.gang, padding=padding, word=word, clock=clock)
+    agreed = partial(in_lockstep, gang=session.gang, padding=padding, word=word, clock=clock, busy=busy)
     return [agreed, partial(map_items, function=partial(to_device, device=session.device))]
 
 

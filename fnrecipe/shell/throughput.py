@@ -84,6 +84,10 @@ class Clock:
     step: int
     started: DeviceEvent
 
+    def behind(self, rows: Sequence[Mapping[str, float]]) -> int:
+        """The number of the first row whose step counts."""
+        return sum(row["step"] <= self.step for row in rows)
+
     def speed(
         self,
         work: Work,
@@ -93,7 +97,7 @@ class Clock:
         pauses: Sequence[tuple[DeviceEvent, DeviceEvent]] = (),
     ) -> Speed:
         """The speed of the steps of `rows` behind the one it was started after, without the time of `pauses`, to `ended`."""
-        first = sum(row["step"] <= self.step for row in rows)
+        first = self.behind(rows)
         seconds = ended.since(self.started) - sum(end.since(began) for began, end in pauses)
         targets = [row.get("tokens", row["targets"]) for row in rows[first:]]
         batches = sum(1 / work.parts(int(row["step"])) for row in rows[first:])

@@ -54,6 +54,7 @@ from fnrecipe.shell.session import Session
 from fnrecipe.shell.space import warn_of_space
 from fnrecipe.shell.spikes import RollbackError, agreed, go_back
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
+from fnrecipe.shell.stragglers import StepWork
 from fnrecipe.shell.streams import evaluation_source, training_source
 from fnrecipe.shell.throughput import Work, work_of
 from fnrecipe.shell.unread import warning, watch
@@ -179,9 +180,10 @@ def _go_on(session: Session[C], parts: _Parts[C], start: Tick, after_first_step:
         wait_for_leader(session, first)
         if gang.leads:
             write_facts(recipe, config, session.device, session.out)
-        source = training_source(session, first)  # which may look for files, and may be stopped at once
+        work = StepWork()
+        source = training_source(session, first, work.take)  # which may look for files, and may be stopped at once
         session.signals.at_once = False  # from here on, a step is finished and saved first
-        step = recomputed(parts.step, regime.recompute_every_n_steps, first, gang)
+        step = work.counted(recomputed(parts.step, regime.recompute_every_n_steps, first, gang))
         batches = passing_over(source, start.cursor, step=first, passed=passed)
         with closing(cast("Generator[Any]", batches)) as stream, saving(session, first, start.cursor) as saver:
             return observed(

@@ -110,7 +110,17 @@ def test_nothing_that_a_pickle_names_is_run(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x80", b"\x80\x04.", b"cos\nsystem\n.", b"(" * 10, pickle.dumps(len), b"\x80\x02N\x86."]
+    "data",
+    [
+        b"",
+        b"\x80",
+        b"\x80\x04.",
+        b"cos\nsystem\n.",
+        b"(" * 10,
+        b"\x80\x02Nr\xff\xff\xff\x7f.",
+        pickle.dumps(len),
+        b"\x80\x02N\x86.",
+    ],
 )
 def test_what_is_no_pickle_of_tensors_is_told(data: bytes) -> None:
     with pytest.raises(ValueError, match="a pickle that is not read"):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fnrecipe.recipe import Row, Write
-from fnrecipe.runtime.files import replace
+from fnrecipe.runtime.files import make_folder, replace, sync
 
 METRICS, SAMPLES, PERF = "metrics", "samples", "logs/perf.jsonl"
 
@@ -39,17 +39,20 @@ def texts_of(out: Path, name: str) -> Path:
 
 def append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Adds one line a row and syncs the file to disk; a number that is not finite becomes null."""
+    new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         for row in rows:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             file.write(json.dumps(finite, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        sync(path.parent)
 
 
 def keep_texts(path: Path, step: int, texts: Sequence[Mapping[str, str | int]]) -> None:
     """Writes one line a text of a step behind those of earlier steps, all of them or none."""
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     before = [line for line in (path.read_bytes() if path.exists() else b"").splitlines(keepends=True) if _step(line) < step]
     new = [json.dumps({"step": step, **text}, ensure_ascii=False).encode() + b"\n" for text in texts]
     replace(path, b"".join([*before, *new]))
