@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ from fnrecipe.shell.recorded import RUN as RUN
 from fnrecipe.shell.redact import redacted_values
 
 CHECKPOINTS, PRODUCTS, SAMPLE, HUGGING_FACE = "checkpoints", "products.json", "sample.txt", "hugging_face"
+LOCK = ".lock"
 
 
 def log(rank: int) -> Path:
@@ -91,7 +93,7 @@ def check_claim(out: Path, claim: int | None) -> None:
 
 
 def _open_lock(out: Path) -> int:
-    path = out / ".lock"
+    path = out / LOCK
     try:
         return opened(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
@@ -99,11 +101,11 @@ def _open_lock(out: Path) -> int:
 
 
 def _hold(out: Path, lock: int) -> None:
-    """Locks the open file `lock` and writes the number of this process into it."""
+    """Locks the open file `lock` and writes the number of this process into it, and a word that no other claim has."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
+        holder = os.pread(lock, 20, 0).decode(errors="replace").partition("\n")[0]
         process = holder if holder.isdecimal() else "unknown"
         raise UsageError(f"{out}: another run (process {process}) is writing here") from None
     except OSError as error:
@@ -111,7 +113,8 @@ def _hold(out: Path, lock: int) -> None:
         raise UsageError(f"{out}: cannot lock the output directory: {error.strerror}; {advice}") from None
     with writing(out):
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(lock, f"{os.getpid()}\n{secrets.token_hex(16)}\n".encode(), 0)
+        os.fsync(lock)
 
 
 @contextmanager

@@ -51,6 +51,7 @@ from fnrecipe.shell.rollbacks import passing_over
 from fnrecipe.shell.sample import sample
 from fnrecipe.shell.save import saving
 from fnrecipe.shell.session import Session
+from fnrecipe.shell.shared import check_shared
 from fnrecipe.shell.space import warn_of_space
 from fnrecipe.shell.spikes import RollbackError, agreed, go_back
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
@@ -120,6 +121,7 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     before = stamps(corpora) if gang.leads else {}
     facts = identity(recipe, config, corpora)
     check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
+    check_shared(out, gang)
     with run_dir.writing(out):
         display = Display(out / run_dir.log(gang.rank), config.regime.num_steps, quiet=not gang.leads)
     stack.enter_context(display)
