@@ -89,6 +89,7 @@ def train(
                 start = partial(first_tick, with_changes=with_changes, from_step=from_step)
                 return _run(stack, session, start, partial(warning, recipe, config, reads))
             except OSError as error:  # a full disk, say; what is saved is untouched
+                run_dir.check_claim(*session.directory)
                 raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
             except (MemoryError, RuntimeError) as error:
                 if message := host.out_of_memory(error):
