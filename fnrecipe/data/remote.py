@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import has_magic
 from typing import IO, Any, Protocol, TypedDict
+from urllib.parse import unquote
 
 from fnrecipe.errors import REDACTED, DataError, FnrecipeError, UsageError, did_you_mean, one_line
 
@@ -147,10 +148,10 @@ def filesystem(address: str) -> tuple[FileSystem, str]:
     try:
         system, inner = fsspec.core.url_to_fs(address)
     except OSError as error:
-        raise DataError(f"{address}: cannot read the data: {one_line(error.strerror or str(error))}") from None
+        raise DataError(f"{address}: cannot read the data: {reason(error, address)}") from None
     except Exception as error:  # an ImportError, or whatever the file system's set-up raises
         extra = "; pip install 'fnrecipe[remote]'" if isinstance(error, ImportError) and protocol in ("s3", "s3a") else ""
-        raise UsageError(f"{address}: cannot read this kind of address: {one_line(str(error))}{extra}") from None
+        raise UsageError(f"{address}: cannot read this kind of address: {reason(error, address)}{extra}") from None
     return system, inner
 
 
@@ -162,5 +163,14 @@ def _reported(address: str) -> Iterator[None]:
     except FnrecipeError:
         raise
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{address}: cannot read the data: {one_line(str(reason))}") from None
+        raise DataError(f"{address}: cannot read the data: {reason(error, address)}") from None
+
+
+def reason(error: Exception, address: str) -> str:
+    """Why a file system failed, on one line, without the secret of the address, of which some repeat parts in other words."""
+    text = str(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+    user, at, _ = address.partition("://")[2].partition("@")
+    if at and (":" in user or "/" not in user):
+        for secret in filter(None, (user, user.partition(":")[2])):
+            text = text.replace(secret, REDACTED).replace(unquote(secret), REDACTED)
+    return one_line(text)

@@ -15,8 +15,8 @@ from typing import IO, BinaryIO, Protocol, TypeVar, cast
 
 import attrs
 
-from fnrecipe.data.remote import filesystem, is_address, local_path
-from fnrecipe.errors import FnrecipeError, one_line
+from fnrecipe.data.remote import filesystem, is_address, local_path, reason
+from fnrecipe.errors import FnrecipeError
 from fnrecipe.runtime.files import sync
 
 _WITH_FOLDERS = ("sftp", "ssh", "smb", "webdav", "hdfs", "webhdfs", "root")
@@ -151,8 +151,7 @@ class RemoteDirectory:
                 raise
             except Exception as error:
                 if attempt == _ATTEMPTS or isinstance(error, _FINAL):
-                    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                    raise FnrecipeError(f"{where}: cannot {verb}: {one_line(str(reason))}") from error
+                    raise FnrecipeError(f"{where}: cannot {verb}: {reason(error, self.address)}") from error
             time.sleep(pause)
             pause *= 2
         raise AssertionError

@@ -38,8 +38,11 @@ def bucket() -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "testing")
+        known = fsspec.get_filesystem_class("s3")
+        known.clear_instance_cache()  # other tests have made some without credentials
         fsspec.filesystem("s3").mkdir("bucket")
         yield "s3://bucket"
+        known.clear_instance_cache()
     server.stop()
 
 

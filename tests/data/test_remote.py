@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from fnrecipe.data import Corpus, Document, byte_tokenizer, open_corpus
-from fnrecipe.data.remote import is_address
+from fnrecipe.data.remote import is_address, reason
 from fnrecipe.errors import DataError, FnrecipeError, UsageError
 from tests.web import Handler, serving
 
@@ -120,3 +120,20 @@ def test_a_file_system_without_its_package(monkeypatch: pytest.MonkeyPatch) -> N
     expected = r"^s3://bucket/a\.jsonl: cannot read this kind of address: Install s3fs.*; pip install 'fnrecipe\[remote\]'$"
     with pytest.raises(UsageError, match=expected):
         open_corpus("s3://bucket/a.jsonl", byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://k:s3cr%20t@bucket/x", 'Invalid bucket name "k:s3cr t@bucket", s3cr t and s3cr%20t'),
+        ("https://t0ken@host/a", "no host t0ken@host"),
+    ],
+)
+def test_what_a_file_system_says_of_an_address_is_shown_without_its_secret(address: str, said: str) -> None:
+    told = reason(ValueError(said), address)
+    assert "***" in told
+    assert not any(secret in told for secret in ("s3cr", "t0ken"))
+
+
+def test_a_path_with_an_at_sign_is_no_secret() -> None:
+    assert reason(ValueError("no bucket/a"), "s3://bucket/a@b") == "no bucket/a"
