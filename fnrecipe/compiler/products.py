@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fnrecipe.compiler.new_nodes import call, contiguous_copy
 from fnrecipe.ops import is_large_product, mm
 
 aten = torch.ops.aten
@@ -136,26 +137,14 @@ def _is_dense(matrix: Tensor) -> bool:
 
 
 def _straight(left: Node, right: Node) -> Node:
-    return _call(mm.default, _contiguous(left), right)
+    return call(mm.default, _contiguous(left), right)
 
 
 def _turned(left: Node, right: Node) -> Node:
-    product = _straight(_call(aten.t.default, right), _call(aten.t.default, left))
-    return _contiguous(_call(aten.t.default, product))
+    product = _straight(call(aten.t.default, right), call(aten.t.default, left))
+    return _contiguous(call(aten.t.default, product))
 
 
 def _contiguous(matrix: Node) -> Node:
     """The matrix in row-major order; itself if it is that already."""
-    if matrix.meta["val"].is_contiguous():
-        return matrix
-    copy = _call(aten.clone.default, matrix)
-    copy.kwargs = {"memory_format": torch.contiguous_format}
-    copy.meta["val"] = matrix.meta["val"].contiguous()
-    return copy
-
-
-def _call(target: Callable[..., Tensor], *args: Node) -> Node:
-    """A node that calls `target`, at the insertion point of its arguments' graph."""
-    node = args[0].graph.call_function(target, args)
-    node.meta["val"] = target(*(arg.meta["val"] for arg in args))
-    return node
+    return matrix if matrix.meta["val"].is_contiguous() else contiguous_copy(matrix)

@@ -1,7 +1,8 @@
 """A pass that computes narrow matrix products with a common operand as one: the projections of a layer's input, and back.
 
 A GPU computes a product in tiles, and is not filled by those of few columns: three of 16,384 x 768 x 768 took an H200 150 µs,
-one of 16,384 x 768 x 2,304 some 80. W are weights, row-major [columns, inner], and G gradients, row-major [rows, columns]:
+and one of 16,384 x 768 x 2,304 is estimated at 80. W are weights, row-major [columns, inner], and G gradients, row-major
+[rows, columns]:
 
     x Wᵀ for several W          x cat(W)ᵀ, of which each result is some columns
     Gᵀ x for several G          cat(G)ᵀ x, of which each result is some rows
@@ -14,14 +15,15 @@ kernel that makes them, and results are read from theirs by the next.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import Argument, map_arg
+from torch.fx.node import Argument
 
+from fnrecipe.compiler.new_nodes import call, contiguous_copy
 from fnrecipe.ops import opaque_clone
 
 aten = torch.ops.aten
@@ -87,15 +89,15 @@ def _stack(products: Sequence[Node], side: int, cats: _Cats) -> None:
     """One product in place of those with a common left (0) or right (1) operand: some of its columns or rows are each's."""
     first, start = products[0], 0
     with first.graph.inserting_before(first):
-        parts = [_call(aten.t.default, each.args[1 - side]) for each in products]
-        operands = [first.args[side], _call(aten.t.default, _cat(parts, side, cats))]
-        whole = _call(aten.mm.default, *(operands if side == 0 else reversed(operands)))
+        parts = [call(aten.t.default, each.args[1 - side]) for each in products]
+        operands = [first.args[side], call(aten.t.default, _cat(parts, side, cats))]
+        whole = call(aten.mm.default, *(operands if side == 0 else reversed(operands)))
         for each in products:
             end = start + _value(each).shape[1 - side]
             # Columns are copied only where a kernel's operand may have no gaps; others read them where they are. Rows have
             # none, but Inductor would return them from a region as they are, and read beside those that lie further down.
-            part = _call(aten.slice.Tensor, whole, 1 - side, start, end)
-            part = _call(opaque_clone.default, part) if side == 1 else _contiguous(part)
+            part = call(aten.slice.Tensor, whole, 1 - side, start, end)
+            part = call(opaque_clone.default, part) if side == 1 else contiguous_copy(part)
             each.replace_all_uses_with(part)
             start = end
     for each in products:
@@ -110,11 +112,11 @@ def _stack_sum(total: Node, cats: _Cats) -> None:
         return
     lefts, rights = ([product.args[side] for product in found.values()] for side in (0, 1))
     with total.graph.inserting_before(total):
-        whole = _call(aten.mm.default, _cat(lefts, 1, cats), _cat(rights, 0, cats))
-        sum_of_all = _call(aten.view.default, whole, [*_value(total).shape])
+        whole = call(aten.mm.default, _cat(lefts, 1, cats), _cat(rights, 0, cats))
+        sum_of_all = call(aten.view.default, whole, [*_value(total).shape])
         for term in terms:
             if term not in found:
-                sum_of_all = _call(aten.add.Tensor, sum_of_all, term)
+                sum_of_all = call(aten.add.Tensor, sum_of_all, term)
     total.replace_all_uses_with(sum_of_all)
     total.graph.erase_node(total)
 
@@ -151,7 +153,7 @@ def _cat(parts: Sequence[Argument], dim: int, cats: _Cats) -> Node:
     """The matrices side by side (1) or below each other (0), of which there is one for the same matrices."""
     key = dim, tuple(map(_straight, parts))
     if key not in cats:
-        cats[key] = _call(aten.cat.default, [*parts], dim)
+        cats[key] = call(aten.cat.default, [*parts], dim)
     return cats[key]
 
 
@@ -160,22 +162,6 @@ def _straight(matrix: Argument) -> Node:
     assert isinstance(matrix, Node)
     turned = matrix.args[0] if matrix.target == aten.t.default else None
     return _straight(turned.args[0]) if isinstance(turned, Node) and turned.target == aten.t.default else matrix
-
-
-def _contiguous(matrix: Node) -> Node:
-    copy = _call(aten.clone.default, matrix)
-    copy.update_kwarg("memory_format", torch.contiguous_format)
-    copy.meta["val"] = copy.meta["val"].contiguous()
-    return copy
-
-
-def _call(target: Callable[..., Tensor], *args: Argument) -> Node:
-    """A node that calls `target`, at the insertion point of its arguments' graph."""
-    nodes = list[Node]()
-    map_arg(args, nodes.append)
-    node = nodes[0].graph.call_function(target, args)
-    node.meta["val"] = target(*map_arg(args, lambda each: each.meta["val"]))
-    return node
 
 
 def _value(operand: Argument) -> Tensor:
