@@ -50,7 +50,7 @@ TAKES = {
 @click.option(
     "--python", "pythons", multiple=True, help="step, sft: PEER=PATH, the Python to run a peer with; may be repeated."
 )
-@click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu, race: how long; 1, 9 and 25 by default.")
+@click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu, race: how long; 1, 9 and 120 by default.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
@@ -58,7 +58,11 @@ TAKES = {
 )
 @click.option("--megabytes", type=click.FloatRange(min=1), help="saving: the size of the state; 1400 by default.")
 @click.option("--keep", type=click.Path(path_type=Path), help="race: a file of the runs that are done, which are not repeated.")
-@click.option("--picture", type=click.Path(path_type=Path), help="race: the losses, as SVG.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="race: the losses, as SVG: FILE.svg gives FILE-MODEL.svg and FILE-MODEL-seconds.svg.",
+)
 def main(name: str, rounds: int, path: Path | None, **options: Any) -> None:
     """Measure NAME and print a table of medians and ranges."""
     given = {option: value for option, value in options.items() if value not in (None, ())}

@@ -1,10 +1,11 @@
 """Optimizers side by side: the same small Llama on the same rows, each at the best of its learning rates.
 
-The recipe `lm` on Python's library, bytes, one thread, `STEPS` steps. For each optimizer the rate is doubled and halved from
-where it begins until the best one stands between two worse ones, by the validation loss of the first seed; then the other seeds
-train at it. All else is a default but decay, 0.1 for all, and the schedule of `schedule_free`, which has no end; that is
-evaluated at its mean. Optimizers take turns, so that a little time is shared by all; `--keep FILE` has the runs that are done,
-and the same command goes on behind them.
+The recipe `lm` on Python's library, one thread, `STEPS` steps. For each optimizer the rate is doubled and halved from where
+it begins until the best one stands between two worse ones, by the validation loss of the first seed; then the other seeds train
+at it. All else is a default but decay, 0.1 for all, and the schedule of `schedule_free`, which has no end; that is evaluated at
+its mean. Optimizers take turns, so that a little time is shared by all; `--keep FILE` has the runs that are done, and the same
+command goes on behind them. `--picture race.svg` draws race-MODEL.svg, losses against steps, and race-MODEL-seconds.svg,
+against CPU seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -22,6 +24,7 @@ from typing import Any
 import attrs
 import torch
 
+from benchmarks.cases import VOCABULARY, write_text
 from benchmarks.report import Result
 from fnrecipe.build import batches, evaluation_batches, init_train_state, make_step, to_device
 from fnrecipe.config import resolve
@@ -39,19 +42,22 @@ from fnrecipe.transforms import evaluation
 from fnrecipe.tree import Tree
 
 STEPS, SEEDS, VALID, SMOOTHED, BASE = 120, (1, 2), 16, 10, "adamw"
-MODELS = {
-    "0.8M": (
-        "model.config={vocab_size: 264, max_seq_len: 128, model_dim: 128, num_layers: 4, num_attn_heads: 4, "
-        "num_key_value_heads: 2, ffn_inner_dim: 344, tied_embeddings: true}",
-        "dataset.max_seq_len=128",
-    ),
-    "3M": (),
-}
+
+
+@attrs.frozen
+class Model:
+    """What the config says of it, and who races; its tokens are those of a BPE trained on its text, or bytes."""
+
+    pairs: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    bpe: bool = False
+
+
 _MUON = ("optimizer.config.scale=match_rms", "optimizer.config.adamw.lr={rate}")
 ENTRIES: Mapping[str, tuple[float, tuple[str, ...]]] = {
-    "adamw": (4e-3, ()),
-    "muon": (4e-3, _MUON),
-    "normuon": (4e-3, _MUON),
+    "adamw": (2e-3, ()),
+    "muon": (1.6e-2, _MUON),
+    "normuon": (1.6e-2, _MUON),
     "soap": (4e-3, ()),
     "lion": (1e-3, ()),
     "ademamix": (4e-3, ()),
@@ -60,6 +66,27 @@ ENTRIES: Mapping[str, tuple[float, tuple[str, ...]]] = {
     "adafactor": (1.6e-2, ()),
 }
 """By name: the rate to begin with, and what else the config says. (Muon at AdamW's size of update, so they have one rate.)"""
+MODELS = {
+    "0.8M": Model(
+        (
+            "model.config={vocab_size: 264, max_seq_len: 128, model_dim: 128, num_layers: 4, num_attn_heads: 4, "
+            "num_key_value_heads: 2, ffn_inner_dim: 344, tied_embeddings: true}",
+            "dataset.max_seq_len=128",
+        ),
+        tuple(ENTRIES),
+    ),
+    "3M": Model(("dataset.batch_size=16",), ("adamw", "muon", "normuon", "soap")),
+    "7M": Model(
+        (
+            f"model.config={{vocab_size: {VOCABULARY}, max_seq_len: 256, model_dim: 256, num_layers: 4, num_attn_heads: 4, "
+            "num_key_value_heads: 4, ffn_inner_dim: 688, tied_embeddings: false}",
+            "tokenizer.family=hf",
+        ),
+        ("adamw", "muon", "soap"),
+        bpe=True,
+    ),
+}
+"""`7M` is that of `benchmarks step`."""
 DEVICE = torch.device("cpu")
 
 
@@ -89,25 +116,36 @@ class Job:
 
 
 def run(
-    rounds: int, minutes: float = 25.0, keep: Path | None = None, picture: Path | None = None, models: Sequence[str] = ()
+    rounds: int, minutes: float = 120.0, keep: Path | None = None, picture: Path | None = None, models: Sequence[str] = ()
 ) -> list[Result]:
     """`minutes` of runs at most; `rounds` counts for nothing: what is noisy here are seeds."""
     end, results = time.monotonic() + 60 * minutes, list[Result]()
     torch.set_num_threads(1)
     host.keep_freed_memory()
-    for model in models or ["0.8M"]:
-        done = [each for each in _read(keep) if each.model == model]
-        while (jobs := list(_open(model, done))) and time.monotonic() < end:
-            job = min(jobs, key=lambda job: sum(each.optimizer == job.optimizer for each in done))
-            done.append(_train(job))
-            print(f"{job.model} {job.optimizer} {done[-1].rate:.2g} seed {job.seed}: {done[-1].valid:.4f}", flush=True)
-            if keep is not None:
-                with keep.open("a") as file:
-                    file.write(json.dumps(attrs.asdict(done[-1])) + "\n")
-        results += _results(model, done)
-        if picture is not None and done:
-            picture.write_text(_picture(model, done))
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models or ["3M", "7M"]:
+            text = Path(folder)
+            if MODELS[model].bpe and not any(text.iterdir()):
+                write_text(text)
+            done = _raced(model, text, end, keep)
+            results += _results(model, done)
+            if picture is not None and done:
+                for stem, seconds in ((f"{picture.stem}-{model}", False), (f"{picture.stem}-{model}-seconds", True)):
+                    picture.with_stem(stem).write_text(_picture(model, done, seconds=seconds))
     return results
+
+
+def _raced(model: str, text: Path, end: float, keep: Path | None) -> list[Run]:
+    """The runs of a model: those that are kept, and what there is time for."""
+    done = [each for each in _read(keep) if each.model == model]
+    while (jobs := list(_open(model, done))) and time.monotonic() < end:
+        job = min(jobs, key=lambda job: sum(each.optimizer == job.optimizer for each in done))
+        done.append(_train(job, text))
+        print(f"{job.model} {job.optimizer} {done[-1].rate:.2g} seed {job.seed}: {done[-1].valid:.4f}", flush=True)
+        if keep is not None:
+            with keep.open("a") as file:
+                file.write(json.dumps(attrs.asdict(done[-1])) + "\n")
+    return done
 
 
 def next_doublings(tried: Mapping[int, float]) -> int | None:
@@ -122,7 +160,7 @@ def _finite(loss: float) -> float:
 
 def _open(model: str, done: Sequence[Run]) -> Iterator[Job]:
     """For each optimizer the run to be made next, if there is one."""
-    for name in ENTRIES:
+    for name in MODELS[model].optimizers:
         found = {(each.doublings, each.seed): each.valid for each in done if each.optimizer == name}
         tried = {doublings: loss for (doublings, seed), loss in found.items() if seed == SEEDS[0]}
         near = next_doublings(tried)
@@ -135,11 +173,14 @@ def _open(model: str, done: Sequence[Run]) -> Iterator[Job]:
                 yield Job(model, name, best, seed)
 
 
-def config_of(job: Job) -> LMConfig:
+def config_of(job: Job, text: Path) -> LMConfig:
+    """`text`: where `write_text` has written, of models with a BPE."""
     first, changes = ENTRIES[job.optimizer]
-    rate = first * 2.0**job.doublings
+    rate, model = first * 2.0**job.doublings, MODELS[job.model]
+    bpe = [f"dataset.sources={text / 'text.jsonl'}", f"tokenizer.path={text / 'tokenizer.json'}"]
     pairs = [
-        *MODELS[job.model],
+        *model.pairs,
+        *(bpe if model.bpe else ()),
         "gang.device=cpu",
         "gang.num_microbatches=1",
         f"regime.num_steps={STEPS}",
@@ -153,12 +194,12 @@ def config_of(job: Job) -> LMConfig:
     return config
 
 
-def _train(job: Job) -> Run:
-    config, mesh = config_of(job), Mesh()
+def _train(job: Job, text: Path) -> Run:
+    config, mesh = config_of(job, text), Mesh()
     step = make_step(recipe, config, mesh, DEVICE)
     state = init_train_state(recipe, config, mesh, DEVICE)
     losses, times = list[float](), [time.process_time()]
-    for state, metrics, _ in fold(step, state, ((batch, None) for batch in _rows(job.model, job.seed))):  # noqa: B007
+    for state, metrics, _ in fold(step, state, ((batch, None) for batch in _rows(job.model, job.seed, text))):  # noqa: B007
         losses.append((metrics["loss"] / metrics["targets"]).item())
         times.append(time.process_time())
     spent = (times[-1] - times[1]) / (STEPS - 1)  # the first step traces
@@ -167,9 +208,9 @@ def _train(job: Job) -> Run:
 
 
 @cache
-def _rows(model: str, seed: int) -> list[Tree]:
+def _rows(model: str, seed: int, text: Path) -> list[Tree]:
     """The batches of all optimizers."""
-    config = config_of(Job(model, BASE, 0, seed))
+    config = config_of(Job(model, BASE, 0, seed), text)
     stream = batches(recipe, config, LaneAssignment(), DEVICE)(None)
     return [to_device(batch, DEVICE) for batch, _ in islice(stream, STEPS)]
 
@@ -209,9 +250,15 @@ def steps_to(losses: Sequence[float], target: float) -> int | None:
     return next((number for number, loss in enumerate(smoothed(losses), 1) if loss <= target), None)
 
 
+def after_seconds(run: Run, seconds: float) -> float:
+    """The smoothed loss of the last step that so many CPU seconds are enough for."""
+    return smoothed(run.losses)[min(len(run.losses), max(1, int(seconds / run.cpu))) - 1]
+
+
 def _results(model: str, done: Sequence[Run]) -> list[Result]:
     best, results = _best(done), list[Result]()
     targets = {each.seed: smoothed(each.losses)[-1] for each in best.get(BASE, ())}
+    seconds = statistics.fmean(each.cpu for each in best[BASE]) * STEPS if BASE in best else 0
     for name, runs in best.items():
         tried = len({each.doublings for each in done if each.optimizer == name})
         known = [(each, steps_to(each.losses, targets[each.seed])) for each in runs if each.seed in targets]
@@ -219,6 +266,8 @@ def _results(model: str, done: Sequence[Run]) -> list[Result]:
         rows: list[tuple[str, list[float], str]] = [
             (f"learning rate, of {tried}", [runs[0].rate], ""),
             ("validation loss", [each.valid for each in runs], "nats"),
+            *((f"loss after {n} steps", [smoothed(each.losses)[n - 1] for each in runs], "nats") for n in _quarters(STEPS)),
+            *((f"loss after {n} CPU s", [after_seconds(each, n) for each in runs], "nats") for n in _quarters(round(seconds))),
             (f"steps to {BASE}'s last training loss", [steps for _, steps in reached], "steps"),
             ("CPU seconds to it", [steps * each.cpu for each, steps in reached], "s"),
             ("CPU seconds a step", [each.cpu for each in runs], "s"),
@@ -227,10 +276,16 @@ def _results(model: str, done: Sequence[Run]) -> list[Result]:
     return results
 
 
-def _picture(model: str, done: Sequence[Run]) -> str:
-    """The smoothed loss of training, in the mean over seeds."""
+def _quarters(number: int) -> list[int]:
+    return sorted({max(1, number * quarter // 4) for quarter in (1, 2, 3, 4)}) if number else []
+
+
+def _picture(model: str, done: Sequence[Run], *, seconds: bool) -> str:
+    """The smoothed loss of training, in the mean over seeds, against CPU seconds or steps."""
     lines = []
     for name, runs in _best(done).items():
         mean = [statistics.fmean(each) for each in zip(*(smoothed(run.losses) for run in runs), strict=True)]
-        lines.append(Line(f"{name} {runs[0].rate:.2g}", [(float(n), loss) for n, loss in enumerate(mean, 1) if n >= SMOOTHED]))
-    return line_chart(lines, x="step", y=f"training loss, {model}, mean of {SMOOTHED} steps")
+        unit = statistics.fmean(run.cpu for run in runs) if seconds else 1.0
+        lines.append(Line(f"{name} {runs[0].rate:.2g}", [(n * unit, loss) for n, loss in enumerate(mean, 1) if n >= SMOOTHED]))
+    y = f"training loss, {model}, mean of {SMOOTHED} steps"
+    return line_chart(lines, x="CPU seconds" if seconds else "step", y=y)

@@ -22,22 +22,25 @@ def scale_by_soap(
     shampoo_decay: float = 0.95,
     every: int = 10,
     max_dim: int = 10_000,
+    rows: bool = True,
 ) -> Transform:
     """SOAP's direction, of matrices only (Vyas et al. 2024, arXiv:2409.11321).
 
     Running means of G Gᵀ and Gᵀ G, at `shampoo_decay`, have eigenvectors L and R, which are renewed in each update that `every`
     divides. Adam's mean square is one of Lᵀ G R, and its direction is made in that basis and turned back. A side of more than
-    `max_dim` is not turned: with none, it is Adam. As in the authors' code the first gradient gives bases and no update.
+    `max_dim` is not turned, nor are rows without `rows`: with no side, it is Adam. As in the authors' code the first gradient
+    gives bases and no update.
 
     State: `mean` and `square`, like the parameters; `left`, `right`, `left_basis` and `right_basis`, square matrices, [0, 0]
     for sides that are not turned; `count`, int64 [], of the gradients seen.
     """
 
     def init(params: Tree) -> Tree:
-        def side(dim: int) -> Tree:
-            return tree.map(lambda p: p.new_zeros((p.shape[dim],) * 2 if p.shape[dim] <= max_dim else (0, 0)), params)
+        def side(dim: int, most: int) -> Tree:
+            return tree.map(lambda p: p.new_zeros((p.shape[dim],) * 2 if p.shape[dim] <= most else (0, 0)), params)
 
-        sides = {"left": side(0), "right": side(1), "left_basis": side(0), "right_basis": side(1)}
+        lefts, rights = (partial(side, 0, max_dim if rows else 0), partial(side, 1, max_dim))
+        sides = {"left": lefts(), "right": rights(), "left_basis": lefts(), "right_basis": rights()}
         return {**zeros(params, "mean", "square"), **sides, "count": counter(params)}
 
     def update(gradients: Tree, state: Tree, params: Tree, step: Tensor) -> tuple[Tree, Tree, Report]:

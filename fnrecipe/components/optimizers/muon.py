@@ -5,6 +5,7 @@ But weight decay, without which matrices grow in long trainings: that is torch.o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,8 @@ from attrs import field, frozen
 from fnrecipe.components.component import Optimizer
 from fnrecipe.components.optimizers.adamw import AdamWConfig, adamw
 from fnrecipe.config.bounds import NonNegative, ProperFraction
-from fnrecipe.config.patterns import fits
+from fnrecipe.config.patterns import fits, wrong_tag
+from fnrecipe.errors import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +40,10 @@ class MatrixConfig:
     cautious_weight_decay: bool = False
     adamw_params: tuple[str, ...] = ("*embed*", "*positions*", "*head*")
     adamw: AdamWConfig = field(factory=partial(AdamWConfig, eps=1e-10))
+
+    def conflicts(self) -> Iterator[Problem]:
+        if wrong := wrong_tag(self.adamw_params):
+            yield Problem("adamw_params", "a known tag", repr(wrong[0]), hint=wrong[1])
 
 
 @frozen

@@ -1,21 +1,34 @@
-"""SOAP for matrices, Adam for vectors; defaults are those of the authors' code."""
+"""SOAP for matrices, Adam for vectors; defaults are those of the authors' code.
+
+But the rows of embeddings and the head, which are tokens, are not turned, however few there are. In the authors' trainings
+they are not, for 32 thousand are above `max_precondition_dim`. Turned, rare and frequent tokens would share their mean squares.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt, ProperFraction
+from fnrecipe.config.patterns import fits, wrong_tag
+from fnrecipe.errors import Problem
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fnrecipe.optim import Schedules, Transform
 
 
 @frozen
 class SOAPConfig:
-    """`precondition_frequency`: in which updates bases are renewed; sides above `max_precondition_dim` have none."""
+    """`precondition_frequency`: in which updates bases are renewed; sides above `max_precondition_dim` have none.
+
+    `one_sided_params`: patterns of the paths, or tags, of the matrices whose rows have none either.
+    """
 
     lr: NonNegative = 3e-3
     betas: tuple[ProperFraction, ProperFraction] = (0.95, 0.95)
@@ -26,12 +39,21 @@ class SOAPConfig:
     cautious_weight_decay: bool = False
     precondition_frequency: PositiveInt = 10
     max_precondition_dim: NonNegativeInt = 10_000
+    one_sided_params: tuple[str, ...] = ("@embedding", "@head")
+
+    def conflicts(self) -> Iterator[Problem]:
+        if wrong := wrong_tag(self.one_sided_params):
+            yield Problem("one_sided_params", "a known tag", repr(wrong[0]), hint=wrong[1])
 
 
 def soap(config: SOAPConfig, schedule: Schedules, max_norm: float | None) -> Transform:
     from fnrecipe import optim
 
-    turned = optim.scale_by_soap(
+    def one_sided(path: str, parameter: Tensor) -> bool:
+        return parameter.ndim == 2 and fits(path, 2, config.one_sided_params)
+
+    turned = partial(
+        optim.scale_by_soap,
         *config.betas,
         config.eps,
         shampoo_decay=config.shampoo_beta,
@@ -39,8 +61,9 @@ def soap(config: SOAPConfig, schedule: Schedules, max_norm: float | None) -> Tra
         max_dim=config.max_precondition_dim,
     )
     adam = optim.scale_by_adam(*config.betas, config.eps)
+    others = optim.split(lambda path, parameter: parameter.ndim == 2, turned(), adam)
     return optim.descent(
-        optim.split(lambda path, parameter: parameter.ndim == 2, turned, adam),
+        optim.split(one_sided, turned(rows=False), others),
         schedule=schedule(config.lr),
         weight_decay=schedule.decay(config.weight_decay),
         mask=optim.decaying(config.decay_vectors),
