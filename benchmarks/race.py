@@ -42,6 +42,8 @@ from fnrecipe.transforms import evaluation
 from fnrecipe.tree import Tree
 
 STEPS, SEEDS, VALID, SMOOTHED, BASE = 120, (1, 2), 16, 10, "adamw"
+WARMUP = 1 / 3
+"""Of the steps: 40, which are 2 / (1 - β₂) for β₂ = 0.95 (Ma & Yarats, arXiv:1910.04209)."""
 
 
 @attrs.frozen
@@ -55,10 +57,10 @@ class Model:
 
 _MUON = ("optimizer.config.scale=match_rms", "optimizer.config.adamw.lr={rate}")
 ENTRIES: Mapping[str, tuple[float, tuple[str, ...]]] = {
-    "adamw": (2e-3, ()),
+    "adamw": (4e-3, ()),
     "muon": (1.6e-2, _MUON),
     "normuon": (1.6e-2, _MUON),
-    "soap": (4e-3, ()),
+    "soap": (8e-3, ()),
     "lion": (1e-3, ()),
     "ademamix": (4e-3, ()),
     "mars": (4e-3, ()),
@@ -75,7 +77,7 @@ MODELS = {
         ),
         tuple(ENTRIES),
     ),
-    "3M": Model(("dataset.batch_size=16",), ("adamw", "muon", "normuon", "soap")),
+    "3M": Model((), ("adamw", "muon", "normuon", "soap")),
     "7M": Model(
         (
             f"model.config={{vocab_size: {VOCABULARY}, max_seq_len: 256, model_dim: 256, num_layers: 4, num_attn_heads: 4, "
@@ -188,6 +190,7 @@ def config_of(job: Job, text: Path) -> LMConfig:
         f"optimizer.name={job.optimizer}",
         f"optimizer.config.lr={rate}",
         "optimizer.config.weight_decay=0.1",
+        f"lr_scheduler.config.num_warmup_steps={WARMUP}",
         *(each.format(rate=rate) for each in changes),
     ]
     config: LMConfig = resolve(recipe.config, (), pairs)[0]
