@@ -12,7 +12,7 @@ from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 
 if TYPE_CHECKING:
     from fnrecipe.inspect.coordinates import Along, Coordinates
@@ -48,7 +48,7 @@ def coordinate_check(
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
     from fnrecipe.inspect.coordinates import coordinates
-    from fnrecipe.shell.run_dir import writing
+    from fnrecipe.shell.directory.run_dir import writing
 
     measured = coordinates(found.load(), config, along, sizes, steps)
     _show(measured, along, steps)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fnrecipe.config.sections.model import ModelConfig
     from fnrecipe.generation.answer import Answer
     from fnrecipe.generation.generator import Generator, Prompt
-    from fnrecipe.shell.speaker import Speaker
+    from fnrecipe.shell.trained.speaker import Speaker
 
 
 @attrs.frozen
@@ -111,7 +111,7 @@ def _answers(
 ) -> Iterator[tuple[Answer, ...]]:
     """Of each batch of rows, (number of a text, number of a sample): what is said after each step."""
     from fnrecipe.generation.generator import Prompt, check
-    from fnrecipe.shell.speaker import answers
+    from fnrecipe.shell.trained.speaker import answers
 
     tokens = [speaker.tokens(text.text) for text in texts]
     for text, ids in zip(texts, tokens, strict=True):

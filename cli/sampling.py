@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fnrecipe.config.sections.model import ModelConfig
     from fnrecipe.generation.generator import Generator
-    from fnrecipe.shell.speaker import Speaker
+    from fnrecipe.shell.trained.speaker import Speaker
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -51,7 +51,7 @@ def open_generator(path: Path, options: Mapping[str, Any]) -> tuple[Speaker, Gen
 
     from fnrecipe.errors import UsageError
     from fnrecipe.generation.sampling import Sampling
-    from fnrecipe.shell.speaker import generator_of, open_speaker
+    from fnrecipe.shell.trained.speaker import generator_of, open_speaker
 
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: expected cpu on this machine, found cuda")

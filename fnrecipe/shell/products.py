@@ -13,7 +13,7 @@ from fnrecipe.errors import CheckpointError
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.products import measured, processor
-from fnrecipe.shell.run_dir import PRODUCTS
+from fnrecipe.shell.directory.run_dir import PRODUCTS
 from fnrecipe.shell.session import Session
 
 
