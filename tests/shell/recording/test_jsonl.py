@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fnrecipe.shell.recording.recorders import jsonl as record
+from fnrecipe.shell.recording import jsonl as record
 from tests.helpers import rows
 
 NUMBERS = st.floats() | st.integers(-(2**70), 2**70)

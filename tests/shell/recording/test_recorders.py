@@ -17,9 +17,9 @@ from fnrecipe.errors import UsageError
 from fnrecipe.observe import Observer, Ticks
 from fnrecipe.recipe import Row, Write
 from fnrecipe.recipes.lm.train import recipe
+from fnrecipe.shell.recording import tensorboard as tensorboard_module
+from fnrecipe.shell.recording import wandb as wandb_module
 from fnrecipe.shell.recording.recorders import recorders_of, recording
-from fnrecipe.shell.recording.recorders import tensorboard as tensorboard_module
-from fnrecipe.shell.recording.recorders import wandb as wandb_module
 from fnrecipe.shell.recording.tensorboard import to_tensorboard
 from fnrecipe.shell.recording.wandb import to_wandb
 from fnrecipe.shell.train import train
