@@ -96,9 +96,16 @@ def _timed(say: Say, prompts: list[list[int]], count: int) -> tuple[float, list[
 
 def _fnrecipe(params: Tree, dtype: torch.dtype, backend: Backend, prompts: Backend | None = None) -> Say:
     assert model.cached is not None
-    cold = Sampling(temperature=0)
-    sizes = {"context": CONFIG.max_seq_len, "vocab_size": CONFIG.vocab_size}
-    generator = make_generator(model.cached, CONFIG, cold, **sizes, dtype=dtype, backend=backend, prompts=prompts)
+    generator = make_generator(
+        model.cached,
+        CONFIG,
+        Sampling(temperature=0),
+        context=CONFIG.max_seq_len,
+        vocab_size=CONFIG.vocab_size,
+        dtype=dtype,
+        backend=backend,
+        prompts=prompts,
+    )
 
     def say(prompts: list[list[int]], count: int) -> list[list[int]]:
         columns: Iterator[Any] = generate(generator, params, [Prompt(prompt) for prompt in prompts], random.key(0), count)
