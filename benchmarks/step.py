@@ -78,14 +78,17 @@ UNITS = {
 }
 
 
-def run(rounds: int, models: Sequence[str] = (), pythons: Mapping[str, str] | None = None) -> list[Result]:
-    """`models` are names of cases, all by default; `pythons` names the Python of peers that need one of their own."""
-    runs = {name: (pythons or {}).get(system.peer, sys.executable) for name, system in SYSTEMS.items()}
+def run(
+    rounds: int, models: Sequence[str] = (), pythons: Mapping[str, str] | None = None, systems: Sequence[str] = ()
+) -> list[Result]:
+    """`models` are names of cases and `systems` of systems, all by default; `pythons` names the Python of peers that need one."""
+    chosen = {name: SYSTEMS[name] for name in systems or SYSTEMS}
+    runs = {name: (pythons or {}).get(system.peer, sys.executable) for name, system in chosen.items()}
     found = {name: python for name, python in runs.items() if has_packages(python, SYSTEMS[name].packages)}
     with tempfile.TemporaryDirectory() as folder:
         cases.write(Path(folder))
         results = [result for case in models or cases.CASES for result in _measured(case, found, folder, rounds)]
-    missing = [Result("step", "all", name, "not installed", [], "") for name in SYSTEMS if name not in found]
+    missing = [Result("step", "all", name, "not installed", [], "") for name in chosen if name not in found]
     return [*results, *missing]
 
 

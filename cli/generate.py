@@ -63,8 +63,8 @@ def generate(
     texts = [Text(prompt, "--prompt") for prompt in prompts] if file is None else _read(file)
     if "" in stops:
         raise UsageError("--stop: expected a text, found an empty one")
-    speaker, generator = open_generator(path, choice)
     rows = [(number, sample) for number in range(len(texts)) for sample in range(count)]
+    speaker, generator = open_generator(path, choice, many=len(rows) > batch_size)
     said = _answers(speaker, generator, texts, rows, batch_size, seed, max_tokens, stops)
     if len(rows) == 1 and out is None:
         return _stream(said, stops)

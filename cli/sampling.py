@@ -45,8 +45,8 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
-def open_generator(path: Path, options: Mapping[str, Any]) -> tuple[Speaker, Generator[ModelConfig]]:
-    """The model in a directory, and its functions, by the values of the options above."""
+def open_generator(path: Path, options: Mapping[str, Any], *, many: bool = False) -> tuple[Speaker, Generator[ModelConfig]]:
+    """The model in a directory, and its functions, by the values of the options above; `many`: for several batches."""
     import torch
 
     from fnrecipe.errors import UsageError
@@ -58,4 +58,4 @@ def open_generator(path: Path, options: Mapping[str, Any]) -> tuple[Speaker, Gen
     place = torch.device("cuda" if options["device"] != "cpu" and torch.cuda.is_available() else "cpu")
     speaker = open_speaker(path, dtype=options["dtype"], device=place, weights=options["weights"])
     sampling = Sampling(**{name: options[name] for name in _CHOICE})
-    return speaker, generator_of(speaker, sampling, compiled=options["compiled"])
+    return speaker, generator_of(speaker, sampling, compiled=options["compiled"], many=many)

@@ -153,11 +153,14 @@ def chat_template(speaker: Speaker, given: Path | None) -> ChatTemplate:
     return read_chat_template(str(found))
 
 
-def generator_of(speaker: Speaker, sampling: Sampling, *, compiled: bool = False) -> Generator[ModelConfig]:
-    """The functions that generate, in the dtype of the parameters; the step is `compiled`, or run operation by operation."""
+def generator_of(speaker: Speaker, sampling: Sampling, *, compiled: bool = False, many: bool = False) -> Generator[ModelConfig]:
+    """The functions that generate, in the dtype of the parameters; the step is `compiled`, or run operation by operation.
+
+    many  whether there are several batches of prompts, so that it pays to trace what is done with them
+    """
     device = tree.leaves(speaker.params)[0].device
-    packed = device.type == "cpu" and _is_small(speaker.params)
-    backend = in_one_piece if compiled else packed_weights() if packed else interpreter
+    traced = packed_weights() if device.type == "cpu" and _is_small(speaker.params) else interpreter
+    backend = in_one_piece if compiled else traced
     return make_generator(
         cached_by(find_model(speaker.model.family)),
         speaker.model.config,
@@ -166,6 +169,7 @@ def generator_of(speaker: Speaker, sampling: Sampling, *, compiled: bool = False
         vocab_size=min(speaker.tokenizer.vocab_size, speaker.model.config.vocab_size),
         dtype=tree.leaves(speaker.params)[0].dtype,
         backend=backend,
+        prompts=traced if many else None,
         captured=cuda_graph(backend) if device.type == "cuda" else None,
     )
 
