@@ -81,7 +81,7 @@ UNITS = {
 def run(
     rounds: int, models: Sequence[str] = (), pythons: Mapping[str, str] | None = None, systems: Sequence[str] = ()
 ) -> list[Result]:
-    """`models` are names of cases and `systems` of systems, all by default; `pythons` names the Python of peers that need one."""
+    """`models` names cases and `systems` systems, all by default; `pythons` names the Python of peers that need their own."""
     chosen = {name: SYSTEMS[name] for name in systems or SYSTEMS}
     runs = {name: (pythons or {}).get(system.peer, sys.executable) for name, system in chosen.items()}
     found = {name: python for name, python in runs.items() if has_packages(python, SYSTEMS[name].packages)}

@@ -82,14 +82,11 @@ def _show(found: Sequence[Coordinates], along: str, steps: int) -> None:
 
 
 def _drawn(found: Sequence[Coordinates], along: str) -> str:
+    from fnrecipe.inspect.chart import Chart, Line, svg
     from fnrecipe.inspect.coordinates import QUANTITIES
-    from fnrecipe.inspect.picture import log_log
 
-    def lines(name: str) -> dict[str, list[tuple[float, float]]]:
-        first = int(name.startswith("change"))
-        return {
-            f"step {step}": [(each.size, each.means[name][step]) for each in found]
-            for step in range(first, len(found[0].means[name]))
-        }
+    def lines(name: str) -> list[Line]:
+        steps = range(int(name.startswith("change")), len(found[0].means[name]))
+        return [Line(f"step {step}", [(each.size, each.means[name][step]) for each in found]) for step in steps]
 
-    return log_log({name: lines(name) for name in QUANTITIES}, along)
+    return svg(*(Chart(lines=lines(name), x=along, y=f"mean |{name}|", log_x=True, log_y=True) for name in QUANTITIES))
