@@ -51,10 +51,12 @@ def open_generator(path: Path, options: Mapping[str, Any], *, many: bool = False
 
     from fnrecipe.errors import UsageError
     from fnrecipe.generation.sampling import Sampling
+    from fnrecipe.runtime.host import keep_freed_memory
     from fnrecipe.shell.trained.speaker import generator_of, open_speaker
 
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: expected cpu on this machine, found cuda")
+    keep_freed_memory()
     place = torch.device("cuda" if options["device"] != "cpu" and torch.cuda.is_available() else "cpu")
     speaker = open_speaker(path, dtype=options["dtype"], device=place, weights=options["weights"])
     sampling = Sampling(**{name: options[name] for name in _CHOICE})
