@@ -106,13 +106,13 @@ def _measured(case: str, pythons: Mapping[str, str], folder: str, rounds: int) -
 
 
 def _ratios(results: Sequence[Result], num_microbatches: int) -> list[Result]:
-    """To the fastest eager system and to the compiled one, among those with as many microbatches."""
+    """To the fastest eager system and to the compiled one, among those with as many microbatches, if there are any."""
     equal = [r for r in results if SYSTEMS[r.system].num_microbatches == num_microbatches]
     found = []
     for metric in SPEEDS:
         eager = [r for r in equal if r.metric == metric and SYSTEMS[r.system].eager]
-        fastest = max(eager, key=lambda r: r.value or 0).system
-        for base in (fastest, COMPILED):
+        fastest = max(eager, key=lambda r: r.value or 0).system if eager else None
+        for base in filter(None, (fastest, COMPILED)):
             found += ratios(equal, metric, base)
     return found
 
