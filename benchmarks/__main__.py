@@ -33,6 +33,7 @@ NAMES = (
 TAKES = {
     "models": ("step", "race"),
     "pythons": ("step", "sft"),
+    "systems": ("step",),
     "minutes": ("faults", "gpu", "race"),
     "directory": ("load", "sft"),
     "megabytes": ("saving",),
@@ -50,6 +51,7 @@ TAKES = {
 @click.option(
     "--python", "pythons", multiple=True, help="step, sft: PEER=PATH, the Python to run a peer with; may be repeated."
 )
+@click.option("--system", "systems", multiple=True, help="step: only this system; may be repeated.")
 @click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu, race: how long; 1, 9 and 120 by default.")
 @click.option(
     "--directory",
@@ -61,7 +63,7 @@ TAKES = {
 @click.option(
     "--picture",
     type=click.Path(path_type=Path),
-    help="race: the losses, as SVG: FILE.svg gives FILE-MODEL.svg and FILE-MODEL-seconds.svg.",
+    help="race: the losses of each model, as SVG: NAME.svg gives NAME-MODEL.svg.",
 )
 def main(name: str, rounds: int, path: Path | None, **options: Any) -> None:
     """Measure NAME and print a table of medians and ranges."""

@@ -4,8 +4,7 @@ The recipe `lm` on Python's library, one thread, `STEPS` steps. For each optimiz
 it begins until the best one stands between two worse ones, by the validation loss of the first seed; then the other seeds train
 at it. All else is a default but decay, 0.1 for all, and the schedule of `schedule_free`, which has no end; that is evaluated at
 its mean. Optimizers take turns, so that a little time is shared by all; `--keep FILE` has the runs that are done, and the same
-command goes on behind them. `--picture race.svg` draws race-MODEL.svg, losses against steps, and race-MODEL-seconds.svg,
-against CPU seconds.
+command goes on behind them. `--picture race.svg` draws race-MODEL.svg, losses against steps and against CPU seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from fnrecipe.build import batches, evaluation_batches, init_train_state, make_s
 from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
 from fnrecipe.fold import fold
-from fnrecipe.inspect.chart import Line, line_chart
+from fnrecipe.inspect.chart import Chart, Line, svg
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Evaluation
 from fnrecipe.recipes.lm.config import LMConfig
@@ -132,8 +131,7 @@ def run(
             done = _raced(model, text, end, keep)
             results += _results(model, done)
             if picture is not None and done:
-                for stem, seconds in ((f"{picture.stem}-{model}", False), (f"{picture.stem}-{model}-seconds", True)):
-                    picture.with_stem(stem).write_text(_picture(model, done, seconds=seconds))
+                picture.with_stem(f"{picture.stem}-{model}").write_text(_picture(model, done))
     return results
 
 
@@ -283,12 +281,14 @@ def _quarters(number: int) -> list[int]:
     return sorted({max(1, number * quarter // 4) for quarter in (1, 2, 3, 4)}) if number else []
 
 
-def _picture(model: str, done: Sequence[Run], *, seconds: bool) -> str:
-    """The smoothed loss of training, in the mean over seeds, against CPU seconds or steps."""
-    lines = []
+def _picture(model: str, done: Sequence[Run]) -> str:
+    """The smoothed loss of training, in the mean over seeds, against steps and against CPU seconds."""
+    lines: dict[str, list[Line]] = {"step": [], "CPU seconds": []}
     for name, runs in _best(done).items():
         mean = [statistics.fmean(each) for each in zip(*(smoothed(run.losses) for run in runs), strict=True)]
-        unit = statistics.fmean(run.cpu for run in runs) if seconds else 1.0
-        lines.append(Line(f"{name} {runs[0].rate:.2g}", [(n * unit, loss) for n, loss in enumerate(mean, 1) if n >= SMOOTHED]))
+        seconds = statistics.fmean(run.cpu for run in runs)
+        for x, unit in (("step", 1.0), ("CPU seconds", seconds)):
+            points = [(n * unit, loss) for n, loss in enumerate(mean, 1) if n >= SMOOTHED]
+            lines[x].append(Line(f"{name} {runs[0].rate:.2g}", points))
     y = f"training loss, {model}, mean of {SMOOTHED} steps"
-    return line_chart(lines, x="CPU seconds" if seconds else "step", y=y)
+    return svg(*(Chart(lines=each, x=x, y=y) for x, each in lines.items()))
