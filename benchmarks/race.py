@@ -173,7 +173,7 @@ def _open(model: str, done: Sequence[Run]) -> Iterator[Job]:
                 yield Job(model, name, best, seed)
 
 
-def config_of(job: Job, text: Path) -> LMConfig:
+def config_of(job: Job, text: Path = Path()) -> LMConfig:
     """`text`: where `write_text` has written, of models with a BPE."""
     first, changes = ENTRIES[job.optimizer]
     rate, model = first * 2.0**job.doublings, MODELS[job.model]

@@ -47,7 +47,7 @@ def test_the_model_of_a_bpe_reads_the_text_that_it_is_trained_on(tmp_path: Path)
 
 @pytest.mark.parametrize("name", race.ENTRIES)
 def test_each_optimizer_has_a_config_at_its_rate(name: str) -> None:
-    config = race.config_of(race.Job("0.8M", name, 1, 7), Path())
+    config = race.config_of(race.Job("0.8M", name, 1, 7))
     assert config.optimizer.name == name
     assert config.optimizer.config.lr == 2 * race.ENTRIES[name][0]  # type: ignore[attr-defined]
     assert (config.common.seed, config.regime.num_steps) == (7, race.STEPS)
