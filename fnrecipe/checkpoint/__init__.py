@@ -12,10 +12,10 @@ from fnrecipe.checkpoint.store import of_step as of_step
 from fnrecipe.checkpoint.store import prune as prune
 from fnrecipe.checkpoint.store import restore as restore
 from fnrecipe.checkpoint.store import save as save
-from fnrecipe.checkpoint.store import snapshot as snapshot
 from fnrecipe.checkpoint.store import step_of as step_of
 from fnrecipe.checkpoint.store import tidy as tidy
 from fnrecipe.checkpoint.store import write as write
 from fnrecipe.checkpoint.tensors import Snapshot as Snapshot
 from fnrecipe.checkpoint.tensors import copied as copied
 from fnrecipe.checkpoint.tensors import num_bytes as num_bytes
+from fnrecipe.checkpoint.tensors import snapshot as snapshot

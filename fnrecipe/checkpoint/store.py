@@ -70,12 +70,7 @@ def save(
     Raises:
         CheckpointError: on every rank, if one of them cannot write; earlier checkpoints are still there.
     """
-    return write(root, step, snapshot(state, gang, mesh), cursor, files, gang)
-
-
-def snapshot(state: Tree, gang: Gang = Gang(), mesh: Mesh = Mesh()) -> Snapshot:
-    """What this rank writes of `state`."""
-    return shards.snapshot(state, mesh, _file_of(gang))
+    return write(root, step, shards.snapshot(state, mesh), cursor, files, gang)
 
 
 def write(root: Path, step: int, taken: Snapshot, cursor: Cursor, files: Mapping[str, str], gang: Gang = Gang()) -> Path:
@@ -95,23 +90,26 @@ def write(root: Path, step: int, taken: Snapshot, cursor: Cursor, files: Mapping
     if all_gather_objects(gang, os.path.lexists(directory))[0] and isinstance(_verified(directory, gang), Manifest):
         return directory
 
-    def write_shards() -> tuple[str, dict[str, Entry]]:
-        name = _file_of(gang)
-        found = _written(tmp / name, taken)
-        return f"{found}  {name}\n" if found else "", {path: attrs.astuple(saved) for path, saved in taken.saved.items()}
+    def make_room() -> int:
+        if gang.leads:
+            _make_room(directory, tmp)
+        return len(taken.dealt())
 
-    def commit(lines: Sequence[str], tensors: dict[str, Saved]) -> None:
-        names = [line.split()[1] for line in lines]
-        _write_state(tmp, lines, Manifest(step, cursor, dict(files), names, tensors))
+    def write_shards(first: int) -> tuple[dict[str, str], dict[str, Entry]]:
+        sums, tensors = _written(tmp, taken, first)
+        return sums, {path: attrs.astuple(saved) for path, saved in tensors.items()}
+
+    def commit(sums: dict[str, str], tensors: dict[str, Saved]) -> None:
+        _write_state(tmp, sums, Manifest(step, cursor, dict(files), list(sums), tensors))
         tmp.rename(directory)
         _set_aside_after(root, step)  # or the next start would find a later one, which this run has passed over
         sync(root)
 
-    _on_all_ranks(gang, directory, lambda: _make_room(directory, tmp) if gang.leads else None)
-    lines, written = zip(*_on_all_ranks(gang, directory, write_shards), strict=True)
-    lines = tuple(filter(None, lines))
-    tensors = shards.merged({path: Saved(*saved) for path, saved in rank.items()} for rank in written)
-    _on_all_ranks(gang, directory, lambda: commit(lines, tensors) if gang.leads else None)
+    counts = _on_all_ranks(gang, directory, make_room)  # the files of the ranks before this one have the numbers before its own
+    written = _on_all_ranks(gang, directory, lambda: write_shards(sum(counts[: gang.rank])))
+    sums = {name: digest for rank, _ in written for name, digest in rank.items()}
+    tensors = shards.merged({path: Saved(*saved) for path, saved in rank.items()} for _, rank in written)
+    _on_all_ranks(gang, directory, lambda: commit(sums, tensors) if gang.leads else None)
     return directory
 
 
@@ -254,9 +252,8 @@ def _reduce(directory: Path, model: Sequence[str]) -> bool:
         tensors = {path: saved for path, saved in found.tensors.items() if path.split(".")[0] in model}
         tmp.mkdir()
         shards_of = {name: [path for path, saved in tensors.items() if name in saved.slices] for name in found.shards}
-        lines = [_copied(directory / name, tmp / name, paths) for name, paths in shards_of.items() if paths]
-        names = [line.split()[1] for line in lines]
-        _write_state(tmp, lines, attrs.evolve(found, shards=names, tensors=tensors))
+        copies = {name: shards.copy(directory / name, tmp / name, paths) for name, paths in shards_of.items() if paths}
+        _write_state(tmp, copies, attrs.evolve(found, shards=list(copies), tensors=tensors))
         tmp.rename(small)
         sync(small.parent)
     except DAMAGE as error:
@@ -264,13 +261,6 @@ def _reduce(directory: Path, model: Sequence[str]) -> bool:
         _log.warning("%s: cannot reduce it to its model, so that it stays as it is: %s", directory, told(error))
         return False
     return True
-
-
-def _copied(source: Path, target: Path, names: Sequence[str]) -> str:
-    """Copies some tensors of a file; the line of the new one in SHA256SUMS."""
-    shards.copy(source, target, names)
-    sync(target)
-    return f"{digest(target)}  {target.name}\n"
 
 
 def _remove(directory: Path) -> None:
@@ -291,10 +281,6 @@ def _named(root: Path, suffix: str = "", kind: str = _WHOLE) -> list[Path]:
 
 def _directory(root: Path, step: int, kind: str = _WHOLE) -> Path:
     return root / f"{kind}{step:08d}"
-
-
-def _file_of(gang: Gang) -> str:
-    return f"state_{gang.rank:04d}.safetensors"
 
 
 def _with_suffix(directory: Path, suffix: str) -> Path:
@@ -325,12 +311,13 @@ def _on_all_ranks(gang: Gang, directory: Path, work: Callable[[], T]) -> list[T]
     return cast("list[T]", [result for result, _ in results])
 
 
-def _written(path: Path, taken: Snapshot) -> str:
+def _written(folder: Path, taken: Snapshot, first: int) -> tuple[dict[str, str], dict[str, Saved]]:
     """As `fnrecipe.checkpoint.tensors.write`; an error says how far it has come."""
     try:
-        return shards.write(path, taken)
+        return shards.write(folder, taken, first)
     except OSError as error:
-        done, needed = path.stat().st_size if path.exists() else 0, sum(tensor.nbytes for tensor in taken.tensors.values())
+        paths = [folder / shards.file_name(first + number) for number in range(len(taken.dealt()))]
+        done, needed = sum(path.stat().st_size for path in paths if path.exists()), taken.num_bytes
         raise OSError(error.errno, f"{error.strerror}, behind {done:,} of {needed:,} bytes") from error
 
 
@@ -345,9 +332,10 @@ def _make_room(directory: Path, tmp: Path) -> None:
     tmp.mkdir()
 
 
-def _write_state(tmp: Path, lines: Sequence[str], contents: Manifest) -> None:
+def _write_state(tmp: Path, sums: Mapping[str, str], contents: Manifest) -> None:
     (tmp / STATE).write_text(manifest.text(contents), encoding="utf-8")
-    (tmp / SUMS).write_text("".join([*lines, f"{digest(tmp / STATE)}  {STATE}\n"]), encoding="utf-8")
+    lines = [f"{each}  {name}\n" for name, each in {**sums, STATE: digest(tmp / STATE)}.items()]
+    (tmp / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in (tmp / STATE, tmp / SUMS, tmp):
         sync(path)
 

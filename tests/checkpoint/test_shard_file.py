@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fnrecipe.checkpoint.shard_file import write_file
+from fnrecipe.checkpoint.shard_file import write_files
 
 DTYPES = [
     *(torch.uint64, torch.int64, torch.float64, torch.complex64, torch.float32, torch.uint32, torch.int32, torch.bfloat16),
@@ -35,7 +35,7 @@ def patterned(dtype: torch.dtype, shape: list[int], seed: int) -> Tensor:
 def test_a_file_has_the_bytes_that_the_library_writes(tmp_path: Path, drawn: dict[str, tuple[torch.dtype, list[int]]]) -> None:
     tensors = {name: patterned(dtype, shape, seed) for seed, (name, (dtype, shape)) in enumerate(drawn.items())}
     (tmp_path / "ours").unlink(missing_ok=True)
-    digest = write_file(tmp_path / "ours", tensors)
+    digest = write_files({tmp_path / "ours": tensors})[tmp_path / "ours"]
     found = (tmp_path / "ours").read_bytes()
     assert found == safetensors.torch.save(tensors)
     assert digest == hashlib.sha256(found).hexdigest()
@@ -43,17 +43,17 @@ def test_a_file_has_the_bytes_that_the_library_writes(tmp_path: Path, drawn: dic
 
 def test_what_is_not_contiguous_is_written_in_the_order_of_its_shape(tmp_path: Path) -> None:
     tensor = torch.arange(24.0).view(2, 3, 4).permute(2, 0, 1)
-    write_file(tmp_path / "file", {"x": tensor})
+    write_files({tmp_path / "file": {"x": tensor}})
     assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["x"], tensor)
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
-    write_file(tmp_path / "file", {"x": torch.zeros(1)})
+    write_files({tmp_path / "file": {"x": torch.zeros(1)}})
     with pytest.raises(FileExistsError):
-        write_file(tmp_path / "file", {"x": torch.ones(1)})
+        write_files({tmp_path / "file": {"x": torch.ones(1)}})
 
 
 def test_a_dtype_that_the_format_does_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^expected dtypes of safetensors, found x: torch\.complex128$"):
-        write_file(tmp_path / "file", {"x": torch.zeros(1, dtype=torch.complex128)})
+        write_files({tmp_path / "file": {"x": torch.zeros(1, dtype=torch.complex128)}})
     assert not (tmp_path / "file").exists()
