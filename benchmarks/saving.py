@@ -8,6 +8,7 @@ their files; fnrecipe's also checks that the state is finite, and takes the SHA-
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -69,6 +70,7 @@ def _timed(save: Save, folder: Path, step: int) -> dict[str, float]:
     saved, worked = time.perf_counter() - began, time.process_time() - worked
     for path in folder.iterdir():
         shutil.rmtree(path)
+    os.sync()  # or the disk removes it while the next one saves
     return {"stalled": stalled, "saved": saved, "CPU": worked}
 
 

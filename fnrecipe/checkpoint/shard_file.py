@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fnrecipe.checkpoint.write_file import Bytes, write_file
+from fnrecipe.runtime.background import map_at_once
 
 _NAMES = {
     torch.uint64: "U64",
@@ -41,6 +41,8 @@ _NAMES = {
 """Names of dtypes in the order in which their tensors lie in a file: the larger ones first, so that each is aligned."""
 DTYPES = {name: str(dtype).removeprefix("torch.") for dtype, name in _NAMES.items()}
 """torch's names for the dtypes by those in a file."""
+AT_ONCE = 8
+"""Files that are written, or read and summed, at once."""
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 
 
@@ -51,10 +53,10 @@ def write_files(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[Path, str]:
         OSError: if one cannot be written.
         ValueError: for a dtype that the format does not have.
     """
-    # A thread for each: while a piece of one file is with the disk, those of others are summed and copied.
+    # While a piece of one file is with the disk, those of others are summed and copied.
     parts = {path: _parts(tensors) for path, tensors in files.items()}
-    with ThreadPoolExecutor(max(len(parts), 1), "save") as threads:
-        return dict(zip(parts, threads.map(write_file, parts, parts.values()), strict=True))
+    sums = map_at_once(lambda path: write_file(path, parts[path]), list(parts), limit=AT_ONCE)
+    return dict(zip(parts, sums, strict=True))
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> list[Bytes]:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.checkpoint.shard_file import DTYPES, write_files
+from fnrecipe.checkpoint.shard_file import AT_ONCE, DTYPES, write_files
 from fnrecipe.errors import one_line
 from fnrecipe.parallel.mesh import Mesh, global_slice, is_primary, is_shard
 from fnrecipe.runtime.clock import record_event
@@ -35,8 +35,8 @@ Header: TypeAlias = dict[str, tuple[str, list[int]]]
 Entry: TypeAlias = tuple[str, Sequence[int], dict[str, Ranges]]
 """The fields of a `Saved`, as JSON."""
 
-_FILE_BYTES, _MAX_FILES = 1 << 25, 8
-"""The fewest bytes for which a rank adds a file, and how many it has at most."""
+_FILE_BYTES = 1 << 25
+"""The fewest bytes for which a rank adds a file, up to as many as are written at once."""
 
 
 class _Slice(Protocol):
@@ -81,7 +81,7 @@ class Snapshot:
     def dealt(self) -> list[list[str]]:
         """The paths of the tensors of each file, of which there are as many as there is something to write to."""
         # What a file has depends on sizes alone, not on how many cores there are: a state is the same bytes everywhere.
-        count = min(max(self.num_bytes // _FILE_BYTES, 1), _MAX_FILES)
+        count = min(max(self.num_bytes // _FILE_BYTES, 1), AT_ONCE)
         files, filled = [list[str]() for _ in range(count)], [0] * count
         for path in sorted(self.tensors, key=lambda path: (-self.tensors[path].nbytes, path)):
             least = filled.index(min(filled))
