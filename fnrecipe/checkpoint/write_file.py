@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,8 +22,12 @@ Bytes: TypeAlias = NDArray[np.uint8]
 
 _BLOCK = 1 << 12
 """What addresses, offsets and sizes of direct writes are multiples of: the blocks of file systems, and of the disks below."""
-_BUFFER = 1 << 20
-"""Bytes that are copied, summed and written at a time: what stays in a core's own cache meanwhile."""
+_BUFFER = 1 << 22
+"""Bytes that are written at a time."""
+_HUGE = 1 << 21
+"""A huge page. A write from those is few requests to the disk; from single pages it is one for each 254 of them, or more."""
+_CACHED = 1 << 19
+"""Bytes that are summed and copied at a time: while they are in a core's own cache."""
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
@@ -35,14 +40,14 @@ def write_file(path: Path, parts: Sequence[Bytes]) -> str:
     # The digest is that of the memory, not of the file read back: if a byte is lost on its way to the disk, or later, the two
     # differ when the file is verified.
     size, end, digest = sum(part.size for part in parts), 0, hashlib.sha256()
-    buffer = np.frombuffer(mmap.mmap(-1, _rounded(min(size, _BUFFER)) or _BLOCK), np.uint8)  # begins with a page
+    buffer = _buffer(_rounded(min(size, _BUFFER)))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         _set_direct(descriptor, True)
         for pieces in _pieces(parts, buffer.size):
             filled = 0
             for piece in pieces:
-                digest.update(piece.data)  # brings the piece into the cache, from which it is copied
+                digest.update(piece.data)
                 buffer[filled : filled + piece.size] = piece
                 filled += piece.size
             _write(descriptor, buffer[: _rounded(filled)], end)
@@ -54,13 +59,22 @@ def write_file(path: Path, parts: Sequence[Bytes]) -> str:
     return digest.hexdigest()
 
 
+def _buffer(size: int) -> Bytes:
+    """Memory that begins with a huge page, where there are any."""
+    memory = mmap.mmap(-1, size + _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # no Linux, or one without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    found = np.frombuffer(memory, np.uint8)
+    return found[-found.ctypes.data % _HUGE :][:size]
+
+
 def _pieces(parts: Sequence[Bytes], size: int) -> Iterator[list[Bytes]]:
-    """Cuts the parts, one behind the other, every `size` bytes."""
+    """Cuts the parts, one behind the other, every `size` bytes, and into pieces that the cache holds."""
     pieces, room = list[Bytes](), size
     for part in parts:
         start = 0
         while start < part.size:
-            piece = part[start : start + room]
+            piece = part[start : start + min(room, _CACHED)]
             pieces.append(piece)
             start, room = start + piece.size, room - piece.size
             if not room:
