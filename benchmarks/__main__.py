@@ -33,6 +33,7 @@ NAMES = (
 TAKES = {
     "models": ("step", "race"),
     "pythons": ("step", "sft"),
+    "systems": ("step",),
     "minutes": ("faults", "gpu", "race"),
     "directory": ("load", "sft"),
     "megabytes": ("saving",),
@@ -50,6 +51,7 @@ TAKES = {
 @click.option(
     "--python", "pythons", multiple=True, help="step, sft: PEER=PATH, the Python to run a peer with; may be repeated."
 )
+@click.option("--system", "systems", multiple=True, help="step: only this system; may be repeated.")
 @click.option("--minutes", type=click.FloatRange(min=0), help="faults, gpu, race: how long; 1, 9 and 25 by default.")
 @click.option(
     "--directory",

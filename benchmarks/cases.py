@@ -45,6 +45,7 @@ def llama_config(
     )
 
 
+assert isinstance(defaults.model.config, LlamaConfig)
 CASES = {
     "3M, bytes": Case(defaults.model.config, "bytes", 8),
     "7M": Case(llama_config(VOCABULARY, 256, 256, 4, 4, 4, 688), "bpe", 8),
@@ -69,7 +70,7 @@ def write(folder: Path) -> None:
     )
     for name, batches in (("bytes", byte_batches(number)), ("bpe", _first(bpe, number))):
         fields = {field.name: np.stack([getattr(batch, field.name) for batch in batches]) for field in attrs.fields(Batch)}
-        np.savez(folder / name, **fields)
+        np.savez(folder / name, allow_pickle=False, **fields)
 
 
 def read(case: Case, folder: Path) -> list[Batch]:

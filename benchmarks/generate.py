@@ -2,7 +2,8 @@
 
 A Llama of 28M parameters in float32 and bfloat16, one thread, one process; systems take turns, and all must say the same in
 float32. `transformers` runs `generate` with its dynamic cache, its static one, and that compiled; fnrecipe with packed weights,
-and compiled. The first round of each, in which steps are traced and compiled, is told by itself.
+as for one prompt, as for many, for which prompts are traced, too, and compiled. The first round of each, in which steps are
+traced and compiled, is told by itself.
 """
 
 from __future__ import annotations
@@ -51,13 +52,14 @@ def run(rounds: int) -> list[Result]:
 
 def _systems(dtype: torch.dtype) -> dict[str, Say]:
     params = tree.map(lambda leaf: leaf.to(dtype), model.init(CONFIG, random.key(0), lambda path, leaf: leaf))
-    reference = _reference(params).to(dtype)
+    reference, packed = _reference(params).to(dtype), packed_weights()
     return {
         DYNAMIC: partial(_transformers, reference, "dynamic"),
         "transformers, static cache": partial(_transformers, reference, "static"),
         "transformers, static cache, compiled": partial(_transformers, reference, "static", compiled=True),
-        "fnrecipe": _fnrecipe(params, dtype, packed_weights()),
-        "fnrecipe, compiled": _fnrecipe(params, dtype, in_one_piece),
+        "fnrecipe": _fnrecipe(params, dtype, packed),
+        "fnrecipe, many prompts": _fnrecipe(params, dtype, packed, packed),
+        "fnrecipe, compiled": _fnrecipe(params, dtype, in_one_piece, packed),
     }
 
 
@@ -92,11 +94,18 @@ def _timed(say: Say, prompts: list[list[int]], count: int) -> tuple[float, list[
     return time.process_time() - start, said
 
 
-def _fnrecipe(params: Tree, dtype: torch.dtype, backend: Backend) -> Say:
+def _fnrecipe(params: Tree, dtype: torch.dtype, backend: Backend, prompts: Backend | None = None) -> Say:
     assert model.cached is not None
-    cold = Sampling(temperature=0)
-    sizes = {"context": CONFIG.max_seq_len, "vocab_size": CONFIG.vocab_size}
-    generator = make_generator(model.cached, CONFIG, cold, **sizes, dtype=dtype, backend=backend)
+    generator = make_generator(
+        model.cached,
+        CONFIG,
+        Sampling(temperature=0),
+        context=CONFIG.max_seq_len,
+        vocab_size=CONFIG.vocab_size,
+        dtype=dtype,
+        backend=backend,
+        prompts=prompts,
+    )
 
     def say(prompts: list[list[int]], count: int) -> list[list[int]]:
         columns: Iterator[Any] = generate(generator, params, [Prompt(prompt) for prompt in prompts], random.key(0), count)

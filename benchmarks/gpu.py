@@ -185,6 +185,7 @@ def measure(system: str, case: Case, rounds: int) -> list[tuple[str, list[float]
     rows.append(("first step after", [first], "s"))
     if case.cuda:
         peak_rate = peak_flops(torch.cuda.get_device_name())
+        assert llama.flops is not None
         flops = llama.flops(case.config, case.config.max_seq_len)
         for metric, each in (("of the dense bf16 peak", flops.full), ("of that, causal FLOPs", flops.causal)):
             rows.append((metric, [100 * speed * each / peak_rate for speed in speeds] if peak_rate else [], "%"))

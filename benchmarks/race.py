@@ -27,7 +27,7 @@ from fnrecipe.build import batches, evaluation_batches, init_train_state, make_s
 from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
 from fnrecipe.fold import fold
-from fnrecipe.inspect.chart import Line, line_chart
+from fnrecipe.inspect.chart import Chart, Line, svg
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Evaluation
 from fnrecipe.recipes.lm.config import LMConfig
@@ -233,4 +233,4 @@ def _picture(model: str, done: Sequence[Run]) -> str:
     for name, runs in _best(done).items():
         mean = [statistics.fmean(each) for each in zip(*(smoothed(run.losses) for run in runs), strict=True)]
         lines.append(Line(f"{name} {runs[0].rate:.2g}", [(float(n), loss) for n, loss in enumerate(mean, 1) if n >= SMOOTHED]))
-    return line_chart(lines, x="step", y=f"training loss, {model}, mean of {SMOOTHED} steps")
+    return svg(Chart(lines=lines, x="step", y=f"training loss, {model}, mean of {SMOOTHED} steps"))

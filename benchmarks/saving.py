@@ -29,7 +29,7 @@ from fnrecipe.config import RegimeSection
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.runtime.gang import Gang
-from fnrecipe.shell.save import Saver
+from fnrecipe.shell.saving.save import Saver
 from fnrecipe.step import init_state
 
 _TENSORS = 50

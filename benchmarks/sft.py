@@ -154,7 +154,12 @@ def _trl(folder: Path, told: Mapping[str, str | int]) -> Iterator[tuple[Counted,
 
     done: Queue[Any] = Queue()
     go: Queue[None] = Queue()
-    train = _trainer(folder, told, lambda found: (done.put(found), go.get()))
+
+    def wait(found: Any) -> None:
+        done.put(found)
+        go.get()
+
+    train = _trainer(folder, told, wait)
 
     def work() -> None:
         try:

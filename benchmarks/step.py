@@ -9,6 +9,7 @@ all do the same work.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -78,14 +79,17 @@ UNITS = {
 }
 
 
-def run(rounds: int, models: Sequence[str] = (), pythons: Mapping[str, str] | None = None) -> list[Result]:
-    """`models` are names of cases, all by default; `pythons` names the Python of peers that need one of their own."""
-    runs = {name: (pythons or {}).get(system.peer, sys.executable) for name, system in SYSTEMS.items()}
+def run(
+    rounds: int, models: Sequence[str] = (), pythons: Mapping[str, str] | None = None, systems: Sequence[str] = ()
+) -> list[Result]:
+    """`models` names cases and `systems` systems, all by default; `pythons` names the Python of peers that need their own."""
+    chosen = {name: SYSTEMS[name] for name in systems or SYSTEMS}
+    runs = {name: (pythons or {}).get(system.peer, sys.executable) for name, system in chosen.items()}
     found = {name: python for name, python in runs.items() if has_packages(python, SYSTEMS[name].packages)}
     with tempfile.TemporaryDirectory() as folder:
         cases.write(Path(folder))
         results = [result for case in models or cases.CASES for result in _measured(case, found, folder, rounds)]
-    missing = [Result("step", "all", name, "not installed", [], "") for name in SYSTEMS if name not in found]
+    missing = [Result("step", "all", name, "not installed", [], "") for name in chosen if name not in found]
     return [*results, *missing]
 
 
@@ -103,13 +107,13 @@ def _measured(case: str, pythons: Mapping[str, str], folder: str, rounds: int) -
 
 
 def _ratios(results: Sequence[Result], num_microbatches: int) -> list[Result]:
-    """To the fastest eager system and to the compiled one, among those with as many microbatches."""
+    """To the fastest eager system and to the compiled one, among those with as many microbatches, if there are any."""
     equal = [r for r in results if SYSTEMS[r.system].num_microbatches == num_microbatches]
     found = []
     for metric in SPEEDS:
         eager = [r for r in equal if r.metric == metric and SYSTEMS[r.system].eager]
-        fastest = max(eager, key=lambda r: r.value or 0).system
-        for base in (fastest, COMPILED):
+        fastest = max(eager, key=lambda r: r.value or 0).system if eager else None
+        for base in filter(None, (fastest, COMPILED)):
             found += ratios(equal, metric, base)
     return found
 
@@ -135,6 +139,8 @@ def _measure(name: str, case: str, folder: str) -> dict[str, float]:
     first, *batches = cases.read(cases.CASES[case], Path(folder))
     float(step(first))
     start = _age()
+    gc.collect()
+    gc.freeze()  # as runs do behind their first step: a full collection takes a fifth of a step
     cpu, wall = time.process_time(), time.perf_counter()
     losses = [float(step(batch)) for batch in batches]
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

@@ -28,9 +28,11 @@ from benchmarks.workers import take_turns
 from fnrecipe.config import DataSource
 from fnrecipe.data import Batch, LaneAssignment, Source, in_worker_processes, pipe, prefetch
 from fnrecipe.data.survey import fill
+from fnrecipe.models.llama import LlamaConfig
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.config import config as defaults
-from fnrecipe.recipes.lm.data import example, train_stream
+from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.streams import example
 
 BARE, FAST = "tokenizers.encode_batch", "tokenizers.encode_batch_fast"
 OURS = ("fnrecipe", "fnrecipe, token cache")
@@ -164,6 +166,7 @@ def _config(folder: Path, *, cache: str | None = None, window: int = 512, epochs
         pack_window=window,
         cache=cache,
     )
+    assert isinstance(defaults.model.config, LlamaConfig)
     model = attrs.evolve(defaults.model, config=attrs.evolve(defaults.model.config, vocab_size=VOCABULARY, max_seq_len=LENGTH))
     tokenizer = attrs.evolve(defaults.tokenizer, family="hf", path=str(folder / "tokenizer.json"))
     regime = attrs.evolve(defaults.regime, num_data_epochs=epochs)

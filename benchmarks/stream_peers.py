@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,7 +53,7 @@ def open_generators(folder: Path, length: int) -> Read:
             if len(batch) < ROWS:
                 return
             if number > (state or 0):
-                yield np.stack(batch), lambda number=number: number
+                yield np.stack(batch), partial(int, number)
 
     return read
 

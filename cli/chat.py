@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fnrecipe.data.chat_template import ChatTemplate, Message
     from fnrecipe.generation.answer import Answer
     from fnrecipe.generation.generator import Generator
-    from fnrecipe.shell.speaker import Speaker
+    from fnrecipe.shell.trained.speaker import Speaker
 
 _COMMANDS = ("/reset", "/save")
 
@@ -47,7 +47,7 @@ def chat(
     \b
     fnrecipe chat models/smollm --system "Be brief." --temperature 0.7
     """
-    from fnrecipe.shell.speaker import chat_template
+    from fnrecipe.shell.trained.speaker import chat_template
 
     speaker, generator = open_generator(path, choice)
     found = chat_template(speaker, template)
@@ -112,7 +112,7 @@ def _answer(
 ) -> Iterator[tuple[Answer, ...]]:
     from fnrecipe.data.chat_template import encode_prompt
     from fnrecipe.generation.generator import Prompt, check
-    from fnrecipe.shell.speaker import answers
+    from fnrecipe.shell.trained.speaker import answers
 
     ids = encode_prompt(template, messages, speaker.tokenizer).tolist()
     check(speaker.context, ids, "the conversation")

@@ -45,8 +45,8 @@ def list_(run: Path) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from fnrecipe.shell.checkpoints import listed, root_of
-    from fnrecipe.shell.pruning import reasons
+    from fnrecipe.shell.saving.listing import listed, root_of
+    from fnrecipe.shell.saving.pruning import reasons
 
     root = root_of(run)
     found = listed(root, every_byte=False)
@@ -66,7 +66,7 @@ def list_(run: Path) -> int:
 @steps_option
 def verify(path: Path, steps: tuple[int, ...]) -> int:
     """Read every byte of the checkpoints of a run, or of one of them, as loading does. Exit status 1: one cannot be loaded."""
-    from fnrecipe.shell.checkpoints import listed
+    from fnrecipe.shell.saving.listing import listed
 
     found = listed(path, every_byte=True, steps=steps)
     for each in found:
@@ -83,7 +83,7 @@ def show(path: Path, step: int | None) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from fnrecipe.shell.checkpoints import opened
+    from fnrecipe.shell.saving.listing import opened
 
     show_warnings()
     found = opened(path, step)
@@ -122,7 +122,7 @@ def diff(one: Path, other: Path, step: int | None) -> int:
     from rich.table import Table
 
     from fnrecipe.checkpoint.compare import differences
-    from fnrecipe.shell.checkpoints import opened
+    from fnrecipe.shell.saving.listing import opened
 
     show_warnings()
     try:
@@ -161,8 +161,8 @@ def prune(run: Path, keep_last: int | None, keep_every: int | None, dry_run: boo
     \b
     fnrecipe checkpoint prune runs/first --keep-last 1 --keep-every 1000 --dry-run
     """
-    from fnrecipe.shell.checkpoints import listed
-    from fnrecipe.shell.pruning import prune as remove
+    from fnrecipe.shell.saving.listing import listed
+    from fnrecipe.shell.saving.pruning import prune as remove
 
     show_warnings()
     sizes = {each.step: each.size for each in listed(run, every_byte=False)}
@@ -200,17 +200,17 @@ def copy(path: Path | str, out: Path | str, steps: tuple[int, ...], link: bool) 
 
 
 def _copied(path: Path | str, out: Path | str, steps: tuple[int, ...], link: bool) -> Sequence[Path | str]:
-    from fnrecipe.shell import remote
-    from fnrecipe.shell.copying import copy as write
+    from fnrecipe.shell.saving import remote_copies
+    from fnrecipe.shell.saving.local_copies import copy as write
 
     if isinstance(path, Path) and isinstance(out, Path):
         return write(path, out, steps, link=link)
     if link:
         raise UsageError("--link: expected two directories of this machine, found an address")
     if isinstance(path, Path):
-        return remote.copy_to(path, str(out), steps)
+        return remote_copies.copy_to(path, str(out), steps)
     if isinstance(out, Path):
-        return remote.copy_from(path, out, steps)
+        return remote_copies.copy_from(path, out, steps)
     raise UsageError(f"{out}: expected a directory of this machine, since the run is at an address, found another address")
 
 
@@ -229,8 +229,8 @@ def convert(path: Path, out: Path, step: int | None) -> int:
     """
     show_warnings()
     from fnrecipe.interop import dcp
-    from fnrecipe.shell import run_dir
-    from fnrecipe.shell.checkpoints import opened
+    from fnrecipe.shell.directory import run_dir
+    from fnrecipe.shell.saving.listing import opened
 
     if not (path / dcp.METADATA).exists():
         found = opened(path, step)

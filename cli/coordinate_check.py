@@ -12,7 +12,7 @@ from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_table
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 
 if TYPE_CHECKING:
     from fnrecipe.inspect.coordinates import Along, Coordinates
@@ -48,7 +48,7 @@ def coordinate_check(
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
     from fnrecipe.inspect.coordinates import coordinates
-    from fnrecipe.shell.run_dir import writing
+    from fnrecipe.shell.directory.run_dir import writing
 
     measured = coordinates(found.load(), config, along, sizes, steps)
     _show(measured, along, steps)
@@ -82,14 +82,11 @@ def _show(found: Sequence[Coordinates], along: str, steps: int) -> None:
 
 
 def _drawn(found: Sequence[Coordinates], along: str) -> str:
+    from fnrecipe.inspect.chart import Chart, Line, svg
     from fnrecipe.inspect.coordinates import QUANTITIES
-    from fnrecipe.inspect.picture import log_log
 
-    def lines(name: str) -> dict[str, list[tuple[float, float]]]:
-        first = int(name.startswith("change"))
-        return {
-            f"step {step}": [(each.size, each.means[name][step]) for each in found]
-            for step in range(first, len(found[0].means[name]))
-        }
+    def lines(name: str) -> list[Line]:
+        steps = range(int(name.startswith("change")), len(found[0].means[name]))
+        return [Line(f"step {step}", [(each.size, each.means[name][step]) for each in found]) for step in steps]
 
-    return log_log({name: lines(name) for name in QUANTITIES}, along)
+    return svg(*(Chart(lines=lines(name), x=along, y=f"mean |{name}|", log_x=True, log_y=True) for name in QUANTITIES))

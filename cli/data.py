@@ -18,7 +18,7 @@ from fnrecipe.cli.tables import print_table
 from fnrecipe.cli.units import si
 from fnrecipe.config import ShellConfig, resolve
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 
 if TYPE_CHECKING:
     from fnrecipe.data import Batch, Corpus, Source, Tokenizer

@@ -9,7 +9,7 @@ from attrs import AttrsInstance
 
 from fnrecipe.cli.options import ConfigCommand, config_options, sources_option
 from fnrecipe.config import resolve, unstructure, yaml
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 
 
 @click.command(cls=ConfigCommand, short_help="Print a recipe's whole config as YAML.")

@@ -10,8 +10,8 @@ from functools import partial
 import click
 
 from fnrecipe.errors import redacted
-from fnrecipe.shell.console import Outlet
-from fnrecipe.shell.once import Once
+from fnrecipe.shell.screen.console import Outlet
+from fnrecipe.shell.screen.once import Once
 
 
 class _Redacting(logging.Formatter):

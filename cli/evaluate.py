@@ -22,10 +22,10 @@ from fnrecipe.runtime.launcher import launched, meeting
 
 if TYPE_CHECKING:
     from fnrecipe.data.choices import Mean
-    from fnrecipe.shell.choices import Chosen
-    from fnrecipe.shell.load import Weights
-    from fnrecipe.shell.score import Score, Scored
-    from fnrecipe.shell.subject import Subject
+    from fnrecipe.shell.trained.choices import Chosen
+    from fnrecipe.shell.trained.evaluation_subject import Subject
+    from fnrecipe.shell.trained.load import Weights
+    from fnrecipe.shell.trained.score import Score, Scored
 
 JSON = Mapping[str, object]
 
@@ -92,7 +92,7 @@ def evaluate(
         show_warnings()
     sources = ", ".join(text if text.startswith("{") else json.dumps(expanded(text)) for text in data)
     brought = [*([f"dataset.sources=[{sources}]"] if data else []), *([f"trainer.dtype={dtype}"] if dtype else [])]
-    from fnrecipe.shell.subject import subject
+    from fnrecipe.shell.trained.evaluation_subject import subject
 
     found = subject(str(directory), step=step, weights=weights, files=files, pairs=[*brought, *pairs])
     told = _text(found, stride, leads) if choices is None else _choices(found, choices, delimiter, leads)
@@ -112,7 +112,7 @@ def _check_options(data: tuple[str, ...], choices: Path | None, stride: int | No
 
 
 def _text(found: Subject, stride: int | None, leads: bool) -> JSON:
-    from fnrecipe.shell.score import score
+    from fnrecipe.shell.trained.score import score
 
     scored = score(found, stride, _teller(leads))
     if leads:
@@ -122,7 +122,7 @@ def _text(found: Subject, stride: int | None, leads: bool) -> JSON:
 
 
 def _choices(found: Subject, path: Path, delimiter: str, leads: bool) -> JSON:
-    from fnrecipe.shell.choices import choose
+    from fnrecipe.shell.trained.choices import choose
 
     chosen = choose(found, str(path), delimiter)
     if leads:

@@ -13,7 +13,7 @@ from fnrecipe.cli.units import si
 from fnrecipe.errors import UsageError
 
 if TYPE_CHECKING:
-    from fnrecipe.shell.load import Weights
+    from fnrecipe.shell.trained.load import Weights
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -45,8 +45,8 @@ def export(run: Path, out: Path, kind: str, step: int | None, weights: Weights, 
     fnrecipe export runs/lora --format peft --out lora-peft
     """
     limit = _size(shard_size)
-    from fnrecipe.shell.export import export as write
-    from fnrecipe.shell.export import export_adapter, export_gguf
+    from fnrecipe.shell.trained.export import export as write
+    from fnrecipe.shell.trained.export import export_adapter, export_gguf
 
     if kind == "gguf":
         made = export_gguf(run, out, step=step, dtype=dtype, weights=weights)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fnrecipe.config.sections.model import ModelConfig
     from fnrecipe.generation.answer import Answer
     from fnrecipe.generation.generator import Generator, Prompt
-    from fnrecipe.shell.speaker import Speaker
+    from fnrecipe.shell.trained.speaker import Speaker
 
 
 @attrs.frozen
@@ -63,8 +63,8 @@ def generate(
     texts = [Text(prompt, "--prompt") for prompt in prompts] if file is None else _read(file)
     if "" in stops:
         raise UsageError("--stop: expected a text, found an empty one")
-    speaker, generator = open_generator(path, choice)
     rows = [(number, sample) for number in range(len(texts)) for sample in range(count)]
+    speaker, generator = open_generator(path, choice, many=len(rows) > batch_size)
     said = _answers(speaker, generator, texts, rows, batch_size, seed, max_tokens, stops)
     if len(rows) == 1 and out is None:
         return _stream(said, stops)
@@ -111,7 +111,7 @@ def _answers(
 ) -> Iterator[tuple[Answer, ...]]:
     """Of each batch of rows, (number of a text, number of a sample): what is said after each step."""
     from fnrecipe.generation.generator import Prompt, check
-    from fnrecipe.shell.speaker import answers
+    from fnrecipe.shell.trained.speaker import answers
 
     tokens = [speaker.tokens(text.text) for text in texts]
     for text, ids in zip(texts, tokens, strict=True):

@@ -14,7 +14,7 @@ from fnrecipe.cli.tables import print_products, print_table, shortened
 from fnrecipe.cli.units import si
 from fnrecipe.config import ShellConfig, resolve
 from fnrecipe.errors import few
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 
 if TYPE_CHECKING:
     from fnrecipe.compiler.cost import Cost
@@ -45,7 +45,7 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
     from fnrecipe.inspect.parameters import shares
     from fnrecipe.runtime import host
     from fnrecipe.runtime.products import measured
-    from fnrecipe.shell.run_dir import writing
+    from fnrecipe.shell.directory.run_dir import writing
 
     loaded, device = found.load(), host.pick_device(config.gang.device)
     _show_parameters(shares(loaded, config))

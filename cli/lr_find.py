@@ -12,7 +12,7 @@ from fnrecipe.cli.fit import check_fit, of_training
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,8 +81,9 @@ def _of_recipe(name: str, files: Sequence[Path], pairs: Sequence[str]) -> tuple[
 
 
 def _of_run(out: Path, step: int | None, files: Sequence[Path], pairs: Sequence[str]) -> tuple[Recipe[Any], Any, Checkpoint]:
-    from fnrecipe.shell.load import checkpoint_of, recorded_recipe
-    from fnrecipe.shell.run_dir import CONFIG
+    from fnrecipe.shell.directory.recorded_recipe import recorded_recipe
+    from fnrecipe.shell.directory.run_dir import CONFIG
+    from fnrecipe.shell.trained.load import checkpoint_of
 
     recipe = recorded_recipe(out)
     config, _ = resolve(recipe.config, [out / CONFIG, *files], [*_ONE_PROCESS, *pairs])

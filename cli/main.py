@@ -38,8 +38,8 @@ from fnrecipe.cli.train import start, train
 from fnrecipe.data.prefetch import left_behind
 from fnrecipe.errors import EXIT_FAILED, FnrecipeError, LostError, UsageError, redacted
 from fnrecipe.runtime.launcher import follow, launched, meeting
-from fnrecipe.shell.console import Outlet, empty_streams, mend_streams, speak_utf8
-from fnrecipe.shell.find import Found
+from fnrecipe.shell.find_recipe import Found
+from fnrecipe.shell.screen.console import Outlet, empty_streams, mend_streams, speak_utf8
 
 if TYPE_CHECKING:
     from fnrecipe.recipe import C, Recipe

@@ -16,7 +16,7 @@ from fnrecipe.config.find import find_component, known
 from fnrecipe.config.layers import flatten, values
 from fnrecipe.config.sections.model import FAMILIES
 from fnrecipe.errors import UsageError, few
-from fnrecipe.shell.find import find, presets
+from fnrecipe.shell.find_recipe import find, presets
 
 
 @click.group(short_help="Look at models, and bring one here.")
@@ -93,7 +93,7 @@ def import_(path: Path, out: Path, recipe: str, files: tuple[Path, ...], pairs: 
     found = find(recipe)
     config, _ = resolve(found.config, files, [*brought, *pairs])
     check_fit(config, found.needs, parts=["state"])
-    from fnrecipe.shell.export import import_model
+    from fnrecipe.shell.trained.export import import_model
 
     written = import_model(found.load(), config, out)
     click.echo(f"{written}: {config.model.family}, {config.model.dtype}, from {path}")

@@ -13,7 +13,7 @@ import click
 from fnrecipe.config.paths import expanded
 from fnrecipe.data.remote import is_address, local_path
 from fnrecipe.errors import UsageError, did_you_mean
-from fnrecipe.shell.find import presets
+from fnrecipe.shell.find_recipe import presets
 
 Command = TypeVar("Command", bound=Callable[..., object])
 

@@ -13,7 +13,7 @@ from fnrecipe.cli.options import ConfigCommand, FilePath, config_options
 from fnrecipe.cli.tables import print_products, print_table, shortened
 from fnrecipe.cli.units import duration, si
 from fnrecipe.config import resolve
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 
 if TYPE_CHECKING:
     from fnrecipe.inspect.profile import Profile

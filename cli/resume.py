@@ -11,7 +11,7 @@ from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, from_s
 from fnrecipe.cli.train import start
 from fnrecipe.config.layers import merge, read_file, read_pair
 from fnrecipe.errors import REDACTED, UsageError, few
-from fnrecipe.shell.recorded import CONFIG, instead, recorded
+from fnrecipe.shell.directory.recorded_recipe import CONFIG, instead, recorded
 
 
 @click.command(cls=ConfigCommand, short_help="Go on with a run.")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fnrecipe.config.sections.model import ModelConfig
     from fnrecipe.generation.generator import Generator
-    from fnrecipe.shell.speaker import Speaker
+    from fnrecipe.shell.trained.speaker import Speaker
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -45,17 +45,19 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
-def open_generator(path: Path, options: Mapping[str, Any]) -> tuple[Speaker, Generator[ModelConfig]]:
-    """The model in a directory, and its functions, by the values of the options above."""
+def open_generator(path: Path, options: Mapping[str, Any], *, many: bool = False) -> tuple[Speaker, Generator[ModelConfig]]:
+    """The model in a directory, and its functions, by the values of the options above; `many`: for several batches."""
     import torch
 
     from fnrecipe.errors import UsageError
     from fnrecipe.generation.sampling import Sampling
-    from fnrecipe.shell.speaker import generator_of, open_speaker
+    from fnrecipe.runtime.host import keep_freed_memory
+    from fnrecipe.shell.trained.speaker import generator_of, open_speaker
 
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: expected cpu on this machine, found cuda")
+    keep_freed_memory()
     place = torch.device("cuda" if options["device"] != "cpu" and torch.cuda.is_available() else "cpu")
     speaker = open_speaker(path, dtype=options["dtype"], device=place, weights=options["weights"])
     sampling = Sampling(**{name: options[name] for name in _CHOICE})
-    return speaker, generator_of(speaker, sampling, compiled=options["compiled"])
+    return speaker, generator_of(speaker, sampling, compiled=options["compiled"], many=many)

@@ -11,7 +11,7 @@ from fnrecipe.cli.launch import check_only_launcher, launch
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, from_step_option, nproc_option, with_changes_option
 from fnrecipe.config import resolve
 from fnrecipe.runtime.launcher import meeting
-from fnrecipe.shell.find import Found, find
+from fnrecipe.shell.find_recipe import Found, find
 
 
 @click.command(cls=ConfigCommand, short_help="Train a recipe, or go on with it.")

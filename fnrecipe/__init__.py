@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from fnrecipe import transforms as transforms
     from fnrecipe import tree as tree
     from fnrecipe.recipe import Recipe as Recipe
-    from fnrecipe.shell.export import export as export
-    from fnrecipe.shell.load import load as load
     from fnrecipe.shell.train import train as train
+    from fnrecipe.shell.trained.export import export as export
+    from fnrecipe.shell.trained.load import load as load
 
     __version__: str
 else:
@@ -50,8 +50,8 @@ else:
 
     _VALUES = {
         "Recipe": "fnrecipe.recipe",
-        "export": "fnrecipe.shell.export",
-        "load": "fnrecipe.shell.load",
+        "export": "fnrecipe.shell.trained.export",
+        "load": "fnrecipe.shell.trained.load",
         "train": "fnrecipe.shell.train",
     }
 

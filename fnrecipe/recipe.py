@@ -121,7 +121,7 @@ class Recipe(Generic[C]):
     model     (config, parameters) -> those of the model that is trained, without what is beside them for the loss alone: these
               are exported, evaluated on text and generate
     text_loss config -> the loss on plain text, by which `fnrecipe evaluate` measures the model; None: `loss`
-    origin    the name by which `fnrecipe.shell.find` found it, for `fnrecipe.load`; None for one that was made in place
+    origin    the name by which `fnrecipe.shell.find_recipe` found it, for `fnrecipe.load`; None for one that was made in place
     """
 
     name: str

@@ -50,6 +50,25 @@ ARROWS = {
     "cli": "checkpoint compiler config data errors generation inspect interop recipe runtime shell",
 }
 """Which rooms each room imports from; all of them stand above it."""
+SHELL = {
+    **dict.fromkeys(("recording", "find_recipe"), ""),
+    "observers": "recording",
+    "screen": "recording",
+    "directory": "find_recipe",
+    "session": "directory screen",
+    **dict.fromkeys(("products", "sample"), "directory session"),
+    **dict.fromkeys(("evaluate", "streams"), "recording session"),
+    "saving": "directory recording session",
+    "start": "directory saving session",
+    "trained": "directory evaluate find_recipe session start",
+    "guards": "directory recording saving session start",
+    "publish": "guards observers recording session",
+    "train": "directory evaluate guards observers products publish recording sample saving screen session start streams "
+    "trained",
+}
+"""The same for the rooms within the shell."""
+TABLES = {"fnrecipe": ARROWS, "fnrecipe.shell": SHELL}
+"""The rooms of a package that has rooms."""
 PURE = {
     room
     for room in ARROWS
@@ -157,9 +176,9 @@ def select(*parts: str) -> list[str]:
     return [name for name in MODULES if within(name, *parts)]
 
 
-def room(name: str) -> str:
-    """The room of a module; empty for the package itself."""
-    return name.split(".")[1] if "." in name else ""
+def room(name: str, package: str) -> str:
+    """The room of a module in a package; empty for the package itself, and for what is not in it."""
+    return name.removeprefix(f"{package}.").split(".")[0] if name.startswith(f"{package}.") else ""
 
 
 @pytest.mark.parametrize(
@@ -181,17 +200,20 @@ def test_imports_are_read_from_the_source(source: str, expected: set[Import]) ->
     assert set(imports(ast.parse(source), "fnrecipe.a")) == expected
 
 
-def test_every_room_is_in_the_table_and_imports_from_those_that_it_names_and_no_others() -> None:
-    found: dict[str, set[str]] = {room(name): set() for name in MODULES if room(name)}
+@pytest.mark.parametrize("package", TABLES)
+def test_every_room_is_in_the_table_and_imports_from_those_that_it_names_and_no_others(package: str) -> None:
+    found: dict[str, set[str]] = {}
     for name in MODULES:
-        if room(name):
-            found[room(name)] |= {room(other.name) for other in imported(name) if other.name in MODULES} - {room(name), ""}
-    assert found == {name: set(others.split()) for name, others in ARROWS.items()}
+        if mine := room(name, package):
+            others = {room(other.name, package) for other in imported(name) if other.name in MODULES}
+            found[mine] = found.get(mine, set()) | others - {mine, ""}
+    assert found == {name: set(others.split()) for name, others in TABLES[package].items()}
 
 
-def test_all_arrows_point_upwards() -> None:
-    rooms = list(ARROWS)
-    assert not [(name, other) for name in rooms for other in ARROWS[name].split() if rooms.index(other) >= rooms.index(name)]
+@pytest.mark.parametrize("arrows", TABLES.values(), ids=TABLES)
+def test_all_arrows_point_upwards(arrows: dict[str, str]) -> None:
+    rooms = list(arrows)
+    assert not [(name, other) for name in rooms for other in arrows[name].split() if rooms.index(other) >= rooms.index(name)]
 
 
 def test_imports_are_followed() -> None:
@@ -204,13 +226,15 @@ def test_the_map_in_the_readme_is_the_tree() -> None:
     named = re.findall(r"^fnrecipe/([\w./ ]+?)  ", readme, re.MULTILINE)
     rooms = [word.removesuffix(".py").rstrip("/") for words in named for word in words.split()]
     assert sorted(rooms) == sorted(set(ARROWS) - {"cli", "recipes"})
+    within_shell = " ".join(re.findall(r"^  ((?:\w+/ )+) ", readme, re.MULTILINE)).replace("/", "").split()
+    assert sorted(within_shell) == sorted(name for name in SHELL if (ROOT / "fnrecipe/shell" / name).is_dir())
     assert all((ROOT / folder).is_dir() for folder in re.findall(r"^(\w+)/  ", readme, re.MULTILINE))
 
 
 LIGHT = [*select("config", "errors", "cli", "data", "components", "streams"), "fnrecipe.recipes.lm.config"]
 LIGHT += [f"fnrecipe.recipes.{name}.{part}" for name in ("sft", "preference") for part in ("config", "data")]
 LIGHT += [name for name in select("models") if name.endswith(".config")]
-LIGHT += ["fnrecipe.shell.recorded"]
+LIGHT += ["fnrecipe.shell.directory.recorded_recipe"]
 LIGHT += [f"fnrecipe.models.{name}" for name in ("hugging_face", "hugging_face_keys", "parameters", "rope")]
 
 

@@ -148,7 +148,7 @@ def test_every_key_of_a_source_is_explained_once_and_no_other() -> None:
 
 def test_the_readme_shows_what_the_program_says(capsys: pytest.CaptureFixture[str]) -> None:
     from fnrecipe.errors import ConfigError
-    from fnrecipe.shell.find import find
+    from fnrecipe.shell.find_recipe import find
 
     shown = re.findall(r"^error: (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     with pytest.raises(ConfigError) as error:

@@ -38,7 +38,8 @@ def test_every_name_that_it_shows_resolves_whatever_comes_first(order: str) -> N
 
 def test_values_stay_what_they_are_when_their_modules_are_imported() -> None:
     from fnrecipe.recipe import Recipe
-    from fnrecipe.shell import load, train
+    from fnrecipe.shell import train
+    from fnrecipe.shell.trained import load
 
     assert (fnrecipe.Recipe, fnrecipe.load, fnrecipe.train) == (Recipe, load.load, train.train)
     assert fnrecipe.__version__ == version("fnrecipe")

@@ -20,7 +20,7 @@ from fnrecipe.observe import Tick, Ticks, observed
 from fnrecipe.runtime.position import Position
 from fnrecipe.runtime.signals import Stopped
 from fnrecipe.shell.observers import Publication, announced, evaluated, published, saved, scheduled
-from fnrecipe.shell.throughput import Work
+from fnrecipe.shell.recording.throughput import Work
 from fnrecipe.step import Metrics, State
 from fnrecipe.transforms import jit
 

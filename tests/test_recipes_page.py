@@ -23,7 +23,7 @@ from fnrecipe.errors import FnrecipeError
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.recipe import Recipe
 from fnrecipe.shell import train as run
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 from tests.data.laws import check_resumes
 from tests.helpers import assert_same_bits, end, rows, start
 

@@ -97,6 +97,17 @@ def _compiled(graph: GraphModule, args: Sequence[Tensor], choose: Choose) -> Run
     # Inductor without Dynamo, which refuses `invoke_subgraph` and FlexAttention's own operations. Under no fake mode with a
     # `ShapeEnv` it would not look into its cache on disk; sizes must not be symbols, or its C++ for FlexAttention is invalid.
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    on_cpu = all(tensor.device.type == "cpu" for tensor in args)
     with tracing(TracingContext(shapes)):
-        run: Run = _inductor.compile(graph, list(args))
+        run: Run = _inductor.compile(graph, list(args), options={"cpp.simdlen": _vector_width()} if on_cpu else None)
     return run
+
+
+def _vector_width() -> int:
+    """The bits of the vectors that Inductor takes on this processor: said as an option, they are in the key of its cache.
+
+    Else it would find loops over vectors of another width there, and compile them for this one: wrong numbers, or a crash.
+    """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return pick_vec_isa().bit_width()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.func import vjp
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -175,7 +176,7 @@ def _graph(owner: GraphModule, inputs: Sequence[Node], body: Sequence[Node], ret
     taken = {storage(node.meta["val"]) for node in copies.values() if node.op == "placeholder"}
     graph.output(tuple(_apart([copies[node] for node in returned], taken)))
     graph.eliminate_dead_code()
-    module = GraphModule(owner, graph)
+    module = _LazyGraphModule(owner, graph)
     rewrite(module)
     return module
 

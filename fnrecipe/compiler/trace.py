@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnrecipe import tree
@@ -62,6 +63,9 @@ def trace(
 
     graph = record(flat, inputs)
     rewrite(graph)
+    for part in graph.modules():  # a backend may be one of torch's, which would not run what is not written yet
+        if isinstance(part, _LazyGraphModule):
+            part.real_recompile()
     graph.meta["donated"] = num_donated
     graph.meta["fixed"] = len(tree.leaves(args[: max(donate, fixed)]))
     return graph, results[0]
@@ -76,7 +80,8 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
     # Dead code goes first: a recomputed layer's last product, which nobody reads, would be waited for by the passes behind.
     # (Common subexpressions must never be merged: that would undo every recomputation and every second gather.)
-    graph = make_fx(guarded, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    with _use_lazy_graph_module(True):  # its Python is written when it is asked for, and not behind each pass
+        graph = make_fx(guarded, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     drop_round_trips(graph)
     graph.graph.eliminate_dead_code()
     return graph

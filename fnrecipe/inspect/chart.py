@@ -18,38 +18,62 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 
 @attrs.frozen
 class Line:
-    """Points (x, y) in the order in which they are joined; those that are not finite are left out."""
+    """Points (x, y) in the order in which they are joined; those that have no place are left out."""
 
     name: str
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(lines: Sequence[Line], *, x: str, y: str, log_x: bool = False, marks: Mapping[str, float] | None = None) -> str:
-    """The lines under the names `x` and `y` of the axes, as SVG; `log_x`: x is on a logarithmic axis.
+@attrs.frozen(kw_only=True)
+class Chart:
+    """Lines over axes called `x` and `y`, each logarithmic if so said; at the values `marks` of x stand broken lines."""
 
-    `marks` are values of x, by name, at which a broken line stands.
+    lines: Sequence[Line]
+    x: str
+    y: str
+    log_x: bool = False
+    log_y: bool = False
+    marks: Mapping[str, float] = {}
+
+
+def svg(*charts: Chart) -> str:
+    """The charts, in as many rows as columns if there are enough of them, as SVG.
 
     Raises:
-        UsageError: if there is no finite point.
+        UsageError: if one has no point that is finite, and positive on a logarithmic axis.
     """
-    kept = [[point for point in line.points if all(map(math.isfinite, point))] for line in lines]
+    columns = math.ceil(math.sqrt(len(charts)))
+    rows = math.ceil(len(charts) / columns)
+    width, height = columns * _WIDTH, rows * _HEIGHT
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+    parts = [head, f'<rect width="{width}" height="{height}" fill="white"/>']
+    for number, chart in enumerate(charts):
+        row, column = divmod(number, columns)
+        parts += [f'<g transform="translate({column * _WIDTH} {row * _HEIGHT})">', *_body(chart), "</g>"]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _body(chart: Chart) -> Iterator[str]:
+    kept = [[point for point in line.points if _has_place(chart, *point)] for line in chart.lines]
     if not any(kept):
-        raise UsageError("chart: expected a point that is finite, found none")
+        raise UsageError(f"chart: expected a point that has a place, found none in {chart.y}")
     xs, ys = zip(*(point for points in kept for point in points), strict=True)
-    across = _Axis.over(xs, (_LEFT, _WIDTH - _RIGHT), log=log_x)
-    up = _Axis.over(ys, (_HEIGHT - _BOTTOM, _TOP))
-    body = [*_grid(across, up, x, y)]
-    for number, (line, points) in enumerate(zip(lines, kept, strict=True)):
+    across = _Axis.over(xs, (_LEFT, _WIDTH - _RIGHT), log=chart.log_x)
+    up = _Axis.over(ys, (_HEIGHT - _BOTTOM, _TOP), log=chart.log_y)
+    yield from _grid(across, up, chart.x, chart.y)
+    for number, (line, points) in enumerate(zip(chart.lines, kept, strict=True)):
         colour = _COLOURS[number % len(_COLOURS)]
         path = " ".join(f"{across.place(a):.1f},{up.place(b):.1f}" for a, b in points)
-        body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        body.append(_text(line.name, _WIDTH - _RIGHT + 14, _TOP + 12 + 17 * number, fill=colour))
-    for number, (name, value) in enumerate((marks or {}).items()):
+        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+        yield _text(line.name, _WIDTH - _RIGHT + 14, _TOP + 12 + 17 * number, fill=colour)
+    for number, (name, value) in enumerate(chart.marks.items()):
         at = across.place(value)
-        body.append(f'<path d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#555" stroke-dasharray="4 3"/>')
-        body.append(_text(name, at + 4, _TOP + 12 + 15 * number, fill="#555"))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">'
-    return "\n".join([head, f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>', *body, "</svg>", ""])
+        yield f'<path d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#555" stroke-dasharray="4 3"/>'
+        yield _text(name, at + 4, _TOP + 12 + 15 * number, fill="#555")
+
+
+def _has_place(chart: Chart, x: float, y: float) -> bool:
+    return math.isfinite(x) and math.isfinite(y) and (x > 0 or not chart.log_x) and (y > 0 or not chart.log_y)
 
 
 @attrs.frozen

@@ -24,13 +24,13 @@ from fnrecipe.config import LRSchedulerSection, OptimizerSection
 from fnrecipe.data import map_items, pipe
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
-from fnrecipe.inspect.chart import Line, line_chart
+from fnrecipe.inspect.chart import Chart, Line, svg
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import lane_assignment, make_mesh
 from fnrecipe.runtime.products import measured
-from fnrecipe.shell.run_dir import writing
+from fnrecipe.shell.directory.run_dir import writing
 from fnrecipe.shell.streams import resumed
 from fnrecipe.step import Metrics
 
@@ -161,7 +161,7 @@ def write(found: Sweep, out: Path) -> None:
         Line(f"mean of {found.window}", list(zip(found.rates, found.smoothed, strict=True))),
     ]
     marks = {f"steepest, {found.steepest:.2g}": found.steepest, f"lowest, {found.lowest:.2g}": found.lowest}
-    picture = line_chart(lines, x="learning rate", y="loss", log_x=True, marks=marks)
+    picture = svg(Chart(lines=lines, x="learning rate", y="loss", log_x=True, marks=marks))
     with writing(out):
         (out / TABLE).write_text("\n".join([*table, ""]), encoding="utf-8")
         (out / PICTURE).write_text(picture, encoding="utf-8")

@@ -88,7 +88,7 @@ def _store(size: int, timeout: timedelta) -> Store:
     """The store that all ranks share: a file for those that `--nproc` started, else a server at MASTER_ADDR."""
     directory = meeting()
     if directory is not None:
-        store: Store = dist.FileStore(str(directory / "store"), size)  # type: ignore[attr-defined]
+        store: Store = dist.FileStore(str(directory / "store"), size)
         return store
     store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # rank 0 has begun a new one

@@ -24,6 +24,7 @@ from fnrecipe.compiler.modes import JitMode
 from fnrecipe.config.sections.run import TorchSection
 from fnrecipe.errors import UsageError
 from fnrecipe.runtime.launcher import launched
+from fnrecipe.runtime.processor import instructions
 
 _log = logging.getLogger(__name__)
 
@@ -91,10 +92,14 @@ def unfreeze_objects() -> None:
 def keep_compiled_kernels() -> None:
     """Makes torch keep compiled kernels in the user's cache directory; its default is a directory for temporary files.
 
-    If that cannot be written to (a user may have no home), they go to a new directory, which is removed at exit.
+    Each kind of processor has a folder there. If that cannot be written to (a user may have no home), they go to a new
+    directory, which is removed at exit.
     """
     try:
-        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache("inductor"))
+        # Torch compiles for the processor at hand, but finds what was compiled for another one, as on a cluster of two kinds
+        # that share a home: code that it may not have, or loops over vectors of another width, which give wrong numbers.
+        place = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache("inductor"))
+        folder = place if place.name == instructions() else place / instructions()
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:

@@ -6,8 +6,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from fnrecipe.compiler.products import Kernel, Product
 from fnrecipe.ops import linear_by_onednn
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.host import cache
+from fnrecipe.runtime.processor import processor
 
 _log = logging.getLogger(__name__)
 _MOST = 2**28
@@ -138,15 +137,3 @@ def _scaled(product: Product) -> Product:
         largest = max(rows, inner, columns)
         rows, inner, columns = (side // 2 if side == largest else side for side in (rows, inner, columns))
     return Product(rows, inner, columns, product.left_transposed, product.right_transposed)
-
-
-def processor() -> str:
-    """What decides how fast a product is, and about its last digits: the processor, what of it may be used, and torch."""
-    pattern = r"^(?:vendor_id|cpu family|model|model name|stepping)\s*: (.*)$"
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = (
-        re.findall(pattern, cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)[:5] if cpuinfo.exists() else [os.uname().machine]
-    )
-    names = "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
-    limits = [f"{name}={value}" for name in names if (value := os.environ.get(name))]
-    return ", ".join([*lines, torch.backends.cpu.get_cpu_capability(), *limits, f"torch {torch.__version__}"])

@@ -1,1 +1,1 @@
-"""What a run does beside training: files, signals, the screen."""
+"""A run around the fold: `train`, and what it does beside training: files, signals, the screen."""

@@ -17,8 +17,8 @@ from fnrecipe.recipe import C, Findings, Measure, Recipe, Write
 from fnrecipe.runtime.gang import Gang, all_gather_objects
 from fnrecipe.runtime.signals import Stopped
 from fnrecipe.runtime.transfer import fetch
-from fnrecipe.shell.metrics import means
-from fnrecipe.shell.recorders.jsonl import keep_texts, last_step, path_of, texts_of
+from fnrecipe.shell.recording.jsonl import keep_texts, last_step, path_of, texts_of
+from fnrecipe.shell.recording.means import means
 from fnrecipe.shell.session import Session
 from fnrecipe.step import State, averaged, shown
 from fnrecipe.tree import Tree

@@ -24,7 +24,7 @@ from fnrecipe.runtime.clock import DeviceEvent, record_event
 from fnrecipe.runtime.position import Position
 from fnrecipe.runtime.signals import Stopped
 from fnrecipe.runtime.transfer import PendingCopy, fetch, publication_delay
-from fnrecipe.shell.throughput import Clock
+from fnrecipe.shell.recording.throughput import Clock
 from fnrecipe.step import Metrics, State
 
 Folded: TypeAlias = Iterator[tuple[State, Metrics, Position]]

@@ -12,8 +12,9 @@ from fnrecipe.compiler.products import Choose, Kernel, Product
 from fnrecipe.errors import CheckpointError
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
-from fnrecipe.runtime.products import measured, processor
-from fnrecipe.shell.run_dir import PRODUCTS
+from fnrecipe.runtime.processor import processor
+from fnrecipe.runtime.products import measured
+from fnrecipe.shell.directory.run_dir import PRODUCTS
 from fnrecipe.shell.session import Session
 
 

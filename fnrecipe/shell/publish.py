@@ -10,13 +10,13 @@ import attrs
 from fnrecipe.errors import NonFiniteError, SpikeError
 from fnrecipe.recipe import C, Row, Write
 from fnrecipe.runtime import host
-from fnrecipe.shell.metrics import means
+from fnrecipe.shell.guards.rollbacks import Passed
+from fnrecipe.shell.guards.spikes import heed, told
+from fnrecipe.shell.guards.stragglers import slowest, tell_straggler
 from fnrecipe.shell.observers import Publication
-from fnrecipe.shell.rollbacks import Passed
+from fnrecipe.shell.recording.means import means
+from fnrecipe.shell.recording.throughput import Work
 from fnrecipe.shell.session import Session
-from fnrecipe.shell.spikes import heed, told
-from fnrecipe.shell.stragglers import slowest, tell_straggler
-from fnrecipe.shell.throughput import Work
 
 
 def publish(session: Session[C], work: Work, write: Write, passed: Passed, publication: Publication) -> None:

@@ -8,7 +8,7 @@ from fnrecipe import random
 from fnrecipe.recipe import C
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.signals import Stopped
-from fnrecipe.shell import run_dir
+from fnrecipe.shell.directory import run_dir
 from fnrecipe.shell.session import Session
 from fnrecipe.transforms import unshard
 from fnrecipe.tree import Tree

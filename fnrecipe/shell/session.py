@@ -16,8 +16,8 @@ from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import lane_assignment
 from fnrecipe.runtime.signals import Signals
-from fnrecipe.shell import run_dir
-from fnrecipe.shell.display import Display
+from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.screen.display import Display
 
 
 @attrs.frozen
@@ -25,7 +25,7 @@ class Session(Generic[C]):
     """A process of a run.
 
     directory  the output directory, by its path, and the descriptor by which it was claimed; None on ranks that do not write
-    facts      about the run's data, as a checkpoint keeps them (`fnrecipe.shell.identity`)
+    facts      about the run's data, as a checkpoint keeps them (`fnrecipe.shell.directory.identity`)
     beside     the gang as a thread beside the steps has it, with a process group of its own
     started    when the run began, on the monotonic clock
     stamps     of the data's local files before anything was read of them, by name and path; none on ranks that do not write

@@ -19,11 +19,11 @@ from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
-from fnrecipe.shell import run_dir
-from fnrecipe.shell.aside import set_aside
-from fnrecipe.shell.identity import TOKENIZER
-from fnrecipe.shell.redact import redacted_values
-from fnrecipe.shell.save import check_finite
+from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory.identity import TOKENIZER
+from fnrecipe.shell.directory.redact import redacted_values
+from fnrecipe.shell.saving.aside import set_aside
+from fnrecipe.shell.saving.save import check_finite
 from fnrecipe.shell.session import Session
 from fnrecipe.step import State
 

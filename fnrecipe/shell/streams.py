@@ -19,8 +19,8 @@ from fnrecipe.errors import CheckpointError, ConfigError, one_line
 from fnrecipe.recipe import C, Evaluation
 from fnrecipe.runtime.lockstep import in_lockstep
 from fnrecipe.runtime.signals import until_signal
+from fnrecipe.shell.recording.throughput import timed
 from fnrecipe.shell.session import Session
-from fnrecipe.shell.throughput import timed
 from fnrecipe.tree import Tree
 
 

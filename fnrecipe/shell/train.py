@@ -34,31 +34,31 @@ from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh, wait_at_most
 from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Signals, Stopped
 from fnrecipe.runtime.stacks import stacks_on_demand
-from fnrecipe.shell import run_dir
-from fnrecipe.shell.display import Display, duration
+from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory.identity import identity
+from fnrecipe.shell.directory.redact import redacted_values
+from fnrecipe.shell.directory.shared import check_shared
 from fnrecipe.shell.evaluate import Evaluator, evaluate, measured, shown_params, sums_of
-from fnrecipe.shell.export import export_at_end, exportable
-from fnrecipe.shell.identity import identity
-from fnrecipe.shell.keeping import check_evaluation
-from fnrecipe.shell.machine import compared, recomputed
+from fnrecipe.shell.guards.machine import compared, recomputed
+from fnrecipe.shell.guards.rollbacks import passing_over
+from fnrecipe.shell.guards.spikes import RollbackError, agreed, go_back
+from fnrecipe.shell.guards.stragglers import StepWork
+from fnrecipe.shell.guards.unread import warning, watch
 from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled, watched
 from fnrecipe.shell.products import chosen_once
-from fnrecipe.shell.progress import with_progress
 from fnrecipe.shell.publish import publish
-from fnrecipe.shell.recorders import recorders_of, recording
-from fnrecipe.shell.redact import redacted_values
-from fnrecipe.shell.rollbacks import passing_over
+from fnrecipe.shell.recording.recorders import recorders_of, recording
+from fnrecipe.shell.recording.throughput import Work, work_of
 from fnrecipe.shell.sample import sample
-from fnrecipe.shell.save import saving
+from fnrecipe.shell.saving.keeping import check_evaluation
+from fnrecipe.shell.saving.save import saving
+from fnrecipe.shell.saving.space import warn_of_space
+from fnrecipe.shell.screen.display import Display, duration
+from fnrecipe.shell.screen.progress import with_progress
 from fnrecipe.shell.session import Session
-from fnrecipe.shell.shared import check_shared
-from fnrecipe.shell.space import warn_of_space
-from fnrecipe.shell.spikes import RollbackError, agreed, go_back
 from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
-from fnrecipe.shell.stragglers import StepWork
 from fnrecipe.shell.streams import evaluation_source, training_source
-from fnrecipe.shell.throughput import Work, work_of
-from fnrecipe.shell.unread import warning, watch
+from fnrecipe.shell.trained.export import export_at_end, exportable
 from fnrecipe.step import Step
 from fnrecipe.tree import Tree
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from fnrecipe.data.windows import ScoredBatch, Window, collate_windows
-from fnrecipe.shell import score
+from fnrecipe.shell.trained import score
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
 from tests.cli.helpers import fnrecipe as fnrecipe_apart
 from tests.helpers import WORDS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fnrecipe.shell.load import load
+from fnrecipe.shell.trained.load import load
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe, fnrecipe_here, python
 from tests.helpers import pairs, rows
 

@@ -13,8 +13,8 @@ from fnrecipe import checkpoint
 from fnrecipe.config import resolve
 from fnrecipe.errors import FnrecipeError
 from fnrecipe.recipes.lm.train import recipe
-from fnrecipe.shell.aside import set_aside
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
+from fnrecipe.shell.saving.aside import set_aside
 from fnrecipe.shell.train import train
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe, fnrecipe_here
 from tests.helpers import pairs, remains

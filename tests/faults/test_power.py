@@ -9,7 +9,7 @@ import pytest
 from fnrecipe import checkpoint
 from fnrecipe.errors import CheckpointError
 from fnrecipe.runtime.files import make_folder, replace
-from fnrecipe.shell.recorders.jsonl import append
+from fnrecipe.shell.recording.jsonl import append
 from tests.checkpoints import CURSOR, FINGERPRINTS, assert_is_step, newest, save_two, small_state
 from tests.faults.power import Survivors, recorded, written
 

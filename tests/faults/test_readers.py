@@ -27,9 +27,10 @@ from fnrecipe.errors import FnrecipeError
 from fnrecipe.interop import dcp
 from fnrecipe.interop.survey import describe_model
 from fnrecipe.recipes.lm.data import train_stream
-from fnrecipe.shell import products, rollbacks
-from fnrecipe.shell.recorded import recorded
-from fnrecipe.shell.recorders.jsonl import found_in, last_step, rewind
+from fnrecipe.shell import products
+from fnrecipe.shell.directory.recorded_recipe import recorded
+from fnrecipe.shell.guards import rollbacks
+from fnrecipe.shell.recording.jsonl import found_in, last_step, rewind
 from fnrecipe.shell.streams import resumed
 from tests.checkpoints import CURSOR, FINGERPRINTS, save_two, sign, small_state
 from tests.recipes.streams import recipe, texts, write

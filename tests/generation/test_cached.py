@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnrecipe import nn, random, tree
 from fnrecipe.compiler import cuda_graph, interpreter
+from fnrecipe.compiler.packed import packed_weights
 from fnrecipe.generation.generator import Generator, Prompt, State, generate, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
 from fnrecipe.generation.uncached import uncached
@@ -87,6 +88,19 @@ def test_several_tokens_may_follow_a_text_that_is_kept() -> None:
         positions = torch.arange(first, end)[None]
         found, cache = extend(cache, text[:, first:end], positions, torch.tensor([end - first - 1]))
         torch.testing.assert_close(found, whole(model, config, params, text)[:, end - 1], atol=2e-4, rtol=2e-4)
+
+
+def test_prompts_may_be_traced() -> None:
+    prompts = [Prompt(tokens, number) for number, tokens in enumerate(PROMPTS)]
+    for sampling in (COLD, Sampling(temperature=0.7, repetition_penalty=1.2)):
+        (plain, params), (traced, _) = (
+            generator_of("llama", sampling),
+            generator_of("llama", sampling, prompts=packed_weights()),
+        )
+        said = rows(plain, params, prompts)
+        assert rows(traced, params, prompts) == said
+        assert rows(traced, params, prompts) == said  # the graph of before, and another cache
+        assert rows(traced, params, prompts[::-1]) == said[::-1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])

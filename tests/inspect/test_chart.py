@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fnrecipe.errors import UsageError
-from fnrecipe.inspect.chart import Line, line_chart
+from fnrecipe.inspect.chart import Chart, Line, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -27,7 +27,8 @@ def places(picture: str) -> list[list[tuple[float, float]]]:
 @pytest.mark.parametrize("log_x", [False, True])
 def test_points_keep_their_proportions(log_x: bool) -> None:
     xs, ys = [1.0, 10.0, 100.0, 1000.0], [2.0, 5.0, 3.0, 1.0]
-    ((*found,),) = places(line_chart([Line("a", list(zip(xs, ys, strict=True)))], x="x", y="y", log_x=log_x))
+    chart = Chart(lines=[Line("a", list(zip(xs, ys, strict=True)))], x="x", y="y", log_x=log_x)
+    ((*found,),) = places(svg(chart))
     scaled = [math.log10(x) for x in xs] if log_x else xs
     for number, (x, y) in enumerate(found):
         share = (scaled[number] - scaled[0]) / (scaled[-1] - scaled[0])
@@ -36,10 +37,24 @@ def test_points_keep_their_proportions(log_x: bool) -> None:
     assert found[1][1] < found[3][1]  # what is greater is higher up
 
 
+def test_powers_are_straight_on_logarithmic_axes() -> None:
+    line = Line("a", [(x, 3 * x**0.5) for x in (32.0, 64.0, 256.0)] + [(512.0, 0.0), (-1.0, 2.0)])
+    (((a, b), (c, d), (e, f)),) = places(svg(Chart(lines=[line], x="x", y="y", log_x=True, log_y=True)))
+    assert (d - b) / (c - a) == pytest.approx((f - d) / (e - c), abs=0.02)
+    assert (f - b) < 0 < (e - a)
+
+
+def test_several_charts_stand_side_by_side() -> None:
+    chart = Chart(lines=[Line("a", [(1.0, 2.0), (2.0, 3.0)])], x="x", y="y")
+    root = parsed(svg(chart, chart, chart))
+    assert root.attrib["viewBox"] == "0 0 1520 840"
+    groups = [each.attrib["transform"] for each in root.findall(f"{SVG}g")]
+    assert groups == ["translate(0 0)", "translate(760 0)", "translate(0 420)"]
+
+
 def test_numbers_at_the_axes_stand_where_they_are() -> None:
-    picture = line_chart(
-        [Line("a <b>", [(1e-4, 0.0), (1.0, 50.0), (math.inf, 1.0), (2.0, math.nan)])], x="x", y="y", log_x=True
-    )
+    points = [(1e-4, 0.0), (1.0, 50.0), (math.inf, 1.0), (2.0, math.nan)]
+    picture = svg(Chart(lines=[Line("a <b>", points)], x="x", y="y", log_x=True))
     ((first, last),) = places(picture)
     texts = {text.text: text.attrib for text in parsed(picture).iter(f"{SVG}text")}
     assert float(texts["0.0001"]["x"]) == first[0]
@@ -50,7 +65,7 @@ def test_numbers_at_the_axes_stand_where_they_are() -> None:
 
 
 def test_a_mark_stands_at_its_value_and_a_single_point_has_a_place() -> None:
-    picture = line_chart([Line("a", [(1.0, 3.0), (3.0, 3.0)])], x="x", y="y", marks={"here": 2.0})
+    picture = svg(Chart(lines=[Line("a", [(1.0, 3.0), (3.0, 3.0)])], x="x", y="y", marks={"here": 2.0}))
     ((first, last),) = places(picture)
     (mark,) = re.findall(r'<path d="M([\d.]+) [^>]*dasharray', picture)
     assert float(mark) == pytest.approx((first[0] + last[0]) / 2, abs=0.1)
@@ -58,5 +73,5 @@ def test_a_mark_stands_at_its_value_and_a_single_point_has_a_place() -> None:
 
 
 def test_a_picture_of_nothing_is_refused() -> None:
-    with pytest.raises(UsageError, match="expected a point that is finite, found none"):
-        line_chart([Line("a", [(1.0, math.nan)])], x="x", y="y")
+    with pytest.raises(UsageError, match="expected a point that has a place, found none in loss"):
+        svg(Chart(lines=[Line("a", [(1.0, math.nan)])], x="x", y="loss"))

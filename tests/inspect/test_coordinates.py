@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
 import attrs
@@ -13,7 +12,6 @@ from fnrecipe.config import resolve
 from fnrecipe.data import Batch, Cursor, LaneAssignment, Source
 from fnrecipe.errors import UsageError
 from fnrecipe.inspect.coordinates import QUANTITIES, Along, Coordinates, coordinates, resized, slope
-from fnrecipe.inspect.picture import log_log
 from fnrecipe.recipes.lm.config import LMConfig, config
 from fnrecipe.recipes.lm.train import recipe as lm
 
@@ -134,14 +132,3 @@ def test_heads_keep_their_width_and_their_number_must_be_an_integer() -> None:
         UsageError, match=r"--widths: expected widths at which model.config.num_attn_heads = 2 at 32 is an integer"
     ):
         resized(recipe, sized(), "width", 24)
-
-
-def test_the_picture_is_an_svg_in_which_powers_are_straight() -> None:
-    lines = {f"step {n}": [(x, n * x**0.5) for x in (32.0, 64.0, 256.0)] for n in (1, 2)}
-    root = ET.fromstring(log_log({"a & b": lines, "c": lines}, "width"))  # noqa: S314 our own
-    drawn = [each.get("points", "") for each in root.iter("{http://www.w3.org/2000/svg}polyline")]
-    assert len(drawn) == 4
-    points = [[float(number) for number in pair.split(",")] for pair in drawn[0].split()]
-    (a, b), (c, d), (e, f) = points
-    assert (d - b) / (c - a) == pytest.approx((f - d) / (e - c), abs=0.02)
-    assert (f - b) < 0 < (e - a)

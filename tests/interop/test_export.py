@@ -23,8 +23,8 @@ from fnrecipe.interop.hugging_face.tokenizer import tokenizer_files
 from fnrecipe.models.model import find_model
 from fnrecipe.presets import generator
 from fnrecipe.random import key
-from fnrecipe.shell.export import import_model
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
+from fnrecipe.shell.trained.export import import_model
 from tests.helpers import assert_same_bits, bits
 from tests.interop.conftest import TEMPLATE
 from tests.interop.reading import read, section

@@ -23,8 +23,8 @@ from fnrecipe.interop.gguf.export import export
 from fnrecipe.interop.gguf.vocabulary import PATTERNS, vocabulary
 from fnrecipe.models.model import find_model
 from fnrecipe.random import key
-from fnrecipe.shell.export import export_gguf, import_model
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
+from fnrecipe.shell.trained.export import export_gguf, import_model
 from tests.helpers import WORDS
 from tests.interop.conftest import TEMPLATE
 

@@ -13,7 +13,7 @@ import pytest
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
 from fnrecipe.recipes.lm.train import recipe as lm
-from fnrecipe.shell.export import import_model
+from fnrecipe.shell.trained.export import import_model
 
 MODULE = "fnrecipe.interop.lm_eval"
 TASK = """

@@ -22,7 +22,7 @@ from fnrecipe.models.adapter import ADAPTER
 from fnrecipe.parallel.mesh import replicated
 from fnrecipe.presets import apply
 from fnrecipe.recipes.lm.train import recipe as lm
-from fnrecipe.shell.export import export_adapter, import_model
+from fnrecipe.shell.trained.export import export_adapter, import_model
 from tests.helpers import assert_same_bits, draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

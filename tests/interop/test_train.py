@@ -16,9 +16,9 @@ from fnrecipe.build import init_train_state
 from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
 from fnrecipe.parallel.mesh import Mesh
-from fnrecipe.shell.export import import_model
-from fnrecipe.shell.find import find
+from fnrecipe.shell.find_recipe import find
 from fnrecipe.shell.train import train
+from fnrecipe.shell.trained.export import import_model
 from fnrecipe.step import State
 from tests.helpers import assert_same_bits, end, pairs, start
 from tests.interop.reading import read, section

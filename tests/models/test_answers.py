@@ -24,7 +24,7 @@ from fnrecipe.models import llama
 from fnrecipe.models.answers import REFERENCE, Judgement, in_pairs, preference_loss, token_nats
 from fnrecipe.models.next_token import Apply
 from fnrecipe.nn.policy import Policy
-from fnrecipe.shell.metrics import means
+from fnrecipe.shell.recording.means import means
 from fnrecipe.transforms import jit
 from fnrecipe.tree import Tree
 from tests.helpers import TINY, assert_close

@@ -16,8 +16,8 @@ from fnrecipe import random
 from fnrecipe.data import Batch, Tokens
 from fnrecipe.models.next_token import next_token_loss
 from fnrecipe.nn.objective import Objective
-from fnrecipe.shell.metrics import means
-from fnrecipe.shell.recorders import jsonl as record
+from fnrecipe.shell.recording import jsonl as record
+from fnrecipe.shell.recording.means import means
 from fnrecipe.tree import Tree
 from tests.helpers import documents, packed, tensors
 from tests.helpers import rows as read_rows

@@ -28,7 +28,7 @@ from fnrecipe.parallel.mesh import replicated
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.recipes.preference.data import train_stream
 from fnrecipe.recipes.preference.train import recipe as preference
-from fnrecipe.shell.export import import_model
+from fnrecipe.shell.trained.export import import_model
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
 from tests.helpers import assert_close, assert_same_bits, bits, end, last_step, pairs, remains, rows, signal_at, start
 from tests.recipes.test_preference import preferences, write

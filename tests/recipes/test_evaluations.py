@@ -23,10 +23,10 @@ from fnrecipe.recipes.preference.train import encode as encode_preference
 from fnrecipe.recipes.preference.train import recipe as preference
 from fnrecipe.recipes.sft.train import encode
 from fnrecipe.recipes.sft.train import recipe as sft
-from fnrecipe.shell.choices import choose
-from fnrecipe.shell.score import score
-from fnrecipe.shell.subject import subject
 from fnrecipe.shell.train import train
+from fnrecipe.shell.trained.choices import choose
+from fnrecipe.shell.trained.evaluation_subject import subject
+from fnrecipe.shell.trained.score import score
 from fnrecipe.streams import tokenizer_of
 from tests.data.test_chat_template import CHATML
 from tests.helpers import WORDS, end, pairs, remains, rows, start

@@ -27,7 +27,7 @@ from fnrecipe.data import (
 from fnrecipe.recipes.lm import train as lm
 from fnrecipe.recipes.lm.config import LMConfig
 from fnrecipe.recipes.lm.data import train_stream
-from fnrecipe.shell.once import Once
+from fnrecipe.shell.screen.once import Once
 from fnrecipe.streams import example
 from tests.data.kinds import KINDS, byte_level, dropping, save
 from tests.data.laws import check_resumes, items, listed

@@ -26,8 +26,8 @@ from fnrecipe.parallel.mesh import replicated
 from fnrecipe.recipes.preference.config import PreferenceConfig, config, needs
 from fnrecipe.recipes.preference.data import make_tokenizer, train_stream, valid_stream
 from fnrecipe.recipes.preference.train import recipe
-from fnrecipe.shell.score import score
-from fnrecipe.shell.subject import subject
+from fnrecipe.shell.trained.evaluation_subject import subject
+from fnrecipe.shell.trained.score import score
 from fnrecipe.step import init_state, train_step
 from tests.data.kinds import byte_level, save
 from tests.data.laws import check_resumes, items

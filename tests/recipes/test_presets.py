@@ -10,7 +10,7 @@ from fnrecipe.config import resolve
 from fnrecipe.errors import did_you_mean
 from fnrecipe.models.model import find_family
 from fnrecipe.recipes.lm.config import config as defaults
-from fnrecipe.shell.find import presets
+from fnrecipe.shell.find_recipe import presets
 from tests.cli.helpers import assert_usage_error, fnrecipe_here
 
 PRESETS = presets()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fnrecipe.runtime import host
+from fnrecipe.runtime import host, processor
+from fnrecipe.runtime.processor import instructions
 from tests.helpers import end, pairs, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,11 +31,21 @@ COMPILES = """
 import torch
 from fnrecipe.compiler import inductor
 from fnrecipe.config.sections.run import TorchSection
-from fnrecipe.runtime import host
+from fnrecipe.runtime import host, processor
+from fnrecipe.runtime.processor import instructions
 from fnrecipe.transforms import jit
 
 host.prepare(TorchSection(num_threads=1), "inductor")
 print(jit(lambda x: x * 2 + 1, backend=inductor)(torch.ones(2)).tolist())
+"""
+SUMS = """
+import torch
+from fnrecipe.compiler import inductor
+from fnrecipe.transforms import jit
+
+torch.set_num_threads(1)
+x = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
+print(jit(lambda x: (x.softmax(-1) * torch.arange(100)).sum(), backend=inductor)(x).item())
 """
 HUNGRY = """
 import resource
@@ -113,11 +124,36 @@ def test_a_cache_that_can_be_written_to_is_kept(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     host.keep_compiled_kernels()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "fnrecipe/inductor")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "fnrecipe/inductor" / instructions())
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
-    host.keep_compiled_kernels()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mine")
-    assert list((tmp_path / "mine").iterdir()) == []
+    for _ in range(2):  # as in a process and in its children
+        host.keep_compiled_kernels()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mine" / instructions())
+    assert [*map(str, tmp_path.glob("mine/**"))] == [str(tmp_path / "mine"), str(tmp_path / "mine" / instructions())]
+
+
+def test_another_processor_has_kernels_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo, found = tmp_path / "cpuinfo", set()
+    monkeypatch.setattr(processor, "_CPUINFO", cpuinfo)
+    for model, flags in (("1", "sse avx2"), ("1", "sse avx2 avx512_bf16"), ("2", "sse avx2")):
+        cpuinfo.write_text(f"vendor_id\t: V\nmodel\t\t: {model}\nflags\t\t: {flags}\n" * 2)
+        found.add(instructions())
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2048")
+    assert len({*found, instructions()}) == 4
+
+
+@pytest.mark.slow
+def test_kernels_for_vectors_of_another_width_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "compiles.py").write_text(SUMS)
+    found = []
+    for limits in ({}, {"ATEN_CPU_CAPABILITY": "avx2"}, {}):
+        environment = {**os.environ, **CHEAP, **limits, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        command = [sys.executable, str(tmp_path / "compiles.py")]
+        ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        found.append(float(ended.stdout))
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+    assert found[0] == found[2]
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from fnrecipe.compiler.products import Kernel, Product
 from fnrecipe.errors import CheckpointError
 from fnrecipe.runtime import products
 from fnrecipe.runtime.gang import Gang
-from fnrecipe.runtime.products import Timing, measure, measured, processor
+from fnrecipe.runtime.processor import processor
+from fnrecipe.runtime.products import Timing, measure, measured
 from fnrecipe.shell.products import chosen_once
 
 SMALL = Product(64, 32, 48, left_transposed=True, right_transposed=False)

@@ -24,8 +24,8 @@ from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.data import valid_stream
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS, Signals
-from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
+from fnrecipe.shell.directory import run_dir
 from tests.helpers import end, pairs, remains, rows, signal_at, start
 
 TWICE = """

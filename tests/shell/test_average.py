@@ -20,12 +20,12 @@ from fnrecipe import tree
 from fnrecipe.config import resolve
 from fnrecipe.errors import EXIT_AGAIN, CheckpointError, ConfigError
 from fnrecipe.recipes.lm.train import recipe as lm
-from fnrecipe.shell import speaker
-from fnrecipe.shell.speaker import generator_of
 from fnrecipe.shell.train import train
+from fnrecipe.shell.trained import speaker
+from fnrecipe.shell.trained.speaker import generator_of
 from tests.cli.helpers import Ended, fnrecipe_here
 from tests.helpers import assert_close, assert_same_bits, bits, end, pairs, remains, rows, start
-from tests.shell.test_load import validation_loss
+from tests.shell.trained.test_load import validation_loss
 
 STEPS = {"regime__num_steps": 6, "regime__checkpoint_every_n_steps": 1, "regime__keep_last_n_checkpoints": "null"}
 AVERAGE = {"trainer__average__decay": 0.5, "trainer__average__start": 2}

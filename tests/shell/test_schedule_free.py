@@ -18,7 +18,7 @@ from fnrecipe.errors import ConfigError
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.shell.train import train
 from tests.helpers import end, pairs, rows, start
-from tests.shell.test_load import validation_loss
+from tests.shell.trained.test_load import validation_loss
 
 FREE = {
     "regime__num_steps": 4,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import fnrecipe
 from fnrecipe.data import byte_tokenizer, open_corpus
 from fnrecipe.errors import UsageError, redacted
-from fnrecipe.shell.redact import redacted_values
+from fnrecipe.shell.directory.redact import redacted_values
 from tests.helpers import end, pairs, start
 from tests.web import Handler, serving
 

@@ -28,9 +28,9 @@ from fnrecipe.optim.schedule import cosine_annealing
 from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS
-from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
-from fnrecipe.shell.recorders import jsonl as record
+from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.recording import jsonl as record
 from tests.helpers import pairs, remains, rows
 from tests.shell.stages import before_batch
 

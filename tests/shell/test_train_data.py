@@ -22,8 +22,8 @@ from fnrecipe.errors import DataError, UsageError
 from fnrecipe.recipes.lm.data import train_stream
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS
-from fnrecipe.shell import run_dir
 from fnrecipe.shell import train as run
+from fnrecipe.shell.directory import run_dir
 from tests.helpers import Ended, end, last_step, pairs, remains, rows, start
 from tests.shell.stages import before_batch
 

@@ -1,0 +1,1 @@
+"""What the user of a run is shown while it trains."""

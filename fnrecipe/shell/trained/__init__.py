@@ -1,0 +1,1 @@
+"""A trained model, used without training: loaded, evaluated, spoken with, exported."""
