@@ -81,9 +81,9 @@ def test_a_link_to_nothing_makes_no_file_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"not a number", b"9" * 5000])
 def test_a_lock_may_hold_anything(tmp_path: Path, content: bytes) -> None:
-    lock = tmp_path / ".lock"
-    lock.write_bytes(content)
-    with lock.open() as other:
+    file = tmp_path / ".lock"
+    file.write_bytes(content)
+    with file.open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with (
             pytest.raises(UsageError, match=r"another run \(process (unknown|9{20})\) is writing here"),
@@ -91,7 +91,7 @@ def test_a_lock_may_hold_anything(tmp_path: Path, content: bytes) -> None:
         ):
             pass
     with lock.claimed(tmp_path):
-        assert lock.read_text().splitlines()[0] == str(os.getpid())
+        assert file.read_text().splitlines()[0] == str(os.getpid())
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
