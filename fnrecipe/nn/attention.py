@@ -45,6 +45,9 @@ class BiasMask:
     bias: Tensor
 
 
+_BLOCK = 512
+"""Queries of softcapped attention whose scores are computed as one."""
+
 AttentionMask: TypeAlias = CausalMask | BiasMask | RaggedMask | SlotMask
 """Which positions each position attends to, as a tree of tensors."""
 
@@ -100,15 +103,28 @@ def softcapped_attention(
 ) -> Tensor:
     """`attention` whose scores are bounded to cap · tanh(score / cap) (Gemma Team 2024, arXiv:2408.00118).
 
-    No kernel of torch does it, so it goes by the formula on every device: T x T scores are allocated for each head, in float32
-    at least, and kept for the backward pass. Autograd differentiates it, any number of times.
+    No kernel of torch does it, so it goes by the formula on every device, a block of queries at a time with the keys up to its
+    last one: about T x T / 2 scores for each head, in float32 at least, which are kept for the backward pass. Autograd
+    differentiates it, any number of times.
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     key, value = (_repeated(x, query.shape[1]) for x in (key, value))
+    length = query.shape[2]
+    seen = dense_mask(mask, length, query.device)
+    if isinstance(mask, SlotMask):
+        return _softcapped(query, key, value, seen, cap, scale)
+    mixed = []
+    for start in range(0, length, _BLOCK):
+        end = min(start + _BLOCK, length)
+        block = query[:, :, start:end], key[:, :, :end], value[:, :, :end], seen[:, :, start:end, :end]
+        mixed.append(_softcapped(*block, cap, scale))
+    return torch.cat(mixed, 2)
+
+
+def _softcapped(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, cap: float, scale: float) -> Tensor:
     scores = query @ key.mT
     scores = scores if scores.dtype == torch.float64 else scores.float()
     capped = cap * torch.tanh(scores * (scale / cap))
-    seen = dense_mask(mask, query.shape[2], query.device)
     return torch.where(seen, capped, -torch.inf).softmax(-1).to(value.dtype) @ value
 
 

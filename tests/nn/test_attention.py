@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate, groupby
@@ -17,7 +18,7 @@ from torch.func import grad, vmap
 
 from fnrecipe.compiler import trace
 from fnrecipe.nn import cudnn_attention
-from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask
+from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask, dense_mask, softcapped_attention
 from fnrecipe.nn.ragged import ragged_mask
 from tests.helpers import assert_close, assert_same_bits
 from tests.nn import ragged_kernels
@@ -223,3 +224,15 @@ def test_a_row_that_is_one_document_begins_and_ends_as_the_row() -> None:
 
 def test_padding_behind_as_many_documents_as_a_row_may_have_joins_the_last_of_them() -> None:
     assert ragged_mask(segments_of([5, 1, 9], [24]), 3).cumulative.tolist() == [0, 5, 6, 24, 48, 48, 48]
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_softcapped_attention_is_its_formula_a_block_of_queries_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(ROWS, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    key, value = torch.randn(2, ROWS, HEADS // 2, LENGTH, WIDTH, dtype=torch.float64)
+    mask = MASKS[kind](segments_of([5, 12, 7], [24]))
+    seen = dense_mask(mask, LENGTH, query.device)
+    scores = 0.7 * torch.tanh(query @ key.repeat_interleave(2, 1).mT * 0.5 / 0.7)
+    expected = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value.repeat_interleave(2, 1)
+    monkeypatch.setattr(sys.modules["fnrecipe.nn.attention"], "_BLOCK", 7)  # `nn.attention` is the function
+    assert_close(softcapped_attention(query, key, value, mask, 0.7, 0.5), expected, 1e-12)

@@ -21,7 +21,7 @@ from fnrecipe.runtime import capacity
 from fnrecipe.runtime.background import Background
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.last_words import lost_contact
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.saving.copier import Copier
 from fnrecipe.shell.saving.keeping import prune, scores_of
 from fnrecipe.shell.saving.space import check_space
@@ -126,7 +126,7 @@ class Saver(Generic[C]):
 
     def _write(self, step: int, taken: Snapshot, *, cursor: Cursor, skipped: int, scores: Mapping[int, float]) -> None:
         session = self._session
-        checkpoint.write(session.out / run_dir.CHECKPOINTS, step, taken, cursor, session.facts, session.beside)
+        checkpoint.write(session.out / layout.CHECKPOINTS, step, taken, cursor, session.facts, session.beside)
         if session.gang.leads:
             self.copier.copy(step, skipped, scores)
             prune(session, step, skipped, scores)
