@@ -229,7 +229,7 @@ def convert(path: Path, out: Path, step: int | None) -> int:
     """
     show_warnings()
     from fnrecipe.interop import dcp
-    from fnrecipe.shell.directory import run_dir
+    from fnrecipe.shell.directory import layout, lock
     from fnrecipe.shell.saving.listing import opened
 
     if not (path / dcp.METADATA).exists():
@@ -239,8 +239,8 @@ def convert(path: Path, out: Path, step: int | None) -> int:
         return 0
     if step is not None:
         raise UsageError(f"--step: expected a run or a checkpoint, found a distributed one: {path}")
-    with run_dir.claimed(out):
-        click.echo(f"{dcp.convert_back(path, out / run_dir.CHECKPOINTS)}: from {path}")
+    with lock.claimed(out):
+        click.echo(f"{dcp.convert_back(path, out / layout.CHECKPOINTS)}: from {path}")
     return 0
 
 

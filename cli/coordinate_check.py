@@ -48,7 +48,7 @@ def coordinate_check(
     found = find(recipe)
     config, _ = resolve(found.config, files, pairs)
     from fnrecipe.inspect.coordinates import coordinates
-    from fnrecipe.shell.directory.run_dir import writing
+    from fnrecipe.shell.directory.lock import writing
 
     measured = coordinates(found.load(), config, along, sizes, steps)
     _show(measured, along, steps)

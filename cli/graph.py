@@ -45,7 +45,7 @@ def graph(recipe: str, out: Path | None, files: tuple[Path, ...], pairs: tuple[s
     from fnrecipe.inspect.parameters import shares
     from fnrecipe.runtime import host
     from fnrecipe.runtime.products import measured
-    from fnrecipe.shell.directory.run_dir import writing
+    from fnrecipe.shell.directory.lock import writing
 
     loaded, device = found.load(), host.pick_device(config.gang.device)
     _show_parameters(shares(loaded, config))

@@ -81,8 +81,8 @@ def _of_recipe(name: str, files: Sequence[Path], pairs: Sequence[str]) -> tuple[
 
 
 def _of_run(out: Path, step: int | None, files: Sequence[Path], pairs: Sequence[str]) -> tuple[Recipe[Any], Any, Checkpoint]:
+    from fnrecipe.shell.directory.layout import CONFIG
     from fnrecipe.shell.directory.recorded_recipe import recorded_recipe
-    from fnrecipe.shell.directory.run_dir import CONFIG
     from fnrecipe.shell.trained.load import checkpoint_of
 
     recipe = recorded_recipe(out)

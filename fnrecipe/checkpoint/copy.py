@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fnrecipe.checkpoint.damage import DAMAGE, STATE, SUMS, described, problem, told
-from fnrecipe.checkpoint.store import step_of
+from fnrecipe.checkpoint.places import step_of
 from fnrecipe.errors import CheckpointError
 from fnrecipe.runtime.files import check_kind, read, sync
 

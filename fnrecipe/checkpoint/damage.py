@@ -17,8 +17,10 @@ import safetensors
 
 from fnrecipe.checkpoint import manifest, tensors
 from fnrecipe.checkpoint.manifest import Manifest
+from fnrecipe.checkpoint.shard_file import AT_ONCE
 from fnrecipe.errors import CheckpointError, one_line
-from fnrecipe.runtime.files import check_kind, opened, read
+from fnrecipe.runtime.background import map_at_once
+from fnrecipe.runtime.files import check_kind, opened, read, sync
 
 STATE, SUMS = "state.json", "SHA256SUMS"
 DAMAGE = (OSError, ValueError, RuntimeError, safetensors.SafetensorError)
@@ -53,6 +55,15 @@ def described(directory: Path, step: int) -> tuple[Manifest, dict[str, str]]:
     return found, sums
 
 
+def seal(tmp: Path, sums: Mapping[str, str], contents: Manifest) -> None:
+    """Writes state.json and SHA256SUMS of a checkpoint whose files are on disk with the digests `sums`; all of it is, then."""
+    (tmp / STATE).write_text(manifest.text(contents), encoding="utf-8")
+    lines = [f"{each}  {name}\n" for name, each in {**sums, STATE: digest(tmp / STATE)}.items()]
+    (tmp / SUMS).write_text("".join(lines), encoding="utf-8")
+    for path in (tmp / STATE, tmp / SUMS, tmp):
+        sync(path)
+
+
 def check(directory: Path, found: Manifest, names: Sequence[str], sums: Mapping[str, str] | None = None) -> None:
     """Checks that files hold the tensors that the manifest says, and have the digests `sums` if these are given.
 
@@ -65,7 +76,11 @@ def check(directory: Path, found: Manifest, names: Sequence[str], sums: Mapping[
         os.close(opened(directory / name))  # raises for anything but a regular file, which the library would open
         if tensors.header(directory / name) != headers[name]:
             raise ValueError(f"{name} does not hold the tensors of {STATE}")
-        if sums is not None and digest(directory / name) != sums[name]:
+    if sums is None:
+        return
+    digests = map_at_once(digest, [directory / name for name in names], limit=AT_ONCE)
+    for name, is_now in zip(names, digests, strict=True):
+        if is_now != sums[name]:
             raise ValueError(f"{name} is not what {SUMS} says")
 
 

@@ -1,6 +1,7 @@
 """Checkpoints that are complete or not there.
 
-    step_00000100/state_0000.safetensors   rank 0's shards of the state's tensors, by dotted path; state_0001 rank 1's, …
+    step_00000100/state_0000.safetensors   rank 0's shards of the state's tensors, by dotted path, in one file or more by their
+                                           size; then rank 1's, …
     step_00000100/state.json               step, stream cursor, fingerprints of the data, and for every tensor its dtype, its
                                            shape, and which file has which slice of it
     step_00000100/SHA256SUMS               written last: `sha256sum -c SHA256SUMS` checks a checkpoint without fnrecipe
@@ -17,22 +18,19 @@ one.
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar, cast
 
 import attrs
 
-from fnrecipe.checkpoint import keep, manifest
+from fnrecipe.checkpoint import places
 from fnrecipe.checkpoint import tensors as shards
-from fnrecipe.checkpoint.damage import DAMAGE, STATE, SUMS, UNKNOWN, check, described, digest, told, visible_damage
-from fnrecipe.checkpoint.keep import Policy
+from fnrecipe.checkpoint.damage import DAMAGE, UNKNOWN, check, described, seal, told
 from fnrecipe.checkpoint.manifest import Manifest
+from fnrecipe.checkpoint.removal import set_aside, set_aside_after
 from fnrecipe.checkpoint.tensors import Entry, Saved, Snapshot
 from fnrecipe.data.stream import Cursor
 from fnrecipe.errors import CheckpointError
@@ -40,13 +38,6 @@ from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.runtime.files import sync
 from fnrecipe.runtime.gang import Gang, all_gather_objects
 from fnrecipe.tree import Tree
-
-_NAME = re.compile(r"(step|model)_([0-9]{8}|[1-9][0-9]{8,})")
-_WHOLE, _MODEL = "step_", "model_"
-_TMP, _DAMAGED = ".tmp", ".damaged"
-MODEL = ("params", "average")
-"""The parts of a state that hold its model: the parameters, and their average."""
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -70,12 +61,7 @@ def save(
     Raises:
         CheckpointError: on every rank, if one of them cannot write; earlier checkpoints are still there.
     """
-    return write(root, step, snapshot(state, gang, mesh), cursor, files, gang)
-
-
-def snapshot(state: Tree, gang: Gang = Gang(), mesh: Mesh = Mesh()) -> Snapshot:
-    """What this rank writes of `state`."""
-    return shards.snapshot(state, mesh, _file_of(gang))
+    return write(root, step, shards.snapshot(state, mesh), cursor, files, gang)
 
 
 def write(root: Path, step: int, taken: Snapshot, cursor: Cursor, files: Mapping[str, str], gang: Gang = Gang()) -> Path:
@@ -90,28 +76,31 @@ def write(root: Path, step: int, taken: Snapshot, cursor: Cursor, files: Mapping
     #
     # The phases (make room, write shards, commit) end with an exchange of results: no rank begins one before all have ended
     # the one before, and what fails on one rank is raised on all, so none waits for another that is gone.
-    directory = _directory(root, step)
-    tmp = _with_suffix(directory, _TMP)
+    directory = places.directory_of(root, step)
+    tmp = places.with_suffix(directory, places.TMP)
     if all_gather_objects(gang, os.path.lexists(directory))[0] and isinstance(_verified(directory, gang), Manifest):
         return directory
 
-    def write_shards() -> tuple[str, dict[str, Entry]]:
-        name = _file_of(gang)
-        found = _written(tmp / name, taken)
-        return f"{found}  {name}\n" if found else "", {path: attrs.astuple(saved) for path, saved in taken.saved.items()}
+    def make_room() -> int:
+        if gang.leads:
+            _make_room(directory, tmp)
+        return len(taken.dealt())
 
-    def commit(lines: Sequence[str], tensors: dict[str, Saved]) -> None:
-        names = [line.split()[1] for line in lines]
-        _write_state(tmp, lines, Manifest(step, cursor, dict(files), names, tensors))
+    def write_shards(first: int) -> tuple[dict[str, str], dict[str, Entry]]:
+        sums, tensors = _written(tmp, taken, first)
+        return sums, {path: attrs.astuple(saved) for path, saved in tensors.items()}
+
+    def commit(sums: dict[str, str], tensors: dict[str, Saved]) -> None:
+        seal(tmp, sums, Manifest(step, cursor, dict(files), list(sums), tensors))
         tmp.rename(directory)
-        _set_aside_after(root, step)  # or the next start would find a later one, which this run has passed over
+        set_aside_after(root, step)  # or the next start would find a later one, which this run has passed over
         sync(root)
 
-    _on_all_ranks(gang, directory, lambda: _make_room(directory, tmp) if gang.leads else None)
-    lines, written = zip(*_on_all_ranks(gang, directory, write_shards), strict=True)
-    lines = tuple(filter(None, lines))
-    tensors = shards.merged({path: Saved(*saved) for path, saved in rank.items()} for rank in written)
-    _on_all_ranks(gang, directory, lambda: commit(lines, tensors) if gang.leads else None)
+    counts = _on_all_ranks(gang, directory, make_room)  # the files of the ranks before this one have the numbers before its own
+    written = _on_all_ranks(gang, directory, lambda: write_shards(sum(counts[: gang.rank])))
+    sums = {name: digest for rank, _ in written for name, digest in rank.items()}
+    tensors = shards.merged({path: Saved(*saved) for path, saved in rank.items()} for _, rank in written)
+    _on_all_ranks(gang, directory, lambda: commit(sums, tensors) if gang.leads else None)
     return directory
 
 
@@ -122,12 +111,12 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang(), *, up_t
         CheckpointError: if there are checkpoints and every one is damaged.
     """
     # Rank 0 says what there is: file systems may show different ranks different moments.
-    aside = bool(_named(root, _DAMAGED) or _named(root, kind=_MODEL))
-    steps, aside = all_gather_objects(gang, ([_step(path) for path in _named(root)], aside))[0]
+    aside = bool(places.named(root, places.DAMAGED) or places.named(root, kind=places.MODEL_ALONE))
+    steps, aside = all_gather_objects(gang, ([places.step_in(path) for path in places.named(root)], aside))[0]
     if up_to is not None:
         steps, aside = [step for step in steps if step <= up_to], False
     for step in reversed(steps):
-        directory = _directory(root, step)
+        directory = places.directory_of(root, step)
         found = _verified(directory, gang)
         if isinstance(found, Manifest):
             return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
@@ -135,7 +124,7 @@ def newest(root: Path, warn: Callable[[str], None], gang: Gang = Gang(), *, up_t
             return newest(root, warn, gang, up_to=up_to)
         warn(f"{directory}: damaged checkpoint passed over: {found}")
     if steps or aside:
-        models = ", or holds its model alone" if _named(root, kind=_MODEL) else ""
+        models = ", or holds its model alone" if places.named(root, kind=places.MODEL_ALONE) else ""
         raise CheckpointError(f"{root}: every checkpoint is damaged{models}; move the directory away to start from scratch")
     return None
 
@@ -146,16 +135,17 @@ def of_step(root: Path, step: int, gang: Gang = Gang()) -> Checkpoint:
     Raises:
         CheckpointError: if there is none, or it is damaged.
     """
-    names = all_gather_objects(gang, [path.name for path in [*_named(root, kind=_MODEL), *_named(root)]])[0]
-    there = {_step(root / name): root / name for name in names}
+    found = [*places.named(root, kind=places.MODEL_ALONE), *places.named(root)]
+    names = all_gather_objects(gang, [path.name for path in found])[0]
+    there = {places.step_in(root / name): root / name for name in names}
     if step not in there:
         known = ", ".join(f"{each:,}" for each in sorted(there)) or "no step"
         raise CheckpointError(f"{root}: expected a checkpoint of step {step:,}, found those of {known}")
     directory = there[step]
-    found = _verified(directory, gang)
-    if not isinstance(found, Manifest):
-        raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {found}")
-    return Checkpoint(directory, found.step, found.cursor, found.files, found.tensors)
+    held = _verified(directory, gang)
+    if not isinstance(held, Manifest):
+        raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {held}")
+    return Checkpoint(directory, held.step, held.cursor, held.files, held.tensors)
 
 
 def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
@@ -173,138 +163,6 @@ def restore(checkpoint: Checkpoint, like: Tree) -> Tree:
         raise CheckpointError(f"{checkpoint.directory}: cannot read the checkpoint: {told(error)}") from error
 
 
-def tidy(root: Path, step: int) -> None:
-    """Sets aside the checkpoints after `step`, which `newest` passed over as damaged: the last of them is kept.
-
-    What a killed process left half written is removed.
-    """
-    _set_aside_after(root, step)
-    _remove_halves(root)
-
-
-def later(root: Path, step: int) -> list[Path]:
-    """The checkpoints after `step`, also of models alone, the newest first."""
-    found = [directory for directory in (*committed(root), *models(root)) if _step(directory) > step]
-    return sorted(found, key=_step, reverse=True)
-
-
-def forget_after(root: Path, step: int) -> None:
-    """Removes the checkpoints after `step`, and the models alone, the newest first."""
-    for directory in later(root, step):
-        _remove(directory)
-    if root.exists():
-        sync(root)
-
-
-def prune(
-    root: Path,
-    policy: Policy,
-    scores: Mapping[int, float] = MappingProxyType({}),
-    *,
-    untouched: int = -1,
-    model: Sequence[str] = MODEL,
-) -> None:
-    """Keeps what a policy says, by the scores of steps, and removes the rest and what a killed process left half written.
-
-    Checkpoints up to the step `untouched` stay as they are. What keeps its model alone keeps the tensors below `model`.
-
-    A damaged checkpoint does not count and is set aside; all but the bytes of its tensors is read to find that.
-    """
-    for directory in [*committed(root), *models(root)]:
-        problem = visible_damage(directory, _step(directory))
-        if problem:
-            _log.warning("%s: damaged checkpoint set aside: %s", directory, problem)
-            _set_aside(directory)
-    _remove_halves(root)
-    whole = {_step(path): path for path in committed(root)}
-    small = {_step(path): path for path in models(root)}
-    there = [keep.Entry(step, scores.get(step), model_only=step not in whole) for step in whole.keys() | small.keys()]
-    found = keep.plan(there, policy, untouched=untouched)
-    for step in found.model_only:
-        if step in whole and (step in small or _reduce(whole[step], model)):
-            _remove(whole[step])
-    for step in found.removed:
-        for directory in (place[step] for place in (whole, small) if step in place):
-            _remove(directory)
-
-
-def committed(root: Path) -> list[Path]:
-    """The checkpoint directories below `root`, oldest first."""
-    return [path for path in _named(root) if path.is_dir() and not path.is_symlink()]
-
-
-def step_of(directory: Path) -> int | None:
-    """The step that a directory's name says; None if it is not the name of a checkpoint."""
-    return _step(directory) if _NAME.fullmatch(directory.name) else None
-
-
-def models(root: Path) -> list[Path]:
-    """The directories below `root` that hold the model of a checkpoint alone, oldest first."""
-    return [path for path in _named(root, kind=_MODEL) if path.is_dir() and not path.is_symlink()]
-
-
-def _reduce(directory: Path, model: Sequence[str]) -> bool:
-    """Writes the model of a checkpoint beside it, as a checkpoint of its own; whether that has succeeded."""
-    step = _step(directory)
-    small = _directory(directory.parent, step, _MODEL)
-    tmp = _with_suffix(small, _TMP)
-    try:
-        found, sums = described(directory, step)
-        check(directory, found, found.shards, sums)  # or the sums of the copy would confirm what is damaged
-        tensors = {path: saved for path, saved in found.tensors.items() if path.split(".")[0] in model}
-        tmp.mkdir()
-        shards_of = {name: [path for path, saved in tensors.items() if name in saved.slices] for name in found.shards}
-        lines = [_copied(directory / name, tmp / name, paths) for name, paths in shards_of.items() if paths]
-        names = [line.split()[1] for line in lines]
-        _write_state(tmp, lines, attrs.evolve(found, shards=names, tensors=tensors))
-        tmp.rename(small)
-        sync(small.parent)
-    except DAMAGE as error:
-        shutil.rmtree(tmp, ignore_errors=True)
-        _log.warning("%s: cannot reduce it to its model, so that it stays as it is: %s", directory, told(error))
-        return False
-    return True
-
-
-def _copied(source: Path, target: Path, names: Sequence[str]) -> str:
-    """Copies some tensors of a file; the line of the new one in SHA256SUMS."""
-    shards.copy(source, target, names)
-    sync(target)
-    return f"{digest(target)}  {target.name}\n"
-
-
-def _remove(directory: Path) -> None:
-    removed = _with_suffix(directory, _TMP)  # renamed first: no reader finds a checkpoint with some of its files
-    directory.rename(removed)
-    shutil.rmtree(removed)
-
-
-def _named(root: Path, suffix: str = "", kind: str = _WHOLE) -> list[Path]:
-    """The paths below `root` that have the name of a checkpoint of a kind and `suffix`, by step."""
-    try:
-        paths = [path for path in root.iterdir() if path.name.startswith(kind)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    named = [path for path in paths if path.name.endswith(suffix) and _NAME.fullmatch(path.name.removesuffix(suffix))]
-    return sorted(named, key=_step)
-
-
-def _directory(root: Path, step: int, kind: str = _WHOLE) -> Path:
-    return root / f"{kind}{step:08d}"
-
-
-def _file_of(gang: Gang) -> str:
-    return f"state_{gang.rank:04d}.safetensors"
-
-
-def _with_suffix(directory: Path, suffix: str) -> Path:
-    return directory.with_name(directory.name + suffix)
-
-
-def _step(directory: Path) -> int:
-    return int(directory.name.partition("_")[2].partition(".")[0])
-
-
 def _on_all_ranks(gang: Gang, directory: Path, work: Callable[[], T]) -> list[T]:
     """The results of `work` on all ranks, once it has ended on all of them.
 
@@ -319,37 +177,31 @@ def _on_all_ranks(gang: Gang, directory: Path, work: Callable[[], T]) -> list[T]
     results = all_gather_objects(gang, (result, problem))
     for rank, (_, problem) in enumerate(results):
         if problem:
-            shutil.rmtree(_with_suffix(directory, _TMP), ignore_errors=True)
+            shutil.rmtree(places.with_suffix(directory, places.TMP), ignore_errors=True)
             by = "" if gang.alone else f"rank {rank}: "
             raise CheckpointError(f"{directory}: cannot write the checkpoint: {by}{problem}")
     return cast("list[T]", [result for result, _ in results])
 
 
-def _written(path: Path, taken: Snapshot) -> str:
+def _written(folder: Path, taken: Snapshot, first: int) -> tuple[dict[str, str], dict[str, Saved]]:
     """As `fnrecipe.checkpoint.tensors.write`; an error says how far it has come."""
     try:
-        return shards.write(path, taken)
+        return shards.write(folder, taken, first)
     except OSError as error:
-        done, needed = path.stat().st_size if path.exists() else 0, sum(tensor.nbytes for tensor in taken.tensors.values())
+        paths = [folder / shards.file_name(first + number) for number in range(len(taken.dealt()))]
+        done, needed = sum(path.stat().st_size for path in paths if path.exists()), taken.num_bytes
         raise OSError(error.errno, f"{error.strerror}, behind {done:,} of {needed:,} bytes") from error
 
 
 def _make_room(directory: Path, tmp: Path) -> None:
     if os.path.lexists(directory):
-        _set_aside(directory)
+        set_aside(directory)
     shutil.rmtree(tmp, ignore_errors=True)
     root = tmp.parent
     if not root.exists():
         root.mkdir()  # not its parents: they are the output directory
         sync(root.parent)
     tmp.mkdir()
-
-
-def _write_state(tmp: Path, lines: Sequence[str], contents: Manifest) -> None:
-    (tmp / STATE).write_text(manifest.text(contents), encoding="utf-8")
-    (tmp / SUMS).write_text("".join([*lines, f"{digest(tmp / STATE)}  {STATE}\n"]), encoding="utf-8")
-    for path in (tmp / STATE, tmp / SUMS, tmp):
-        sync(path)
 
 
 def _verified(directory: Path, gang: Gang) -> Manifest | str:
@@ -361,7 +213,7 @@ def _verified(directory: Path, gang: Gang) -> Manifest | str:
     found: Manifest | None = None
     damage, refusal = "", ""
     try:
-        found, sums = described(directory, _step(directory))
+        found, sums = described(directory, places.step_in(directory))
         check(directory, found, found.shards[gang.rank :: gang.size], sums)
     except UNKNOWN as error:
         refusal = f"{directory}: {told(error)}"
@@ -373,22 +225,3 @@ def _verified(directory: Path, gang: Gang) -> Manifest | str:
     if found is None or any(damages):
         return str(next(filter(None, damages)))
     return found
-
-
-def _set_aside_after(root: Path, step: int) -> None:
-    for directory in [*committed(root), *models(root)]:
-        if _step(directory) > step:
-            _set_aside(directory)
-
-
-def _set_aside(directory: Path) -> None:
-    """Renames a damaged checkpoint, and removes the one that was set aside before it."""
-    kind = _MODEL if directory.name.startswith(_MODEL) else _WHOLE
-    for before in _named(directory.parent, _DAMAGED, kind):
-        shutil.rmtree(before, ignore_errors=True)
-    directory.rename(_with_suffix(directory, _DAMAGED))
-
-
-def _remove_halves(root: Path) -> None:
-    for path in [*_named(root, _TMP), *_named(root, _TMP, _MODEL)]:
-        shutil.rmtree(path, ignore_errors=True)  # leaves files and links alone

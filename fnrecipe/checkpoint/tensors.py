@@ -1,12 +1,13 @@
 """Trees of tensors in safetensors files: each rank writes its shards, and reads the slices that its own shards need.
 
+A rank that has much to write deals it over several files, which are written, summed and verified beside each other.
+
 Slices are recorded in coordinates of the unsharded tensors, so that a state may be restored under another sharding.
 """
 
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -14,13 +15,12 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import attrs
-import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from fnrecipe import tree
-from fnrecipe.checkpoint.shard_file import write_file
+from fnrecipe.checkpoint.shard_file import AT_ONCE, DTYPES, write_files
 from fnrecipe.errors import one_line
 from fnrecipe.parallel.mesh import Mesh, global_slice, is_primary, is_shard
 from fnrecipe.runtime.clock import record_event
@@ -35,8 +35,12 @@ Header: TypeAlias = dict[str, tuple[str, list[int]]]
 Entry: TypeAlias = tuple[str, Sequence[int], dict[str, Ranges]]
 """The fields of a `Saved`, as JSON."""
 
+_FILE_BYTES = 1 << 25
+"""The fewest bytes for which a rank adds a file, up to as many as are written at once."""
+
 
 class _Slice(Protocol):
+    def get_dtype(self) -> str: ...
     def get_shape(self) -> list[int]: ...
     def __getitem__(self, slices: tuple[slice, ...], /) -> Tensor: ...
 
@@ -62,24 +66,35 @@ class Saved:
 
 @attrs.frozen(eq=False)
 class Snapshot:
-    """What one rank writes of a state: its shards by dotted path, and what the manifest says of each of them.
+    """What one rank writes of a state: its shards by dotted path, and the unsharded shape of each, with the slice that it is.
 
     They are the state's own tensors, or (`copied`) copies in host memory that do not change when the state goes on.
     """
 
     tensors: Mapping[str, Tensor]
-    saved: Mapping[str, Saved]
+    slices: Mapping[str, tuple[Sequence[int], Ranges]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def dealt(self) -> list[list[str]]:
+        """The paths of the tensors of each file, of which there are as many as there is something to write to."""
+        # What a file has depends on sizes alone, not on how many cores there are: a state is the same bytes everywhere.
+        count = min(max(self.num_bytes // _FILE_BYTES, 1), AT_ONCE)
+        files, filled = [list[str]() for _ in range(count)], [0] * count
+        for path in sorted(self.tensors, key=lambda path: (-self.tensors[path].nbytes, path)):
+            least = filled.index(min(filled))
+            files[least].append(path)
+            filled[least] += self.tensors[path].nbytes
+        return list(filter(None, files))
 
 
-def snapshot(state: Tree, mesh: Mesh, file: str) -> Snapshot:
-    """This rank's shards of `state`, without those that a lower rank holds too, as they are to be found in `file`."""
+def snapshot(state: Tree, mesh: Mesh = Mesh()) -> Snapshot:
+    """This rank's shards of `state`, without those that a lower rank holds too."""
     primary = {name: leaf for name, leaf in tree.paths(state, is_shard).items() if is_primary(leaf, mesh)}
-    saved = {
-        name: Saved(_dtype(leaf), list(shape), {file: ranges})
-        for name, leaf in primary.items()
-        for shape, ranges in [global_slice(leaf)]
-    }
-    return Snapshot({name: tree.leaves(leaf)[0].detach() for name, leaf in primary.items()}, saved)
+    slices = {name: global_slice(leaf) for name, leaf in primary.items()}
+    return Snapshot({name: tree.leaves(leaf)[0].detach() for name, leaf in primary.items()}, slices)
 
 
 def copied(taken: Snapshot, into: Mapping[str, Tensor]) -> Snapshot:
@@ -97,21 +112,30 @@ def copied(taken: Snapshot, into: Mapping[str, Tensor]) -> Snapshot:
     return attrs.evolve(taken, tensors=tensors)
 
 
-def write(path: Path, taken: Snapshot) -> str:
-    """Writes the shards of a snapshot to a new file, and gives its SHA-256; no file, and "", for a rank without any."""
-    tensors = {name: tensor.cpu() for name, tensor in taken.tensors.items()}
-    return write_file(path, tensors) if tensors else ""
+def write(folder: Path, taken: Snapshot, first: int = 0) -> tuple[dict[str, str], dict[str, Saved]]:
+    """Writes a snapshot to new files, numbered from `first`; the SHA-256 of each by name, and what lies where."""
+    files = {file_name(first + number): paths for number, paths in enumerate(taken.dealt())}
+    sums = write_files({folder / name: {path: taken.tensors[path].cpu() for path in paths} for name, paths in files.items()})
+    place = {path: name for name, paths in files.items() for path in paths}
+    saved = {
+        path: Saved(_dtype(taken.tensors[path]), list(shape), {place[path]: ranges})
+        for path, (shape, ranges) in taken.slices.items()
+    }
+    return {path.name: digest for path, digest in sums.items()}, saved
 
 
-def copy(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Writes some tensors of a file to another one, whose mode is that of the first.
+def file_name(number: int) -> str:
+    return f"state_{number:04d}.safetensors"
+
+
+def copy(source: Path, target: Path, names: Sequence[str]) -> str:
+    """Writes some tensors of a file to another one, which is on disk then; its SHA-256.
 
     Raises:
         OSError, safetensors.SafetensorError: if one cannot be read, or the other not written.
     """
     with safe_open(source, framework="pt") as file:
-        safetensors.torch.save_file({name: file.get_tensor(name) for name in names}, target)
-    target.chmod(stat.S_IMODE(source.stat().st_mode))
+        return write_files({target: {name: file.get_tensor(name) for name in names}})[target]
 
 
 def num_bytes(state: Tree, names: Callable[[str], bool] = lambda name: True) -> int:
@@ -158,14 +182,9 @@ def header(path: Path) -> Header:
         OSError, safetensors.SafetensorError, RuntimeError: if there is no such file, or it is not a safetensors file.
     """
 
-    def facts(file: _File, name: str) -> tuple[str, list[int]]:
-        shape = file.get_slice(name).get_shape()
-        empty = _values(file, name, (slice(0, 0),) * len(shape))  # has torch's name for the dtype
-        return str(empty.dtype).removeprefix("torch."), shape
-
     with safe_open(path, framework="pt") as file:
-        names = file.keys()
-        return {name: facts(file, name) for name in names}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
+        return {name: (DTYPES.get(found.get_dtype(), ""), found.get_shape()) for name, found in slices.items()}
 
 
 def mismatches(saved: Mapping[str, Saved], like: Tree) -> list[str]:

@@ -30,7 +30,7 @@ from fnrecipe.runtime import host
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import lane_assignment, make_mesh
 from fnrecipe.runtime.products import measured
-from fnrecipe.shell.directory.run_dir import writing
+from fnrecipe.shell.directory.lock import writing
 from fnrecipe.shell.streams import resumed
 from fnrecipe.step import Metrics
 

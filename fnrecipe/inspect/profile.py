@@ -30,7 +30,7 @@ from fnrecipe.runtime.clock import record_event
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import lane_assignment, make_mesh
 from fnrecipe.runtime.products import measured
-from fnrecipe.shell.directory.run_dir import writing
+from fnrecipe.shell.directory.lock import writing
 from fnrecipe.shell.recording.throughput import Speed, speed, timed, work_of
 from fnrecipe.step import Metrics
 

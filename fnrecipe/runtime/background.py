@@ -1,11 +1,49 @@
-"""Work beside the caller: one piece at a time, in order, on a thread."""
+"""Work on threads: one piece at a time, in order, beside the caller; or several at once, for which the caller waits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Thread
+from typing import TypeVar
 
 from fnrecipe.errors import FnrecipeError
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def map_at_once(work: Callable[[A], B], items: Sequence[A], limit: int) -> list[B]:
+    """The results of `work` of each item; up to `limit` of them are worked on at once, on as many threads as can be started.
+
+    The caller's is one of these. If work fails no more is begun, and the error is raised once all that was begun has ended.
+    """
+    left, results, errors = deque(enumerate(items)), dict[int, B](), dict[int, BaseException]()
+
+    def run() -> None:
+        while not errors:
+            try:
+                number, item = left.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = work(item)
+            except BaseException as error:  # raised where somebody hears it
+                errors[number] = error
+
+    started = list[Thread]()
+    with suppress(RuntimeError):  # no more threads are allowed
+        for _ in range(min(len(items), limit) - 1):
+            thread = Thread(target=run, name="map_at_once")
+            thread.start()
+            started.append(thread)
+    run()
+    for thread in started:
+        thread.join()
+    if errors:
+        raise errors[min(errors)]
+    return [results[number] for number in range(len(items))]
 
 
 class Background:

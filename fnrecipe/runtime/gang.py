@@ -91,7 +91,9 @@ def _store(size: int, timeout: timedelta) -> Store:
         store: Store = dist.FileStore(str(directory / "store"), size)
         return store
     store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # so that no rank finds the address of an earlier attempt
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # rank 0 has begun a new one
+        return store
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]  # so that no rank finds the address of an earlier attempt
     return PrefixStore(f"attempt {attempt}", store)
 
 

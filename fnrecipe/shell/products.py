@@ -14,7 +14,7 @@ from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.processor import processor
 from fnrecipe.runtime.products import measured
-from fnrecipe.shell.directory.run_dir import PRODUCTS
+from fnrecipe.shell.directory.layout import PRODUCTS
 from fnrecipe.shell.session import Session
 
 

@@ -8,7 +8,7 @@ from fnrecipe import random
 from fnrecipe.recipe import C
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.signals import Stopped
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.session import Session
 from fnrecipe.transforms import unshard
 from fnrecipe.tree import Tree
@@ -35,5 +35,5 @@ def _sample(session: Session[C], params: Tree) -> None:
     key = random.fold_in(random.key(config.common.seed, session.device), "sample")
     text = recipe.sample(config, params if session.mesh.sharding == "fsdp" else unshard(params), key)
     if session.gang.leads:
-        replace(session.out / run_dir.SAMPLE, f"{text}\n".encode())
+        replace(session.out / layout.SAMPLE, f"{text}\n".encode())
     session.display.line(f"sample:\n{text}")

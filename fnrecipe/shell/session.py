@@ -16,7 +16,7 @@ from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import lane_assignment
 from fnrecipe.runtime.signals import Signals
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import lock
 from fnrecipe.shell.screen.display import Display
 
 
@@ -47,7 +47,7 @@ class Session(Generic[C]):
     @property
     def out(self) -> Path:
         """The output directory; it is still the one that was claimed whenever something is about to be read or written."""
-        run_dir.check_claim(*self.directory)
+        lock.check_claim(*self.directory)
         return self.directory[0]
 
     @property

@@ -19,7 +19,7 @@ from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout, same_run
 from fnrecipe.shell.directory.identity import TOKENIZER
 from fnrecipe.shell.directory.redact import redacted_values
 from fnrecipe.shell.saving.aside import set_aside
@@ -50,7 +50,7 @@ def first_tick(session: Session[C], *, with_changes: bool, from_step: int | None
         display.line(f"tokenizer: {session.facts[TOKENIZER]}")
     if found is not None:
         if not with_changes:
-            run_dir.check_identity(out, found.files, session.facts)
+            same_run.check_identity(out, found.files, session.facts)
         state = restored(session, found, state)
         if int(state.step) != found.step:
             expected = f"expected the state of step {found.step}, found that of {int(state.step)}"
@@ -61,12 +61,12 @@ def first_tick(session: Session[C], *, with_changes: bool, from_step: int | None
     if session.gang.leads:
         if from_step is not None and (place := set_aside(out, from_step)):
             display.line(f"newer than step {step:,}: set aside, with its records, as the run {place}")
-        checkpoint.tidy(out / run_dir.CHECKPOINTS, step)
+        checkpoint.tidy(out / layout.CHECKPOINTS, step)
     return Tick(step, cursor, states=[state])
 
 
 def _found(session: Session[C], from_step: int | None) -> Checkpoint | None:
-    root = session.out / run_dir.CHECKPOINTS
+    root = session.out / layout.CHECKPOINTS
     if from_step is None:
         return checkpoint.newest(root, session.display.line, session.gang)
     found = checkpoint.of_step(root, from_step, session.gang)
@@ -110,8 +110,8 @@ def _tell_weights(session: Session[C]) -> None:
 def write_facts(recipe: Recipe[C], config: C, device: torch.device, out: Path) -> None:
     """Writes the config, and what somebody needs to know to run this again, but for the secrets of addresses."""
     facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": config.common.seed, **host.facts(device)}
-    replace(out / run_dir.CONFIG, yaml.dump(redacted_values(unstructure(config))).encode())
-    replace(out / run_dir.RUN, f"{json.dumps(redacted_values(facts), indent=2)}\n".encode())
+    replace(out / layout.CONFIG, yaml.dump(redacted_values(unstructure(config))).encode())
+    replace(out / layout.RUN, f"{json.dumps(redacted_values(facts), indent=2)}\n".encode())
 
 
 def wait_for_leader(session: Session[C], step: int) -> None:

@@ -34,7 +34,7 @@ from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh, wait_at_most
 from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Signals, Stopped
 from fnrecipe.runtime.stacks import stacks_on_demand
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout, lock, same_run
 from fnrecipe.shell.directory.identity import identity
 from fnrecipe.shell.directory.redact import redacted_values
 from fnrecipe.shell.directory.shared import check_shared
@@ -89,7 +89,7 @@ def train(
                 start = partial(first_tick, with_changes=with_changes, from_step=from_step)
                 return _run(stack, session, start, partial(warning, recipe, config, reads))
             except OSError as error:  # a full disk, say; what is saved is untouched
-                run_dir.check_claim(*session.directory)
+                lock.check_claim(*session.directory)
                 raise FnrecipeError(f"{error.filename or out}: {error.strerror or error}") from error
             except (MemoryError, RuntimeError) as error:
                 if message := host.out_of_memory(error):
@@ -108,14 +108,14 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     check_world_size(cut, replicas * shards)
     device = host.pick_device(config.gang.device)
     gang = stack.enter_context(joined(device, config.gang.timeout))
-    stack.enter_context(stacks_on_demand(gang, out / run_dir.log(gang.rank)))
+    stack.enter_context(stacks_on_demand(gang, out / layout.log(gang.rank)))
     stack.enter_context(last_words(gang))
     seconds = _seconds_left(config.regime, started) if gang.leads else None
     parting = partial(_parting, out, gang)
     signals = stack.enter_context(Signals(parting, seconds=seconds, at_once=gang.alone, once=not gang.alone))
-    claim = stack.enter_context(run_dir.claimed(out)) if gang.leads else None
+    claim = stack.enter_context(lock.claimed(out)) if gang.leads else None
     if claim is not None and not with_changes:
-        run_dir.check_config(out, unstructure(config), set(runtime_paths(config)), unstructure(type(config)()))
+        same_run.check_config(out, unstructure(config), set(runtime_paths(config)), unstructure(type(config)()))
     if config.regime.export_hugging_face:
         exportable(recipe, config)
     corpora: Sequence[Corpus] = recipe.corpora(config) if recipe.corpora else []
@@ -123,8 +123,8 @@ def _prepared(stack: ExitStack, recipe: Recipe[C], config: C, out: Path, with_ch
     facts = identity(recipe, config, corpora)
     check_same(gang, {**values(flatten(unstructure(config), "")), **host.versions(), **facts})
     check_shared(out, gang)
-    with run_dir.writing(out):
-        display = Display(out / run_dir.log(gang.rank), config.regime.num_steps, quiet=not gang.leads)
+    with lock.writing(out):
+        display = Display(out / layout.log(gang.rank), config.regime.num_steps, quiet=not gang.leads)
     stack.enter_context(display)
     host.prepare(config.common.torch, jit_mode(config.trainer.jit, device))
     tell_left_out(corpora if gang.leads else [])
@@ -238,7 +238,7 @@ def _any_due(evaluators: Sequence[Evaluator[C]], step: int) -> bool:
 
 def _write(session: Session[C], write: Write, kind: str, rows: Sequence[Row]) -> None:
     """Records rows, in the directory that was claimed."""
-    run_dir.check_claim(*session.directory)
+    lock.check_claim(*session.directory)
     write(kind, rows)
 
 
@@ -304,6 +304,6 @@ def _parting(out: Path, gang: Gang) -> str:
     """What is said when a second signal ends a run at once."""
     if not gang.leads:
         return ""
-    saved = checkpoint.committed(out / run_dir.CHECKPOINTS)
+    saved = checkpoint.committed(out / layout.CHECKPOINTS)
     where = f"the newest checkpoint is {saved[-1]}, and the same command goes on from there" if saved else "nothing was saved"
     return f"\nended at once: {where}\n"

@@ -72,7 +72,7 @@ def save_both_ways(rank: int, size: int, root: Path) -> None:
         mesh = mesh_of(rank, size, num_microbatches=size, **sharding)
         checkpoint.save(root / f"{number} waited", 5, state_of(mesh), CURSOR, FINGERPRINTS, gang, mesh)
         state = state_of(mesh)
-        copy = checkpoint.copied(checkpoint.snapshot(state, gang, mesh), {})
+        copy = checkpoint.copied(checkpoint.snapshot(state, mesh), {})
         background.start(partial(checkpoint.write, root / f"{number} beside", 5, copy, CURSOR, FINGERPRINTS, beside))
         for _ in range(50):  # collectives of steps, which no thread's may get between
             total = torch.ones(1000) * rank
@@ -95,8 +95,8 @@ def fail_or_end_while_others_write(rank: int, size: int, root: Path) -> None:
     gang, mesh = Gang(rank, size), mesh_of(rank, size, sharding="fsdp", num_microbatches=size)
     beside, background = apart(gang, 1), Background("saves")
     checkpoint.save(root, 1, state_of(mesh), None, {}, gang, mesh)
-    copy = checkpoint.snapshot(state_of(mesh), gang, mesh)
-    unwritable = Snapshot({**copy.tensors, "x": torch.zeros(1, dtype=torch.complex128)}, copy.saved)
+    copy = checkpoint.snapshot(state_of(mesh), mesh)
+    unwritable = Snapshot({**copy.tensors, "x": torch.zeros(1, dtype=torch.complex128)}, copy.slices)
     background.start(partial(checkpoint.write, root, 2, unwritable if rank == 1 else copy, None, {}, beside))
     with pytest.raises(CheckpointError, match="step_00000002: cannot write the checkpoint: rank 1: expected dtypes"):
         background.wait()
@@ -118,7 +118,7 @@ def test_a_rank_that_cannot_write_or_ends_is_an_error_on_the_others_and_commits_
 
 # A process that is killed between any two system calls of the writer.
 
-CALLS = [(os, name) for name in ("open", "fsync", "mkdir", "rename", "unlink", "rmdir")]
+CALLS = [(os, name) for name in ("open", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir")]
 
 
 class Counted:
@@ -147,7 +147,7 @@ def killed_before_call(root: Path, last: int) -> None:
 
     def count() -> None:
         nonlocal calls
-        if threading.current_thread().name == "saves":
+        if threading.current_thread() is not threading.main_thread():
             calls += 1
             if calls > last:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fnrecipe import checkpoint
+from fnrecipe.checkpoint import tensors
 from fnrecipe.errors import CheckpointError
 from fnrecipe.runtime.background import Background
 from tests.checkpoints import silent
@@ -28,12 +29,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_it_is_told_in_bytes_and_the_checkpoint_before_is_there(small_disk: Path) -> None:
+@pytest.mark.parametrize("files", [1, 4])
+def test_it_is_told_in_bytes_and_the_checkpoint_before_is_there(
+    small_disk: Path, files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "_FILE_BYTES", 160_000 // files)
     root, background = small_disk / "checkpoints", Background("saves")
-    state = {"x": torch.zeros(40_000)}
+    state = {name: torch.zeros(10_000) for name in "abcd"}
 
     def save(step: int) -> None:
-        state["x"].fill_(step)
+        for leaf in state.values():
+            leaf.fill_(step)
         copy = checkpoint.copied(checkpoint.snapshot(state), {})
         background.start(partial(checkpoint.write, root, step, copy, None, {}))
 
@@ -42,8 +48,9 @@ def test_it_is_told_in_bytes_and_the_checkpoint_before_is_there(small_disk: Path
     last = checkpoint.newest(root, silent)
     assert last is not None
     assert 1 <= last.step <= 3  # 160,000 bytes each
+    assert len(list(last.directory.glob("*.safetensors"))) == files
     told = f"step_{last.step + 1:08d}: cannot write the checkpoint: No space left on device, behind "
     assert told in str(caught.value)
     assert str(caught.value).endswith(" of 160,000 bytes")
-    assert bool((checkpoint.restore(last, state)["x"] == last.step).all())
+    assert all(bool((leaf == last.step).all()) for leaf in checkpoint.restore(last, state).values())
     assert [path.name for path in root.iterdir() if path.suffix] == []

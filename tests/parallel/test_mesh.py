@@ -112,9 +112,7 @@ def test_the_norm_is_that_of_all_entries(blocks: int) -> None:
 
 def write(folder: Path, rank: int, mesh: Mesh, *seed: int) -> Mapping[str, tensors.Saved]:
     """Writes what a rank holds of the state; gives what lies where."""
-    taken = tensors.snapshot(state_of(mesh, *seed), mesh, f"state_{rank:04d}.safetensors")
-    tensors.write(folder / f"state_{rank:04d}.safetensors", taken)
-    return taken.saved
+    return tensors.write(folder, tensors.snapshot(state_of(mesh, *seed), mesh), rank)[1]
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -64,7 +64,9 @@ def by_hand(number: int, texts: Path, out: Path, environment: dict[str, str], **
 
 
 def by_hand_environment(size: int = 2) -> dict[str, str]:
+    """As torchrun's agents set it where one of them has come back, which counts its restarts anew, and rank 0 has the store."""
     return {
+        "TORCHELASTIC_RESTART_COUNT": "{number}",
         "RANK": "{number}",
         "LOCAL_RANK": "{number}",
         "WORLD_SIZE": str(size),

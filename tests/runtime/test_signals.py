@@ -25,7 +25,7 @@ from fnrecipe.recipes.lm.data import valid_stream
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS, Signals
 from fnrecipe.shell import train as run
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from tests.helpers import end, pairs, remains, rows, signal_at, start
 
 TWICE = """
@@ -59,7 +59,7 @@ def train(texts: Path, out: Path, trained: Recipe[Any] = recipe, **changes: Any)
 
 def lines(out: Path) -> list[str]:
     """Of the log, without their times."""
-    log = (out / run_dir.log(0)).read_text(encoding="utf-8")
+    log = (out / layout.log(0)).read_text(encoding="utf-8")
     return [line.partition("  ")[2] for line in log.splitlines()]
 
 

@@ -29,7 +29,7 @@ from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS
 from fnrecipe.shell import train as run
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.recording import jsonl as record
 from tests.helpers import pairs, remains, rows
 from tests.shell.stages import before_batch
@@ -46,11 +46,11 @@ def steps(out: Path, name: str = "train") -> list[int]:
 
 
 def checkpoints(out: Path) -> list[int]:
-    return [int(place.name.removeprefix("step_")) for place in checkpoint.committed(out / run_dir.CHECKPOINTS)]
+    return [int(place.name.removeprefix("step_")) for place in checkpoint.committed(out / layout.CHECKPOINTS)]
 
 
 def log(out: Path) -> str:
-    return (out / run_dir.log(0)).read_text()
+    return (out / layout.log(0)).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept
     assert f"step {bad[2]}: " in str(caught.value)
     assert caught.value.exit_status == 3
     assert bad == list(range(bad[0], bad[0] + len(bad)))
-    found = checkpoint.newest(tmp_path / run_dir.CHECKPOINTS, lambda text: None)
+    found = checkpoint.newest(tmp_path / layout.CHECKPOINTS, lambda text: None)
     assert found is None or all(leaf.isfinite().all() for leaf in found.tensors.values())
 
 
@@ -311,7 +311,7 @@ def test_a_run_whose_state_is_in_half_precision_goes_on_bit_for_bit(texts: Path,
         train(texts, stopped, before_batch(6, stop), **pure)
     assert train(texts, stopped, **pure) == 0
     assert remains(stopped) == remains(alone)
-    found = checkpoint.newest(alone / run_dir.CHECKPOINTS, lambda text: None)
+    found = checkpoint.newest(alone / layout.CHECKPOINTS, lambda text: None)
     assert found is not None
     kinds = {path.rpartition("layers")[0]: saved.dtype for path, saved in found.tensors.items() if ".layers." in path}
     assert kinds == dict.fromkeys(["params.", "optimizer.1.mean.", "optimizer.1.square."], "bfloat16")

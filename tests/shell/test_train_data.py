@@ -23,7 +23,7 @@ from fnrecipe.recipes.lm.data import train_stream
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.signals import EXIT_STATUS
 from fnrecipe.shell import train as run
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from tests.helpers import Ended, end, last_step, pairs, remains, rows, start
 from tests.shell.stages import before_batch
 
@@ -38,7 +38,7 @@ def train(texts: Path, out: Path, *, with_changes: bool = False, **changes: Any)
 
 
 def log(out: Path) -> str:
-    return (out / run_dir.log(0)).read_text()
+    return (out / layout.log(0)).read_text()
 
 
 def results(out: Path) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fnrecipe.errors import UsageError, few
 from fnrecipe.runtime.gang import Gang, all_gather_objects
-from fnrecipe.shell.directory.run_dir import LOCK
+from fnrecipe.shell.directory.layout import LOCK
 
 PATIENCE = 15.0
 """Seconds for which a network file system may show a host what was there before."""

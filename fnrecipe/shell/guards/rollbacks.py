@@ -17,7 +17,7 @@ import attrs
 from fnrecipe.data import Cursor, Source, Stream
 from fnrecipe.errors import UsageError, one_line
 from fnrecipe.runtime.files import replace
-from fnrecipe.shell.directory.run_dir import ROLLBACKS
+from fnrecipe.shell.directory.layout import ROLLBACKS
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from fnrecipe.errors import SpikeError, UsageError, redacted
 from fnrecipe.observe import Tick
 from fnrecipe.recipe import C, Row
 from fnrecipe.runtime.gang import all_gather_objects
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.guards.rollbacks import Passed, num_passed_before, read, record
 from fnrecipe.shell.recording.jsonl import append, path_of
 from fnrecipe.shell.saving.copier import forget_copies_after
@@ -68,7 +68,7 @@ def heed(session: Session[C], passed: Passed, rows: Sequence[Row], cursors: Sequ
             if passed.rollbacks >= regime.spikes.max_rollbacks:
                 raise SpikeError(
                     f"step {spike.step}: {told(row)}, and the run has gone back {passed.rollbacks} times "
-                    f"(regime.spikes.max_rollbacks; what is passed over: {session.out / run_dir.ROLLBACKS})"
+                    f"(regime.spikes.max_rollbacks; what is passed over: {session.out / layout.ROLLBACKS})"
                 )
             raise RollbackError(spike)
         if row["train/skipped"]:
@@ -84,7 +84,7 @@ def go_back(session: Session[C], spike: Spike, buffers: State | None) -> Tick:
     Raises:
         CheckpointError: if all checkpoints to which the run could go back are damaged; nothing is gone then.
     """
-    passed, root = agreed(session), session.out / run_dir.CHECKPOINTS
+    passed, root = agreed(session), session.out / layout.CHECKPOINTS
     step = max(spike.step - session.config.regime.spikes.pass_over, 0)
     batches = passed.behind(step, spike.step)
     event = {"step": spike.step, "back_to": step, "batches": [batches[0], batches[-1]], **_facts(session, passed, spike)}

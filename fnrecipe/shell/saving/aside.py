@@ -8,7 +8,7 @@ from pathlib import Path
 from fnrecipe import checkpoint
 from fnrecipe.errors import FnrecipeError
 from fnrecipe.runtime.files import sync
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.saving.local_copies import copy_records
 
 FOLDER = "aside"
@@ -22,18 +22,18 @@ def set_aside(out: Path, step: int) -> Path | None:
     Raises:
         FnrecipeError: if it cannot be written.
     """
-    root = out / run_dir.CHECKPOINTS
+    root = out / layout.CHECKPOINTS
     newer = checkpoint.later(root, step)
     if not newer:
         return None
     place = next(path for number in count(1) if not (path := out / FOLDER / str(number)).exists())
     try:
         # The records first: whoever is killed between two checkpoints finds all of them here, and the older one there.
-        (place / run_dir.CHECKPOINTS).mkdir(parents=True)
+        (place / layout.CHECKPOINTS).mkdir(parents=True)
         copy_records(out, place)
         for path in newer:
-            path.rename(place / run_dir.CHECKPOINTS / path.name)
-        sync(place / run_dir.CHECKPOINTS)
+            path.rename(place / layout.CHECKPOINTS / path.name)
+        sync(place / layout.CHECKPOINTS)
         sync(root)
     except OSError as error:
         raise FnrecipeError(f"{place}: cannot set aside what is newer than step {step:,}: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from fnrecipe.errors import FnrecipeError, UsageError
 from fnrecipe.recipe import C
 from fnrecipe.runtime.background import Background
 from fnrecipe.runtime.remote import RemoteDirectory, remote_directory
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.saving.keeping import policy_of
 from fnrecipe.shell.saving.local_copies import check_same
 from fnrecipe.shell.saving.remote_copies import fetched_records, upload_records
@@ -57,7 +57,7 @@ class Copier(Generic[C]):
         if newest > step:
             advice = f"bring it back by `fnrecipe checkpoint copy {there.address} {out}`, or choose another {KEY}"
             raise UsageError(f"{there.address}: has step {newest:,}, and the run in {out} goes on after {step:,}; {advice}")
-        with fetched_records(there, [run_dir.CONFIG]) as run:
+        with fetched_records(there, [layout.CONFIG]) as run:
             try:
                 check_same(out, run, list(runtime_paths(self._session.config)))
             except UsageError as error:
@@ -106,7 +106,7 @@ class Copier(Generic[C]):
     def _copy(self, there: RemoteDirectory, step: int) -> None:
         out = self._session.out
         upload_records(out, there)  # first: a checkpoint that is complete has its records
-        remote.upload(out / run_dir.CHECKPOINTS / f"step_{step:08d}", there)
+        remote.upload(out / layout.CHECKPOINTS / f"step_{step:08d}", there)
         self._copied = step
 
     def _tell(self, text: str) -> None:

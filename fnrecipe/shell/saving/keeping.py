@@ -10,7 +10,7 @@ from fnrecipe.checkpoint import MODEL, Policy
 from fnrecipe.config import RegimeSection
 from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.recipe import C, Recipe
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.recording.jsonl import found_in, path_of
 from fnrecipe.shell.session import Session
 
@@ -70,5 +70,5 @@ def prune(session: Session[C], step: int, skipped: int, scores: Mapping[int, flo
     if policy.last is None:
         return
     untouched = step - skipped if skipped else -1  # what is older may be what helps a user who cannot go on
-    root, model = session.out / run_dir.CHECKPOINTS, model_parts(session.recipe, session.config)
+    root, model = session.out / layout.CHECKPOINTS, model_parts(session.recipe, session.config)
     checkpoint.prune(root, policy, scores, untouched=untouched, model=model)

@@ -14,7 +14,7 @@ from fnrecipe import checkpoint
 from fnrecipe.checkpoint import Checkpoint
 from fnrecipe.checkpoint.damage import problem
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def root_of(path: Path) -> Path:
         UsageError: if there are no checkpoints.
     """
     root = path.parent if checkpoint.step_of(path) is not None else path
-    for place in (root / run_dir.CHECKPOINTS, root):
+    for place in (root / layout.CHECKPOINTS, root):
         if directories(place):
             return place
     found = "none" if path.is_dir() else "no directory"

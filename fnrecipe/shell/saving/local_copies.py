@@ -10,11 +10,11 @@ from fnrecipe.checkpoint.copy import copy as copy_checkpoint
 from fnrecipe.config.layers import difference, read_file, values
 from fnrecipe.errors import UsageError, few
 from fnrecipe.runtime.files import replace
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout, lock
 from fnrecipe.shell.recording.jsonl import last_step
 from fnrecipe.shell.saving.listing import opened, root_of
 
-FACTS, RECORDS = (run_dir.CONFIG, run_dir.RUN, run_dir.PRODUCTS, run_dir.ROLLBACKS), ("metrics", "samples")
+FACTS, RECORDS = (layout.CONFIG, layout.RUN, layout.PRODUCTS, layout.ROLLBACKS), ("metrics", "samples")
 """Files that a run has written of itself, and folders with its records, which go along with its checkpoints."""
 
 
@@ -31,8 +31,8 @@ def copy(path: Path, out: Path, steps: Sequence[int] = (), *, link: bool = False
     run = root_of(path).parent
     found = [opened(path, step).directory for step in steps] or [opened(path).directory]
     check_same(run, out)
-    with run_dir.claimed(out):
-        copied = [copy_checkpoint(directory, out / run_dir.CHECKPOINTS, link=link) for directory in found]
+    with lock.claimed(out):
+        copied = [copy_checkpoint(directory, out / layout.CHECKPOINTS, link=link) for directory in found]
         copy_records(run, out)
     return copied
 
@@ -64,8 +64,8 @@ def check_same(run: Path, out: Path, runtime: Collection[str] = ()) -> None:
     Raises:
         UsageError: naming what differs.
     """
-    if (run / run_dir.CONFIG).is_file() and (out / run_dir.CONFIG).is_file():
-        old, new = (values(read_file(each / run_dir.CONFIG, bounded=False)) for each in (out, run))
+    if (run / layout.CONFIG).is_file() and (out / layout.CONFIG).is_file():
+        old, new = (values(read_file(each / layout.CONFIG, bounded=False)) for each in (out, run))
         changes = [name for name in difference(old, new) if name not in ("regime.num_steps", *runtime)]
         if changes:
             raise UsageError(f"{out}: expected a new directory, or the same run, found one with another {few(changes, 3)}")

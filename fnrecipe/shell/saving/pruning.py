@@ -16,7 +16,7 @@ from fnrecipe.config import RegimeSection, resolve
 from fnrecipe.config.layers import nest, read_file
 from fnrecipe.config.structure import structure
 from fnrecipe.errors import CheckpointError, UsageError
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout, lock
 from fnrecipe.shell.directory.recorded_recipe import instead, recorded_recipe
 from fnrecipe.shell.saving.keeping import model_parts, policy_of, scores_of
 
@@ -41,11 +41,11 @@ def prune(out: Path, *, last: int | None = None, every_n_steps: int | None = Non
         UsageError: if that is no run, or one is writing there.
         CheckpointError: if no checkpoint is whole.
     """
-    if not (out / run_dir.CONFIG).is_file():
-        raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, run_dir.CONFIG)}")
+    if not (out / layout.CONFIG).is_file():
+        raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, layout.CONFIG)}")
     if dry_run:
         return _pruned(out, last, every_n_steps, apply=False)
-    with run_dir.claimed(out):
+    with lock.claimed(out):
         return _pruned(out, last, every_n_steps, apply=True)
 
 
@@ -55,7 +55,7 @@ def reasons(out: Path, steps: Sequence[int]) -> dict[int, str]:
     Raises:
         UsageError: if the config or the metrics cannot be read.
     """
-    if not (out / run_dir.CONFIG).is_file():
+    if not (out / layout.CONFIG).is_file():
         return {}
     regime = _regime(out)
     policy, scores = policy_of(regime), scores_of(out, regime)
@@ -71,7 +71,7 @@ def reasons(out: Path, steps: Sequence[int]) -> dict[int, str]:
 
 
 def _pruned(out: Path, last: int | None, every_n_steps: int | None, *, apply: bool) -> Pruned:
-    root, regime = out / run_dir.CHECKPOINTS, _regime(out)
+    root, regime = out / layout.CHECKPOINTS, _regime(out)
     policy = policy_of(regime)
     policy = attrs.evolve(policy, last=last or policy.last, every_n_steps=every_n_steps or policy.every_n_steps)
     found = checkpoint.newest(root, _log.warning)
@@ -99,11 +99,11 @@ def _plan(root: Path, policy: Policy, scores: Mapping[int, float], newest: int) 
 
 
 def _regime(out: Path) -> RegimeSection:
-    values = nest(read_file(out / run_dir.CONFIG, bounded=False)).get("regime", {})
+    values = nest(read_file(out / layout.CONFIG, bounded=False)).get("regime", {})
     return structure(values, RegimeSection())
 
 
 def _model_parts(out: Path) -> Sequence[str]:
     recipe = recorded_recipe(out)
-    config, _ = resolve(recipe.config, [out / run_dir.CONFIG])
+    config, _ = resolve(recipe.config, [out / layout.CONFIG])
     return model_parts(recipe, config)

@@ -14,7 +14,7 @@ from fnrecipe import checkpoint
 from fnrecipe.checkpoint import remote
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.runtime.remote import RemoteDirectory, remote_directory
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout, lock
 from fnrecipe.shell.saving.listing import opened, root_of
 from fnrecipe.shell.saving.local_copies import FACTS, RECORDS, check_same, copy_records, records
 
@@ -53,12 +53,12 @@ def copy_from(address: str, out: Path, steps: Sequence[int] = ()) -> list[Path]:
     """
     folder, _, last = address.rstrip("/").rpartition("/")
     mine = checkpoint.step_of(Path(last))
-    there = remote_directory(folder.removesuffix(f"/{run_dir.CHECKPOINTS}") if mine is not None else address)
+    there = remote_directory(folder.removesuffix(f"/{layout.CHECKPOINTS}") if mine is not None else address)
     names = _chosen(there, last if mine is not None else "", steps)
     with fetched_records(there) as run:
         check_same(run, out)
-        with run_dir.claimed(out):
-            root = out / run_dir.CHECKPOINTS
+        with lock.claimed(out):
+            root = out / layout.CHECKPOINTS
             every = bool(steps) or mine is not None
             copied = [remote.download(there, name, root) for name in names] if every else [_newest(there, names, root)]
             copy_records(run, out)

@@ -21,7 +21,7 @@ from fnrecipe.runtime import capacity
 from fnrecipe.runtime.background import Background
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.last_words import lost_contact
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.saving.copier import Copier
 from fnrecipe.shell.saving.keeping import prune, scores_of
 from fnrecipe.shell.saving.space import check_space
@@ -85,7 +85,7 @@ class Saver(Generic[C]):
         check_finite(session, state, f"step {tick.number}: the state, which is not saved,")
         check_space(session, tick.number, state)
         cursor = joint(self._start, all_gather_objects(session.gang, tick.cursor))
-        taken = checkpoint.snapshot(state, session.gang, session.mesh)
+        taken = checkpoint.snapshot(state, session.mesh)
         scores = scores_of(session.out, session.config.regime) if session.gang.leads else {}
         write = partial(self._write, tick.number, cursor=cursor, skipped=int(state.skipped), scores=scores)
         if self._copies(taken):
@@ -126,7 +126,7 @@ class Saver(Generic[C]):
 
     def _write(self, step: int, taken: Snapshot, *, cursor: Cursor, skipped: int, scores: Mapping[int, float]) -> None:
         session = self._session
-        checkpoint.write(session.out / run_dir.CHECKPOINTS, step, taken, cursor, session.facts, session.beside)
+        checkpoint.write(session.out / layout.CHECKPOINTS, step, taken, cursor, session.facts, session.beside)
         if session.gang.leads:
             self.copier.copy(step, skipped, scores)
             prune(session, step, skipped, scores)
@@ -134,8 +134,7 @@ class Saver(Generic[C]):
     def _copies(self, taken: Snapshot) -> bool:
         """Whether states are copied: if the config says so, and this machine has memory for the copies of all its ranks."""
         if self._beside is None:
-            mine = sum(tensor.nbytes for tensor in taken.tensors.values())
-            sizes = all_gather_objects(self._session.gang, (gethostname(), mine))
+            sizes = all_gather_objects(self._session.gang, (gethostname(), taken.num_bytes))
             needed, free = sum(size for host, size in sizes if host == gethostname()), capacity.free_memory()
             self._beside = free is None or needed <= free
             if free is not None and not self._beside:

@@ -11,7 +11,7 @@ from fnrecipe.config import RegimeSection
 from fnrecipe.errors import CheckpointError
 from fnrecipe.recipe import C
 from fnrecipe.runtime.gang import all_gather_objects
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.saving.keeping import model_parts, policy_of
 from fnrecipe.shell.session import Session
 from fnrecipe.step import State
@@ -25,7 +25,7 @@ def check_space(session: Session[C], step: int, state: State) -> None:
     Raises:
         CheckpointError: on all ranks, with the bytes that are missing.
     """
-    root = session.out / run_dir.CHECKPOINTS
+    root = session.out / layout.CHECKPOINTS
     problem = _lack(root, step, num_bytes(state)) if session.gang.leads else ""
     if problem := all_gather_objects(session.gang, problem)[0]:
         raise CheckpointError(problem)
@@ -47,7 +47,7 @@ def warn_of_space(session: Session[C], step: int, state: State) -> None:
     regime = session.config.regime
     if not session.gang.leads or (regime.num_steps is not None and step >= regime.num_steps):
         return
-    root, parts = session.out / run_dir.CHECKPOINTS, model_parts(session.recipe, session.config)
+    root, parts = session.out / layout.CHECKPOINTS, model_parts(session.recipe, session.config)
     whole, models = most_at_once(regime, policy_of(regime))
     size, small = num_bytes(state), num_bytes(state, lambda name: name.split(".")[0] in parts)
     needed, free = whole * size + models * small, free_bytes(root) + _occupied(root)

@@ -20,7 +20,7 @@ from fnrecipe.interop.survey import describe_model, weights_dtype
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.gang import Gang
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.directory.recorded_recipe import recorded_recipe
 from fnrecipe.shell.find_recipe import find
 from fnrecipe.shell.trained.load import Weights, is_model_dir, read_params
@@ -86,11 +86,11 @@ def subject(
     if is_model_dir(path, weights, step):
         return _hugging_face(path, recipe, files, pairs)
     out = Path(path)
-    if not (out / run_dir.CONFIG).is_file():
+    if not (out / layout.CONFIG).is_file():
         instead = "neither config.json nor config.yaml in it" if out.is_dir() else "no directory"
         raise UsageError(f"{out}: expected the directory of a run, or one of Hugging Face, found {instead}")
     found = recorded_recipe(out) if recipe is None else _named(recipe)
-    config, _ = resolve(found.config, [out / run_dir.CONFIG, *files], [*_pairs(_WHOLE), *pairs])
+    config, _ = resolve(found.config, [out / layout.CONFIG, *files], [*_pairs(_WHOLE), *pairs])
     return _checked(Subject(out, found, config, step, weights))
 
 
@@ -104,7 +104,7 @@ def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> t
     if is_hugging_face(str(found.directory)):
         assert recipe.pretrained is not None
         return recipe.model(config, recipe.pretrained(config, random.key(config.common.seed, device), mesh.cut)), None
-    root = found.directory / run_dir.CHECKPOINTS
+    root = found.directory / layout.CHECKPOINTS
     there = checkpoint.newest(root, _log.warning, gang) if found.step is None else checkpoint.of_step(root, found.step)
     if there is None:
         raise CheckpointError(f"{found.directory}: expected a checkpoint, found none")

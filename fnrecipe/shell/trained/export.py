@@ -20,7 +20,7 @@ from fnrecipe.interop.hugging_face.adapter import ExportedAdapter
 from fnrecipe.interop.hugging_face.export import Exported
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout, lock
 from fnrecipe.shell.directory.identity import identity
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.start import write_facts
@@ -121,7 +121,7 @@ def exportable(recipe: Recipe[C], config: C) -> tuple[ModelSection, TokenizerSec
 def export_at_end(session: Session[C]) -> None:
     """Writes the model of the last checkpoint to the run's directory, by one rank, if the config says so."""
     if session.config.regime.export_hugging_face and session.gang.leads:
-        place = session.out / run_dir.HUGGING_FACE
+        place = session.out / layout.HUGGING_FACE
         average = session.config.trainer.average
         weights: Weights = "average" if average is not None and average.evaluate else "latest"
         export(session.out, place, recipe=session.recipe, replace=True, weights=weights)
@@ -134,12 +134,12 @@ def import_model(recipe: Recipe[C], config: C, out: Path) -> Path:
     Raises:
         UsageError: if there is a run already; if the weights cannot be read, or are not those of the config.
     """
-    with run_dir.claimed(out):
-        if checkpoint.committed(out / run_dir.CHECKPOINTS) or (out / run_dir.CONFIG).exists():
+    with lock.claimed(out):
+        if checkpoint.committed(out / layout.CHECKPOINTS) or (out / layout.CONFIG).exists():
             raise UsageError(f"{out}: expected a directory without a run, found one")
         device = torch.device("cpu")
         state = init_train_state(recipe, config, Mesh(), device, pretrained=True)
         facts = identity(recipe, config, recipe.corpora(config) if recipe.corpora else [])
-        written = checkpoint.save(out / run_dir.CHECKPOINTS, 0, state, None, facts)
+        written = checkpoint.save(out / layout.CHECKPOINTS, 0, state, None, facts)
         write_facts(recipe, config, device, out)
     return written

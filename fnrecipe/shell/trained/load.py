@@ -20,7 +20,7 @@ from fnrecipe.optim.partition import chosen, merged, subset
 from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.recipe import Recipe
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.directory.recorded_recipe import instead, recorded_recipe
 from fnrecipe.shell.find_recipe import find
 from fnrecipe.tree import Tree
@@ -58,9 +58,9 @@ def load(
     """
     out = Path(run)
     found = recorded_recipe(out) if recipe is None else find(recipe).load() if isinstance(recipe, str) else recipe
-    if not (out / run_dir.CONFIG).exists():
-        raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, run_dir.CONFIG)}")
-    config, _ = resolve(found.config, [out / run_dir.CONFIG])
+    if not (out / layout.CONFIG).exists():
+        raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, layout.CONFIG)}")
+    config, _ = resolve(found.config, [out / layout.CONFIG])
     params = read_params(found, config, checkpoint_of(out, step), torch.device("cpu"), replicated, weights)
     return LoadedRun(found, config, params)
 
@@ -85,8 +85,8 @@ def checkpoint_of(out: Path, step: int | None) -> Checkpoint:
         CheckpointError: if there is none.
     """
     if step is not None:
-        return checkpoint.of_step(out / run_dir.CHECKPOINTS, step)
-    newest = checkpoint.newest(out / run_dir.CHECKPOINTS, _log.warning)
+        return checkpoint.of_step(out / layout.CHECKPOINTS, step)
+    newest = checkpoint.newest(out / layout.CHECKPOINTS, _log.warning)
     if newest is None:
         raise CheckpointError(f"{out}: expected a checkpoint, found none")
     return newest

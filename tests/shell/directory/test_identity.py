@@ -13,7 +13,7 @@ from fnrecipe.config import resolve
 from fnrecipe.errors import UsageError
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.shell import train
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import same_run
 from fnrecipe.shell.directory.identity import identity
 from tests.data.kinds import byte_level, save
 from tests.helpers import pairs
@@ -70,7 +70,7 @@ FACTS = {"recipe": "lm", "tokenizer": "300 tokens, x", "a: 1": "x"}
 )
 def test_other_facts_are_refused_with_both_values(tmp_path: Path, old: dict[str, str], what: str, lines: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        run_dir.check_identity(tmp_path, {**FACTS, **old}, FACTS)
+        same_run.check_identity(tmp_path, {**FACTS, **old}, FACTS)
     first, *rest = str(caught.value).splitlines()
     assert first.startswith(f"{tmp_path}: holds a run {what}; go on with ")
     assert rest == lines
@@ -78,7 +78,7 @@ def test_other_facts_are_refused_with_both_values(tmp_path: Path, old: dict[str,
 
 def test_a_fact_that_a_checkpoint_does_not_know_is_another_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\n  tokenizer: null there, '300 tokens, x' now$"):
-        run_dir.check_identity(tmp_path, {name: FACTS[name] for name in ("recipe", "a: 1")}, FACTS)
+        same_run.check_identity(tmp_path, {name: FACTS[name] for name in ("recipe", "a: 1")}, FACTS)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from fnrecipe.errors import UsageError
 from fnrecipe.runtime.gang import Gang
-from fnrecipe.shell.directory import run_dir, shared
+from fnrecipe.shell.directory import lock, shared
 from tests.ranks import on_ranks
 
 
@@ -17,7 +17,7 @@ def check(rank: int, size: int, folders: list[str]) -> None:
     shared.PATIENCE = 0.5
     gang, out = Gang(rank, size, dist.group.WORLD), Path(folders[rank])
     if rank == 0:
-        with run_dir.claimed(out):
+        with lock.claimed(out):
             found = seen(out, gang)
     else:
         found = seen(out, gang)
@@ -36,5 +36,5 @@ def seen(out: Path, gang: Gang) -> str | None:
 
 @pytest.mark.parametrize("names", [["a", "a", "a"], ["a", "b", "a"]])
 def test_ranks_that_see_another_directory_are_named(tmp_path: Path, names: list[str]) -> None:
-    with run_dir.claimed(tmp_path / "b"):
+    with lock.claimed(tmp_path / "b"):
         on_ranks(3, check, [str(tmp_path / name) for name in names])

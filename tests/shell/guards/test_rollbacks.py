@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnrecipe.errors import UsageError
-from fnrecipe.shell.directory.run_dir import ROLLBACKS
+from fnrecipe.shell.directory.layout import ROLLBACKS
 from fnrecipe.shell.guards.rollbacks import Passed, num_passed_before, passing_over, read, record
 
 MANY = 400

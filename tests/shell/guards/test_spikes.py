@@ -19,7 +19,7 @@ from fnrecipe.data import Cursor, LaneAssignment, Source, Stream, map_items, pip
 from fnrecipe.errors import CheckpointError, ConfigError, FnrecipeError, NonFiniteError, SpikeError, UsageError
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.shell import train as run
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.guards import spikes
 from tests.helpers import end, pairs, rows, signal_at, start
 from tests.recipes import spiking
@@ -44,7 +44,7 @@ def recorded(out: Path) -> list[dict[str, Any]]:
 
 
 def log(out: Path) -> str:
-    return (out / run_dir.log(0)).read_text()
+    return (out / layout.log(0)).read_text()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.train import recipe as lm
 from fnrecipe.shell import start
 from fnrecipe.shell import train as run
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.guards.unread import FUNCTIONS, warning, watch
 from tests.helpers import pairs
 from tests.recipes.regression import recipe as regression
@@ -100,7 +100,7 @@ def test_a_run_tells_it_before_its_first_step_is_done(texts: Path, tmp_path: Pat
     small = pairs(texts, regime__num_steps=4, trainer__jit="off", trainer__max_grad_norm=0.5)
     config, _ = resolve(mine.config, (), small)
     assert run.train(mine, config, tmp_path / "out") == 0
-    lines = [line.partition("  ")[2] or line for line in (tmp_path / "out" / run_dir.log(0)).read_text().splitlines()]
+    lines = [line.partition("  ")[2] or line for line in (tmp_path / "out" / layout.log(0)).read_text().splitlines()]
     found = [number for number, line in enumerate(lines) if "which it ignores" in line]
     assert len(found) == 1
     assert "found optimizer" not in lines[found[0]]

@@ -17,7 +17,7 @@ from fnrecipe.checkpoint import keep
 from fnrecipe.config import RegimeSection, resolve
 from fnrecipe.errors import CheckpointError, ConfigError, UsageError
 from fnrecipe.recipes.lm.train import recipe
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from fnrecipe.shell.saving import space
 from fnrecipe.shell.saving.keeping import policy_of, scores_of
 from fnrecipe.shell.train import train as run
@@ -40,7 +40,7 @@ def train(texts: Path, out: Path, **changes: Any) -> int:
 
 
 def names(out: Path) -> set[str]:
-    return {path.name for path in (out / run_dir.CHECKPOINTS).iterdir()}
+    return {path.name for path in (out / layout.CHECKPOINTS).iterdir()}
 
 
 @pytest.mark.parametrize(("optimizer", "lower"), [("adamw", True), ("schedule_free", False)])

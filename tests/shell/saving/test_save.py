@@ -20,7 +20,7 @@ from fnrecipe.recipe import Recipe
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime import capacity
 from fnrecipe.shell import train as run
-from fnrecipe.shell.directory import run_dir
+from fnrecipe.shell.directory import layout
 from tests.helpers import pairs, remains, rows
 from tests.shell.stages import before_batch
 
@@ -105,7 +105,7 @@ def assert_set(event: threading.Event) -> None:
 
 
 def names(out: Path) -> list[str]:
-    return [place.name for place in checkpoint.committed(out / run_dir.CHECKPOINTS)]
+    return [place.name for place in checkpoint.committed(out / layout.CHECKPOINTS)]
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def test_a_run_that_fails_twice_tells_both_errors(texts: Path, tmp_path: Path, m
     with_writer(monkeypatch, fail)
     with pytest.raises(DataError, match=r"^stop$"):
         train(texts, tmp_path, before_batch(4, stop))
-    assert "the save that was under way has failed, too: full" in (tmp_path / run_dir.log(0)).read_text()
+    assert "the save that was under way has failed, too: full" in (tmp_path / layout.log(0)).read_text()
 
 
 def test_without_memory_for_a_copy_steps_wait_and_a_line_says_so(
@@ -188,5 +188,5 @@ def test_without_memory_for_a_copy_steps_wait_and_a_line_says_so(
     assert train(texts, tmp_path) == 0
     assert threads == {threading.main_thread()}
     told = "regime.checkpoint_in_background: a copy of the state takes 0.0 GB of memory, of which 0.0 GB are free; steps wait"
-    assert (tmp_path / run_dir.log(0)).read_text().count(told) == 1
+    assert (tmp_path / layout.log(0)).read_text().count(told) == 1
     assert same(remains(tmp_path), remains(waited))
