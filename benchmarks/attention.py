@@ -34,7 +34,7 @@ def _plain(segments: Tensor) -> Attend:
 
 
 def _ours(segments: Tensor, scope: AttentionScope) -> Attend:
-    seen = attention_mask(segments, scope, torch.float32)
+    seen = attention_mask(segments, scope)
     return lambda query, key, value: attention(query, key, value, seen)
 
 

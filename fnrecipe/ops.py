@@ -34,6 +34,15 @@ torch.library.define(
     " float scale, int? window, bool deterministic) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
+    "fnrecipe::document_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor first, float scale, int? window) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "fnrecipe::document_attention_backward",
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor first, float scale,"
+    " int? window) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
     "fnrecipe::slot_attention",
     "(Tensor query, Tensor key, Tensor value, Tensor bias, Tensor reach, float scale) -> Tensor",
 )
@@ -66,6 +75,13 @@ of a document.
 """
 cudnn_attention_backward = torch.ops.fnrecipe.cudnn_attention_backward
 """The gradients of query, key and value. If deterministic, they have the same bits each time, and need a larger workspace."""
+document_attention = torch.ops.fnrecipe.document_attention
+"""Attention [B, H, T, E] on the CPU, and the logsumexp of its scores [B, H, T]; query [B, H, T, E], key and value [B, G, T, E].
+
+A position attends to those from `first`, int64 [B, T], to itself, to at most `window` of them.
+"""
+document_attention_backward = torch.ops.fnrecipe.document_attention_backward
+"""The gradients of query, key and value."""
 fence = torch.ops.fnrecipe.fence
 """Does nothing. In a trace it says: what follows may be another program on each rank, so no pass may move it."""
 slot_attention = torch.ops.fnrecipe.slot_attention

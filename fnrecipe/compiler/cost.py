@@ -27,13 +27,13 @@ from fnrecipe.tree import Tree
 aten = torch.ops.aten
 
 _ATTENTION: dict[object, tuple[int, int | None, int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: (0, None, 2),
+    torch.ops.fnrecipe.document_attention: (0, None, 2),
     aten._scaled_dot_product_flash_attention: (0, None, 2),
     aten._scaled_dot_product_efficient_attention: (0, None, 2),
     aten._scaled_dot_product_cudnn_attention: (0, None, 2),
     aten._flash_attention_forward: (0, 6, 2),
     aten._efficient_attention_forward: (0, 7, 2),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, None, 5),
+    torch.ops.fnrecipe.document_attention_backward: (1, None, 5),
     aten._scaled_dot_product_flash_attention_backward: (1, None, 5),
     aten._scaled_dot_product_efficient_attention_backward: (1, None, 5),
     aten._scaled_dot_product_cudnn_attention_backward: (1, None, 5),

@@ -209,7 +209,7 @@ def apply(
     ropes = dict.fromkeys(kind.rope for kind in kinds)
     angles = {rope: _angles(rope, positions, config.head_width, x.dtype) for rope in ropes}
     windows = dict.fromkeys(kind.window for kind in kinds)
-    masks = {window: attention_mask(segments, scope, x.dtype, window, policy.max_documents) for window in windows}
+    masks = {window: attention_mask(segments, scope, window, policy.max_documents) for window in windows}
     recomputed = [policy.remat == "layerwise" and number % policy.every_nth_layer == 0 for number in range(config.num_layers)]
     hows = dict.fromkeys(zip(kinds, recomputed, strict=True))
     layers = {how: _layer(decoder, config, policy, noise.dropout, *how) for how in hows}

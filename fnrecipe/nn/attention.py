@@ -22,10 +22,9 @@ from torch.func import vjp
 
 from fnrecipe import tree
 from fnrecipe.nn.cache import SlotMask, slot_attention
+from fnrecipe.nn.document_attention import DocumentMask, document_mask
 from fnrecipe.nn.ragged import RaggedMask, ragged_backward, ragged_forward, ragged_mask
-from fnrecipe.ops import Context
-
-aten = torch.ops.aten
+from fnrecipe.ops import Context, document_attention, document_attention_backward
 
 AttentionScope: TypeAlias = Literal["document", "row"]
 """What a position attends to: the earlier positions of its document, or of its row."""
@@ -37,44 +36,29 @@ class CausalMask:
     """All earlier positions. Padding comes last, so no position with a target attends to it."""
 
 
-@tree.node
-@attrs.frozen(eq=False)
-class BiasMask:
-    """The earlier positions for which `bias` [B, 1, T, T], added to the scores, is 0 and not -inf."""
-
-    bias: Tensor
-
-
 _BLOCK = 512
 """Queries of softcapped attention whose scores are computed as one."""
 
-AttentionMask: TypeAlias = CausalMask | BiasMask | RaggedMask | SlotMask
+AttentionMask: TypeAlias = CausalMask | DocumentMask | RaggedMask | SlotMask
 """Which positions each position attends to, as a tree of tensors."""
 
 
 def attention_mask(
-    segments: Tensor,
-    scope: AttentionScope,
-    dtype: torch.dtype,
-    window: int | None = None,
-    max_documents: int | None = None,
+    segments: Tensor, scope: AttentionScope, window: int | None = None, max_documents: int | None = None
 ) -> AttentionMask:
-    """The mask of rows of segments, int64 [B, T], for attention in `dtype`: dense on the CPU, bounds of documents elsewhere.
+    """The mask of rows of segments, int64 [B, T], in the form that kernels take on their device.
 
     A position attends to at most `window` positions, of which it is the last; None: to all before it. `max_documents` bounds
     the documents of a row; None: each position may be one, which is right for any row, and slow on a GPU.
     """
     length = segments.shape[1]
     window = None if window is None or window >= length else window
+    segments = torch.zeros_like(segments) if scope == "row" else segments
+    if segments.device.type == "cpu":
+        return document_mask(segments, window)
     if scope == "row" and window is None:
         return CausalMask()
-    segments = torch.zeros_like(segments) if scope == "row" else segments
-    if segments.device.type != "cpu":
-        return ragged_mask(segments, 1 if scope == "row" else max_documents or length, window)
-    seen = segments[:, None, :, None] == segments[:, None, None, :]
-    if window is not None:
-        seen = seen & _near(length, window, segments.device)
-    return BiasMask(torch.where(seen, 0.0, -torch.inf).to(dtype))
+    return ragged_mask(segments, 1 if scope == "row" else max_documents or length, window)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
@@ -85,13 +69,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, sc
     """
     if isinstance(mask, SlotMask):
         return slot_attention(query, key, value, mask, scale)
-    half, on_cpu = query.dtype.itemsize < 4, query.device.type == "cpu" and not isinstance(mask, RaggedMask)
+    half = query.dtype.itemsize < 4
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if half == on_cpu:
+    if half == isinstance(mask, DocumentMask):
         # On a GPU only the kernels for half precision have grouped heads. Those of the CPU do, but sum the gradients of a group
         # in the dtype of their inputs: in bfloat16, with 8 queries a key, that is twice the error (0.0097 instead of 0.0049).
         key, value = (_repeated(x, query.shape[1]) for x in (key, value))
-    if isinstance(mask, CausalMask) and not on_cpu:
+    if isinstance(mask, CausalMask):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=half)
     leaves, spec = pytree.tree_flatten(mask)
     mixed: Tensor = _Attention.apply((spec, scale), query, key, value, *leaves)[0]  # type: ignore[no-untyped-call]
@@ -153,39 +137,27 @@ def dense_mask(mask: AttentionMask, length: int, device: torch.device) -> Tensor
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if isinstance(mask, CausalMask):
         return causal
-    if isinstance(mask, BiasMask):
-        return causal & (mask.bias == 0)
-    seen = causal & (mask.numbers[:, None, :, None] == mask.numbers[:, None, None, :])
+    if isinstance(mask, DocumentMask):
+        seen = causal & (torch.arange(length) >= mask.first[:, None, :, None])
+    else:
+        seen = causal & (mask.numbers[:, None, :, None] == mask.numbers[:, None, None, :])
     return seen if mask.window is None else seen & _near(length, mask.window, device)
 
 
-def _forward(mask: AttentionMask, scale: float, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+def _forward(mask: DocumentMask | RaggedMask, scale: float, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     """Attention, then what the backward kernel needs of it."""
     if isinstance(mask, RaggedMask):
         return ragged_forward(mask, query, key, value, scale)
-    # Given a mask and `is_causal`, the kernel skips what lies above the diagonal: the same bits for half of the work.
-    # `scaled_dot_product_attention` refuses to pass both on. Batched products with explicit scores are no faster on short rows.
-    output: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, True, attn_mask=_bias(mask), scale=scale
-    )
-    return output
+    found: tuple[Tensor, ...] = document_attention(query, key, value, mask.first, scale, mask.window)
+    return found
 
 
-def _backward(
-    mask: AttentionMask, scale: float, gradient: Tensor, mixed: Tensor, others: Sequence[Tensor], *inputs: Tensor
-) -> tuple[Tensor, ...]:
-    (logsumexp,) = others
+def _backward(mask: DocumentMask | RaggedMask, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of query, key and value; inputs: that of the attention, query, key, value, and what `_forward` gave."""
     if isinstance(mask, RaggedMask):
-        query, key, value = inputs
-        return ragged_backward(mask, scale, gradient, mixed, logsumexp, query, key, value)
-    gradients: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        gradient, *inputs, mixed, logsumexp, 0.0, True, attn_mask=_bias(mask), scale=scale
-    )
+        return ragged_backward(mask, scale, *inputs)
+    gradients: tuple[Tensor, ...] = document_attention_backward(*inputs, mask.first, scale, mask.window)
     return gradients
-
-
-def _bias(mask: AttentionMask) -> Tensor | None:
-    return mask.bias if isinstance(mask, BiasMask) else None
 
 
 # Two Functions of our own, because the kernels have no rules under `torch.func`: neither those for ragged rows nor a second
@@ -200,8 +172,8 @@ Static: TypeAlias = tuple[pytree.TreeSpec, float]
 Inputs: TypeAlias = tuple[Static, Tensor, Tensor, Tensor, *tuple[Tensor, ...]]
 """Then query, key, value and the mask's leaves."""
 
-GradientInputs: TypeAlias = tuple[Static, Tensor, Tensor, Tensor, Tensor, Tensor, *tuple[Tensor, ...]]
-"""Then the gradient, query, key, value, the attention, what else its kernel gave, and the mask's leaves."""
+GradientInputs: TypeAlias = tuple[Static, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, *tuple[Tensor, ...]]
+"""Then the gradient, query, key, value, the attention, its logsumexp and the mask's leaves."""
 
 Batched: TypeAlias = tuple[tuple[Tensor, ...], tuple[int, ...]]
 """Results of `vmap`, and the dimension of each along which it maps."""
@@ -209,7 +181,6 @@ Batched: TypeAlias = tuple[tuple[Tensor, ...], tuple[int, ...]]
 
 class _Context(Context, Protocol):
     static: Static
-    num_others: int
 
 
 class _Attention(torch.autograd.Function):
@@ -241,18 +212,22 @@ class _Attention(torch.autograd.Function):
 class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(
-        static: Static, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, *others: Tensor
+        static: Static,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mixed: Tensor,
+        logsumexp: Tensor,
+        *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         spec, scale = static
-        num_others = len(others) - spec.num_leaves
-        mask = pytree.tree_unflatten(others[num_others:], spec)
-        return _backward(mask, scale, gradient, mixed, others[:num_others], query, key, value)
+        return _backward(pytree.tree_unflatten(leaves, spec), scale, gradient, query, key, value, mixed, logsumexp)
 
     @staticmethod
     def setup_context(ctx: _Context, inputs: GradientInputs, output: tuple[Tensor, ...]) -> None:
-        ctx.static, gradient, query, key, value, _, *others = inputs
-        ctx.num_others = len(others) - ctx.static[0].num_leaves
-        ctx.save_for_backward(gradient, query, key, value, *others[ctx.num_others :])
+        ctx.static, gradient, query, key, value, _, _, *leaves = inputs
+        ctx.save_for_backward(gradient, query, key, value, *leaves)
 
     @staticmethod
     def backward(ctx: _Context, *slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -266,7 +241,7 @@ class _Gradient(torch.autograd.Function):
             return gradients
 
         of_inputs = vjp(pullback, gradient, query, key, value)[1](slopes)
-        return None, *of_inputs, *[None] * (1 + ctx.num_others + len(leaves))
+        return None, *of_inputs, *[None] * (2 + len(leaves))
 
     @staticmethod
     def vmap(info: VmapInfo, dims: Sequence[int | None], static: Static, *tensors: Tensor) -> Batched:

@@ -72,11 +72,11 @@ def ragged_backward(
     mask: RaggedMask,
     scale: float,
     gradient: Tensor,
-    mixed: Tensor,
-    logsumexp: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    mixed: Tensor,
+    logsumexp: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of query, key and value, from that of the attention `mixed` and the logsumexp of `ragged_forward`."""
     flat = [_flat(x) for x in (gradient, query, key, value, mixed)]

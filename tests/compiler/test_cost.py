@@ -50,8 +50,8 @@ def costs_of(function: Callable[..., Any], *args: Any) -> dict[str, Cost]:
 
 def test_the_traced_step_has_the_flops_of_the_eager_one_and_of_the_closed_form(step: Any) -> None:
     function, args = step
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    attention = torch.ops.fnrecipe.document_attention
+    backward = torch.ops.fnrecipe.document_attention_backward
     one = 2 * 4 * LENGTH * LENGTH * 8  # a product of attention: 4 heads of 8, for a row
     formulas = {
         attention: lambda query, *_, **__: 2 * one * query[0],  # scores, values
@@ -68,7 +68,7 @@ def test_the_traced_step_has_the_flops_of_the_eager_one_and_of_the_closed_form(s
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_within_documents_on_a_gpu_counts_as_that_of_the_cpu(dtype: torch.dtype) -> None:
     def gradients(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
-        mask = attention_mask(segments, "document", dtype)
+        mask = attention_mask(segments, "document")
         return torch.func.grad(lambda *inputs: attention(*inputs, mask).sum(), argnums=(0, 1, 2))(query, key, value)
 
     found = []

@@ -54,10 +54,10 @@ def slopes(function: Callable[..., Tensor], *args: Tensor) -> list[Tensor]:
 
 def check(level: Any, scope: AttentionScope, window: int | None, dtype: torch.dtype, *sizes: int) -> None:
     args, segments = inputs(*sizes, dtype), segments_of(*ROWS, length=LENGTH).to(CUDA)
-    mask = attention_mask(segments, scope, dtype, window, max_documents=8)
+    mask = attention_mask(segments, scope, window, max_documents=8)
 
     def function(*given: Tensor) -> list[Tensor]:
-        own = attention_mask(given[4], scope, dtype, window, max_documents=8)
+        own = attention_mask(given[4], scope, window, max_documents=8)
         return slopes(lambda q, k, v: attention(q, k, v, own), *given[:4])
 
     found = jit(function, backend=BACKENDS[level])(*args, segments)
@@ -103,7 +103,7 @@ def test_cudnn_is_chosen_where_it_is_installed_and_has_a_kernel() -> None:
 @pytest.mark.usefixtures("deterministic", "kernel")
 def test_in_half_precision_documents_have_the_same_bits_each_time(dtype: torch.dtype) -> None:
     args, segments = inputs(8, 2, 64, dtype), segments_of(*ROWS, length=LENGTH).to(CUDA)
-    mask = attention_mask(segments, "document", dtype, max_documents=8)
+    mask = attention_mask(segments, "document", max_documents=8)
     once, again = (slopes(lambda q, k, v: attention(q, k, v, mask), *args) for _ in range(2))
     assert all(map(torch.equal, once, again))
 
@@ -112,9 +112,7 @@ def test_in_half_precision_documents_have_the_same_bits_each_time(dtype: torch.d
 def test_documents_that_are_not_there_change_no_more_than_an_order_of_sums(kernel: str) -> None:
     args, segments = inputs(8, 2, 64, torch.bfloat16), segments_of(*ROWS, length=LENGTH).to(CUDA)
     few, many = (
-        slopes(
-            lambda q, k, v, n=limit: attention(q, k, v, attention_mask(segments, "document", q.dtype, max_documents=n)), *args
-        )
+        slopes(lambda q, k, v, n=limit: attention(q, k, v, attention_mask(segments, "document", max_documents=n)), *args)
         for limit in (4, 64)
     )
     assert torch.equal(few[0], many[0])

@@ -91,7 +91,7 @@ def check_steps(rank: int, size: int, modes: list[dict[str, Any]]) -> None:
     for given in (attrs.evolve(LORA, rank=4, dropout=0.3), DORA):  # four rows: one for each of four ranks
         model = section("llama", given, num_layers=2)
         begun = tree.paths(params_of(model))
-        alone, metrics = computed_once(rank, stepped, mesh_of(0, 1), model)
+        alone, metrics = computed_once(rank, stepped, mesh_of(0, 1, num_microbatches=4), model)
         moved = {path for path, leaf in tree.paths(alone.params).items() if bits(leaf) != bits(begun[path])}
         assert moved == {path for path, leaf in begun.items() if is_adapter(path, leaf)}
         for options in modes:

@@ -288,7 +288,7 @@ def test_embeddings_of_gemma_are_scaled_in_the_dtype_of_activations(width: int) 
 def test_scores_with_a_bound_out_of_reach_are_scores(window: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, heads, 24, 6, generator=generator) for heads in (4, 2, 2))
-    mask = nn.attention_mask(BATCH.segments, "document", torch.float32, window)
+    mask = nn.attention_mask(BATCH.segments, "document", window)
     capped = nn.softcapped_attention(query, key, value, mask, 1e4, 0.3)
     assert_close(capped, nn.attention(query, key, value, mask, 0.3), 1e-5)
     assert not torch.allclose(capped, nn.softcapped_attention(query, key, value, mask, 0.5, 0.3), rtol=0.05)

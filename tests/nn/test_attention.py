@@ -15,10 +15,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
+from torch.utils import _pytree as pytree
 
 from fnrecipe.compiler import trace
-from fnrecipe.nn import cudnn_attention
-from fnrecipe.nn.attention import AttentionMask, AttentionScope, attention, attention_mask, dense_mask, softcapped_attention
+from fnrecipe.nn import cudnn_attention, document_attention
+from fnrecipe.nn.attention import (
+    AttentionMask,
+    AttentionScope,
+    attention,
+    attention_mask,
+    dense_mask,
+    formula,
+    softcapped_attention,
+)
 from fnrecipe.nn.ragged import ragged_mask
 from tests.helpers import assert_close, assert_same_bits
 from tests.nn import ragged_kernels
@@ -26,23 +35,31 @@ from tests.nn import ragged_kernels
 ROWS, LENGTH, HEADS, WIDTH, WINDOW = 2, 24, 4, 4, 5
 
 
-def _dense(scope: AttentionScope, window: int | None = None) -> Callable[[Tensor], AttentionMask]:
-    return lambda segments: attention_mask(segments, scope, torch.float64, window)
+def _mask(scope: AttentionScope, window: int | None = None) -> Callable[[Tensor], AttentionMask]:
+    return lambda segments: attention_mask(segments, scope, window)
 
 
 MASKS: dict[str, Callable[[Tensor], AttentionMask]] = {
-    "mask": _dense("document"),
-    "mask, window": _dense("document", WINDOW),
+    "document": _mask("document"),
+    "document, window": _mask("document", WINDOW),
     "ragged": lambda segments: ragged_mask(segments, LENGTH),
     "ragged, window": lambda segments: ragged_mask(segments, LENGTH, WINDOW),
-    "row": _dense("row"),
-    "row, window": _dense("row", WINDOW),
+    "row": _mask("row"),
+    "row, window": _mask("row", WINDOW),
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernels() -> Iterator[None]:
     yield from ragged_kernels.registered()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks() -> Iterator[None]:
+    """Blocks of which a row has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(document_attention, "_BLOCK", 4)
+        yield
 
 
 def segments_of(*rows: list[int], length: int = LENGTH) -> Tensor:
@@ -167,17 +184,52 @@ def test_an_axis_more_is_a_loop(kind: str) -> None:
     assert_close([*found[0], found[1]], expected, 1e-12)
 
 
-def test_heads_are_not_repeated_and_what_lies_above_the_diagonal_is_left_out() -> None:
+def test_heads_are_not_repeated_in_float32_and_no_tensor_holds_all_pairs() -> None:
     def function(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Any:
-        return with_gradients(attention, query, key, value, attention_mask(segments, "document", query.dtype))
+        return with_gradients(attention, query, key, value, attention_mask(segments, "document"))
 
-    def kernels(dtype: torch.dtype) -> list[tuple[int, bool]]:
+    def heads(dtype: torch.dtype) -> list[int]:
         graph, _ = trace(function, (*inputs(2, dtype), EXAMPLE))
-        nodes = [node for node in graph.graph.nodes if "flash_attention" in str(node.target)]
-        return [(min(x.meta["val"].shape[1] for x in node.all_input_nodes[:4]), True in node.args) for node in nodes]
+        values = [value for node in graph.graph.nodes for value in pytree.tree_leaves(node.meta.get("val"))]
+        assert not [x.shape for x in values if x is not None and x.shape[-2:] == (LENGTH, LENGTH)]
+        nodes = [node for node in graph.graph.nodes if "document_attention" in str(node.target)]
+        return [min(x.meta["val"].shape[1] for x in node.all_input_nodes if x.meta["val"].ndim == 4) for node in nodes]
 
-    assert kernels(torch.float32) == [(1, True), (2, True)]
-    assert kernels(torch.bfloat16) == [(1, True), (HEADS, True)]
+    assert heads(torch.float32) == [2, 2]
+    assert heads(torch.bfloat16) == [HEADS, HEADS]
+
+
+@settings(max_examples=50, deadline=None)
+@given(segments=layouts(), window=st.none() | st.integers(1, LENGTH))
+def test_blocks_are_what_is_seen_and_hardly_more(segments: Tensor, window: int | None) -> None:
+    mask = document_attention.document_mask(segments, window)
+    computed = torch.zeros(ROWS, 1, LENGTH, LENGTH, dtype=torch.int64)
+    for row, start, middle, end in document_attention._blocks(mask.first, window):
+        computed[row, 0, middle:end, start:end] += 1
+
+    seen = dense_mask(mask, LENGTH, segments.device)
+    assert int(computed.max()) == 1
+    assert not (seen & (computed == 0)).any()
+    assert int(computed.sum()) <= int(seen.sum()) + (3 if window is None else 6) / 2 * ROWS * LENGTH
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_long_rows_stay_near_the_formula(
+    dtype: torch.dtype, error: float, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_attention, "_BLOCK", 64)
+    args, segments = inputs(2, length=300), segments_of([200, 1, 99], [130, 64, 64, 30], length=300)
+    mask = attention_mask(segments, "document", window)
+    weights = torch.randn(ROWS, HEADS, 300, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+
+    def gradients(function: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, ...]:
+        return grad(lambda *inputs: (function(*inputs).double() * weights).sum(), (0, 1, 2))(*args)
+
+    seen = dense_mask(mask, 300, segments.device)
+    expected = gradients(partial(formula, mask=seen, scale=WIDTH**-0.5), *args)
+    found = gradients(partial(attention, mask=mask), *(x.to(dtype) for x in args))
+    assert_close([x.double() for x in found], list(expected), error)
 
 
 @pytest.mark.parametrize("window", [None, WINDOW])
@@ -185,7 +237,7 @@ def test_heads_are_not_repeated_and_what_lies_above_the_diagonal_is_left_out() -
 def test_half_precision_stays_near_the_definition(kernel: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cudnn_attention, "is_supported", lambda *_: kernel == "cudnn")
     args = inputs(1)
-    mask = attention_mask(EXAMPLE, "document", torch.bfloat16, window) if kernel == "dense" else ragged_mask(EXAMPLE, 4, window)
+    mask = attention_mask(EXAMPLE, "document", window) if kernel == "dense" else ragged_mask(EXAMPLE, 4, window)
     half, function = [x.bfloat16() for x in args], partial(with_gradients, attention)
     names = {str(node.target) for node in trace(function, (*half, mask))[0].graph.nodes}
     assert any("cudnn" in name for name in names) == (kernel == "cudnn")

@@ -18,6 +18,7 @@ from fnrecipe.compiler.cost import operation_costs
 from fnrecipe.compiler.regions import all_nodes
 from fnrecipe.config import resolve
 from fnrecipe.nn import cudnn_attention
+from fnrecipe.nn.attention import formula
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.runtime.process_groups import make_mesh
@@ -75,6 +76,8 @@ def test_the_step_of_a_gpu_runs_ragged_kernels_and_holds_nothing_for_every_pair_
     assert {value.numel() for value in values(graph) if value.dtype == torch.int32} == {documents + 1} | lengths
 
 
-def test_the_mask_of_the_cpu_would_be_seen_and_whole_rows_need_none() -> None:
-    assert quadratic(step_on(CPU))
+def test_the_step_of_a_cpu_holds_nothing_for_every_pair_either_and_the_formula_would_be_seen() -> None:
+    assert not quadratic(step_on(CPU))
     assert not quadratic(step_on(CPU, dataset__attention="row"))
+    inputs = torch.randn(3, 1, 1, LENGTH, 8)
+    assert quadratic(trace(lambda *given: formula(*given, scale=1.0), (*inputs, torch.ones(LENGTH, LENGTH) > 0))[0])
