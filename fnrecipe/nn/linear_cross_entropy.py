@@ -157,6 +157,10 @@ def _of_chunk(
     falls = None if softcap is None else 1 - (logits / softcap).square()  # the derivative of the softcap
     chosen, highest = logits.gather(-1, targets[:, None]), logits.amax(-1, keepdim=True)
     mean = logits.mean(-1) if objective.label_smoothing else None
+    if in_place:
+        # Inductor writes into the logits in a kernel that is their only reader left: behind the two above, not fused with them.
+        chosen = optimization_barrier(chosen, highest)
+        highest = optimization_barrier(highest, chosen)
     powers = logits.sub_(highest).exp_() if in_place else (logits - highest).exp()
     total = powers.sum(-1, keepdim=True)
     log_total = highest + total.log()
@@ -167,8 +171,12 @@ def _of_chunk(
     slopes = _slopes(powers, total, log_total, targets, in_place, objective)
     slopes = (slopes if falls is None else slopes * falls).to(x.dtype)
     scale = weights[:, None] / total
+    of_weight: Tensor | None = None
+    if wanted:
+        of_weight = (slopes.t() @ (x * scale).to(x.dtype)).float()
+        # Inductor would put this product off, and hold the slopes until the end of the backward pass.
+        scale = optimization_barrier(scale, of_weight)
     of_x = (slopes @ weight) * scale
-    of_weight = (slopes.t() @ (x * scale).to(x.dtype)).float() if wanted else None
     return [nats, *terms.values()], of_x if x.dtype == torch.float16 else of_x.to(x.dtype), of_weight
 
 
@@ -183,6 +191,7 @@ def _slopes(powers: Tensor, total: Tensor, log_total: Tensor, targets: Tensor, i
         powers = powers.sub_(shared) if in_place else powers - shared
     of_target = total * (1 - smoothing) if smoothing else total
     if in_place:
-        return powers.scatter_add_(-1, targets[:, None], -of_target)
+        places = torch.arange(len(targets)), targets
+        return powers.index_put_(places, -of_target[:, 0], accumulate=True)
     onehot = targets[:, None] == torch.arange(size, device=powers.device)
     return powers - torch.where(onehot, of_target, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,8 @@ def test_the_logits_of_a_chunk_wait_for_the_gradient_of_the_one_before_it() -> N
     assert [len(of_logits), len(of_weight)] == [3, 3]
     for earlier, later in zip(of_weight, of_logits[1:], strict=False):
         assert depends(later, earlier)
+    (results,) = graph.graph.output_node().args
+    assert depends(results[0], of_weight[-1]), "nor are those of the last one kept until the gradient of x has gone its way"
 
 
 def depends(node: Node, other: Node) -> bool:
@@ -76,9 +79,13 @@ def depends(node: Node, other: Node) -> bool:
 @pytest.mark.slow
 @compiles
 def test_compiled_it_gives_the_same() -> None:
+    from torch._inductor.utils import run_and_get_code
+
     gradient = grad(chunked(5), (0, 1), has_aux=True)
-    found, expected = (run(*draws(torch.float32))[0] for run in (jit(gradient, backend=inductor), gradient))
-    torch.testing.assert_close(found, expected)
+    found, (code,) = run_and_get_code(jit(gradient, backend=inductor), *draws(torch.float32))
+    torch.testing.assert_close(found[0], gradient(*draws(torch.float32))[0])
+    allocated = re.findall(rf"empty_strided_cpu\(\(5, (?:{VOCAB}|s\d+)\)", code)
+    assert len(allocated) == 1, "powers and slopes are written where the logits were, of all chunks of 5"
 
 
 def test_half_precision_is_summed_in_float32() -> None:
