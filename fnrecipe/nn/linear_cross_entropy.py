@@ -105,11 +105,10 @@ class _CrossEntropy(torch.autograd.Function):
             # Inductor would schedule the products of all chunks first, with all logits allocated at once.
             ordered = part if latest is None else optimization_barrier(part, latest)
             in_place = x.device.type == "cpu"
-            values, of_part, slope = _of_chunk(ordered, chosen, counted, rounded, wanted, in_place, softcap, objective)
+            given = ordered, chosen, counted, rounded, of_weight, wanted, in_place, softcap, objective
+            values, of_part, of_weight = _of_chunk(*given)
             found.append(values)
             of_x.append(of_part)
-            if slope is not None:
-                of_weight = slope if of_weight is None else of_weight + slope
             latest = of_part if of_weight is None else of_weight
         nats, *terms = (torch.cat(values) for values in zip(*found, strict=True))
         nothing = weight.new_empty(0)
@@ -140,6 +139,7 @@ def _of_chunk(
     targets: Tensor,
     weights: Tensor,
     weight: Tensor,
+    earlier: Tensor | None,
     wanted: bool,
     in_place: bool,
     softcap: float | None = None,
@@ -147,7 +147,8 @@ def _of_chunk(
 ) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
     """Nats and terms, [N], and the gradients of their weighted sum for x [N, D] and, if it is wanted, weight [V, D] (float32).
 
-    The gradient for a float16 x is float32: it may need a loss scale before it is rounded.
+    The latter is added to that of `earlier` chunks. The gradient for a float16 x is float32: it may need a loss scale before it
+    is rounded.
     """
     # The gradient of the logits is (powers / total - onehot) * weights, with powers [N, V] and total [N, 1]. It is taken as
     # (powers - total * onehot) * (weights / total), whose second factor goes to the smaller x and its gradient, [N, D]: one
@@ -174,7 +175,8 @@ def _of_chunk(
     of_weight: Tensor | None = None
     if wanted:
         of_weight = (slopes.t() @ (x * scale).to(x.dtype)).float()
-        # Inductor would put this product off, and hold the slopes until the end of the backward pass.
+        of_weight = of_weight if earlier is None else earlier + of_weight
+        # Inductor would put product and sum off, and hold what they are of until the end of the backward pass.
         scale = optimization_barrier(scale, of_weight)
     of_x = (slopes @ weight) * scale
     return [nats, *terms.values()], of_x if x.dtype == torch.float16 else of_x.to(x.dtype), of_weight

@@ -144,7 +144,7 @@ def test_weights_of_a_batch_have_gradients_under_vmap() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_gpus_form_which_writes_into_nothing_gives_what_the_cpus_does(dtype: torch.dtype) -> None:
     x, weight, targets, mask = draws(dtype)
-    args = x.flatten(0, 1), targets.flatten(), mask.flatten(), weight, True
+    args = x.flatten(0, 1), targets.flatten(), mask.flatten(), weight, None, True
     of_gpu, of_cpu = (linear_cross_entropy._of_chunk(*args, in_place=in_place) for in_place in (False, True))
     for found, expected in zip(of_gpu, of_cpu, strict=True):
         torch.testing.assert_close(found, expected)

@@ -75,7 +75,7 @@ def test_nats_are_those_without_terms_and_terms_are_what_they_add(chunk: int | N
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_chunk_in_float16_and_in_a_gpus_form(objective: Objective, in_place: bool) -> None:
     x, weight, targets, weights = draws(torch.float16)
-    args = x.flatten(0, 1), targets.flatten(), weights.flatten(), weight.half(), True, in_place
+    args = x.flatten(0, 1), targets.flatten(), weights.flatten(), weight.half(), None, True, in_place
     values, *slopes = linear_cross_entropy._of_chunk(*args, objective=objective)
     torch.testing.assert_close(
         (sum(values) * weights.flatten()).sum().double(), truth(objective, None, *draws()), rtol=2e-3, atol=0
