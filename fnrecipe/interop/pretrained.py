@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -15,7 +14,7 @@ from torch import Tensor
 from fnrecipe import checkpoint, tree
 from fnrecipe.config import ModelSection
 from fnrecipe.config.model_dir import is_directory, is_hugging_face
-from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.errors import UsageError
 from fnrecipe.interop.hugging_face import adapter as peft
 from fnrecipe.interop.hugging_face import weights
 from fnrecipe.models import adapter
@@ -24,8 +23,7 @@ from fnrecipe.models.model import Model, find_model
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
 
-_CHECKPOINTS, _PARAMS = "checkpoints", "params"
-_log = logging.getLogger(__name__)
+_PARAMS = "params"
 
 
 def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | None:
@@ -53,9 +51,7 @@ def _of_run(
     directory: Path, model: Model[AttrsInstance], config: AttrsInstance, dtype: torch.dtype, key: Tensor, place: Placement
 ) -> Tree:
     """The parameters of the newest whole checkpoint of a run."""
-    found = checkpoint.newest(directory / _CHECKPOINTS, _log.warning)
-    if found is None:
-        raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+    found = checkpoint.of_run(directory)
     if any(path.startswith(f"{_PARAMS}.{adapter.ADAPTER}.") for path in found.tensors):
         expected = f"the directory of an export: fnrecipe export {directory} --out DIR adds the adapter to the weights"
         raise UsageError(f"model.path: expected a model without an adapter, or {expected}; found {directory}")

@@ -8,8 +8,7 @@ from pathlib import Path
 import attrs
 from attrs import AttrsInstance
 
-from fnrecipe import tree
-from fnrecipe.checkpoint import newest
+from fnrecipe import checkpoint, tree
 from fnrecipe.config.find import NotFoundError
 from fnrecipe.config.model_dir import Described, describe, is_hugging_face
 from fnrecipe.config.sections.model import FAMILIES
@@ -75,10 +74,7 @@ def survey(path: str) -> Survey:
 def _weights(directory: Path, described: Described) -> tuple[str, dict[str, int]]:
     """The dtype of the weights, and the bytes of their files by name."""
     if not is_hugging_face(str(directory)):
-        warnings: list[str] = []
-        found = newest(directory / "checkpoints", warnings.append)
-        if found is None:
-            raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+        found = checkpoint.of_run(directory, warn=lambda text: None)
         names = dict.fromkeys(name for saved in found.tensors.values() for name in saved.slices)
         return described.dtype, {f"{found.directory.name}/{name}": (found.directory / name).stat().st_size for name in names}
     model, config = find_model(described.family), described.config

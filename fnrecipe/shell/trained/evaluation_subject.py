@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fnrecipe import checkpoint, random
 from fnrecipe.config import DatasetSection, ModelSection, TokenizerSection, resolve
 from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.data import Corpus, Tokenizer
-from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.errors import UsageError
 from fnrecipe.interop.survey import describe_model, weights_dtype
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Recipe
@@ -37,7 +36,6 @@ _WHOLE = {
     "gang.tensor_parallel_size": "1",
 }
 """Of a run's config, what belongs to its training alone."""
-_log = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -104,10 +102,7 @@ def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> t
     if is_hugging_face(str(found.directory)):
         assert recipe.pretrained is not None
         return recipe.model(config, recipe.pretrained(config, random.key(config.common.seed, device), mesh.cut)), None
-    root = found.directory / layout.CHECKPOINTS
-    there = checkpoint.newest(root, _log.warning, gang) if found.step is None else checkpoint.of_step(root, found.step)
-    if there is None:
-        raise CheckpointError(f"{found.directory}: expected a checkpoint, found none")
+    there = checkpoint.of_run(found.directory, found.step, gang)
     return recipe.model(config, read_params(recipe, config, there, device, mesh.cut, found.weights)), there.step
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -29,8 +28,6 @@ _PARAMS, _OPTIMIZER, _MEAN = "params", "optimizer", "average.mean"
 
 Weights: TypeAlias = Literal["latest", "average"]
 """Which parameters of a checkpoint are meant: those of its step, as the optimizer shows them, or their average."""
-
-_log = logging.getLogger(__name__)
 
 
 class LoadedRun(NamedTuple):
@@ -61,7 +58,7 @@ def load(
     if not (out / layout.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, layout.CONFIG)}")
     config, _ = resolve(found.config, [out / layout.CONFIG])
-    params = read_params(found, config, checkpoint_of(out, step), torch.device("cpu"), replicated, weights)
+    params = read_params(found, config, checkpoint.of_run(out, step), torch.device("cpu"), replicated, weights)
     return LoadedRun(found, config, params)
 
 
@@ -76,20 +73,6 @@ def is_model_dir(path: str, weights: Weights, step: int | None = None) -> bool:
         if found and given:
             raise UsageError(f"{option}: expected the directory of a run, found one of Hugging Face: {path}")
     return found
-
-
-def checkpoint_of(out: Path, step: int | None) -> Checkpoint:
-    """The newest whole checkpoint of the run in `out`, or that of `step`.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    if step is not None:
-        return checkpoint.of_step(out / layout.CHECKPOINTS, step)
-    newest = checkpoint.newest(out / layout.CHECKPOINTS, _log.warning)
-    if newest is None:
-        raise CheckpointError(f"{out}: expected a checkpoint, found none")
-    return newest
 
 
 def read_params(
