@@ -60,8 +60,8 @@ SHELL = {
     **dict.fromkeys(("evaluate", "streams"), "recording session"),
     "saving": "directory recording session",
     "start": "directory saving session",
-    "trained": "directory evaluate find_recipe session start",
-    "guards": "directory recording saving session start",
+    "trained": "directory evaluate find_recipe session",
+    "guards": "directory recording saving session",
     "publish": "guards observers recording session",
     "train": "directory evaluate guards observers products publish recording sample saving screen session start streams "
     "trained",

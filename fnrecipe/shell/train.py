@@ -35,6 +35,7 @@ from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_m
 from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Signals, Stopped
 from fnrecipe.runtime.stacks import stacks_on_demand
 from fnrecipe.shell.directory import layout, lock, same_run
+from fnrecipe.shell.directory.facts import write_facts
 from fnrecipe.shell.directory.identity import identity
 from fnrecipe.shell.directory.redact import redacted_values
 from fnrecipe.shell.directory.shared import check_shared
@@ -56,7 +57,7 @@ from fnrecipe.shell.saving.space import warn_of_space
 from fnrecipe.shell.screen.display import Display, duration
 from fnrecipe.shell.screen.progress import with_progress
 from fnrecipe.shell.session import Session
-from fnrecipe.shell.start import first_tick, wait_for_leader, write_facts
+from fnrecipe.shell.start import first_tick, wait_for_leader
 from fnrecipe.shell.streams import evaluation_source, training_source
 from fnrecipe.shell.trained.export import export_at_end, exportable
 from fnrecipe.step import Step

@@ -21,9 +21,9 @@ from fnrecipe.interop.hugging_face.export import Exported
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell.directory import layout, lock
+from fnrecipe.shell.directory.facts import write_facts
 from fnrecipe.shell.directory.identity import identity
 from fnrecipe.shell.session import Session
-from fnrecipe.shell.start import write_facts
 from fnrecipe.shell.trained.load import LoadedRun, Weights, load
 
 SHARD_SIZE = 5_000_000_000
