@@ -51,8 +51,7 @@ ARROWS = {
 }
 """Which rooms each room imports from; all of them stand above it."""
 SHELL = {
-    **dict.fromkeys(("recording", "find_recipe"), ""),
-    "observers": "recording",
+    **dict.fromkeys(("recording", "find_recipe", "observers"), ""),
     "screen": "recording",
     "directory": "find_recipe",
     "session": "directory screen",
@@ -62,7 +61,7 @@ SHELL = {
     "start": "directory saving session",
     "trained": "directory evaluate find_recipe session",
     "guards": "directory recording saving session",
-    "publish": "guards observers recording session",
+    "publish": "guards recording session",
     "train": "directory evaluate guards observers products publish recording sample saving screen session start streams "
     "trained",
 }

@@ -45,9 +45,9 @@ from fnrecipe.shell.guards.rollbacks import passing_over
 from fnrecipe.shell.guards.spikes import RollbackError, agreed, go_back
 from fnrecipe.shell.guards.stragglers import StepWork
 from fnrecipe.shell.guards.unread import warning, watch
-from fnrecipe.shell.observers import announced, evaluated, published, saved, scheduled, watched
+from fnrecipe.shell.observers import announced, evaluated, saved, scheduled, watched
 from fnrecipe.shell.products import chosen_once
-from fnrecipe.shell.publish import publish
+from fnrecipe.shell.publish import publish, published
 from fnrecipe.shell.recording.recorders import recorders_of, recording
 from fnrecipe.shell.recording.throughput import Work, work_of
 from fnrecipe.shell.sample import sample
