@@ -62,8 +62,11 @@ SHELL = {
     "trained": "directory evaluate find_recipe session",
     "guards": "directory recording saving session",
     "publish": "guards recording session",
-    "train": "directory evaluate guards observers products publish recording sample saving screen session start streams "
-    "trained",
+    "evaluators": "evaluate saving session streams",
+    "prepare": "directory screen session trained",
+    "end": "evaluate sample screen session trained",
+    "train": "directory end evaluate evaluators guards observers prepare products publish recording saving screen session "
+    "start streams",
 }
 """The same for the rooms within the shell."""
 TABLES = {"fnrecipe": ARROWS, "fnrecipe.shell": SHELL}
