@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import attrs
 import torch
-from attrs import AttrsInstance
 from torch import Tensor
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.config import ModelSection
 from fnrecipe.config.model_dir import is_directory, is_hugging_face
+from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.hugging_face import adapter as peft
 from fnrecipe.interop.hugging_face import weights
@@ -40,7 +39,7 @@ def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | N
         raise UsageError(f"model.path: expected a directory with weights to begin with, found none: {section.path}")
     model, dtype = find_model(section.family), getattr(torch, section.dtype)
     read = weights.read if is_hugging_face(section.path) else _of_run
-    base = partial(read, Path(section.path), model, cast("AttrsInstance", section.config), dtype, key, place)
+    base = partial(read, Path(section.path), model, section.config, dtype, key, place)
     if section.adapter.path is None:
         return adapter.init(section, key, place, base)
     beside = peft.read(section, key, place)
@@ -48,7 +47,7 @@ def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | N
 
 
 def _of_run(
-    directory: Path, model: Model[AttrsInstance], config: AttrsInstance, dtype: torch.dtype, key: Tensor, place: Placement
+    directory: Path, model: Model[ModelConfig], config: ModelConfig, dtype: torch.dtype, key: Tensor, place: Placement
 ) -> Tree:
     """The parameters of the newest whole checkpoint of a run."""
     found = checkpoint.of_run(directory)

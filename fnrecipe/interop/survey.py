@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
-from attrs import AttrsInstance
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.config.find import NotFoundError
@@ -85,7 +84,7 @@ def _weights(directory: Path, described: Described) -> tuple[str, dict[str, int]
 
 def _tokenizer(described: Described) -> tuple[str, list[str]]:
     """A word on the tokenizer of a directory, and what is wrong with it."""
-    values, size = described.tokenizer, _vocab_size(described.config)
+    values, size = described.tokenizer, described.config.vocab_size
     if values.get("family") != "hf":
         return str(values.get("family", "")), []
     ends = [None if (name := values.get(key)) is None else str(name) for key in ("eos_token", "bos_token")]
@@ -95,11 +94,6 @@ def _tokenizer(described: Described) -> tuple[str, list[str]]:
         return "", [str(error)]
     more = f"{values['path']}: expected at most model.config.vocab_size = {size} tokens, found {tokenizer.vocab_size}"
     return describe_tokenizer(tokenizer), [more] if tokenizer.vocab_size > size else []
-
-
-def _vocab_size(config: AttrsInstance) -> int:
-    size: int = config.vocab_size  # type: ignore[attr-defined]
-    return size
 
 
 def weights_dtype(path: str) -> str:

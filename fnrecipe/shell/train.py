@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, cast
+from typing import Generic
 
 import attrs
 
 from fnrecipe.build import make_step
 from fnrecipe.compiler.modes import jit_mode
 from fnrecipe.config import unstructure
+from fnrecipe.data.stream import reading
 from fnrecipe.errors import FnrecipeError
 from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
@@ -145,7 +146,7 @@ def _go_on(session: Session[C], parts: _Parts[C], start: Tick, after_first_step:
         session.signals.at_once = False  # from here on, a step is finished and saved first
         step = work.counted(recomputed(parts.step, regime.recompute_every_n_steps, first, gang))
         batches = passing_over(source, start.cursor, step=first, passed=passed)
-        with closing(cast("Generator[Any]", batches)) as stream, saving(session, first, start.cursor) as saver:
+        with reading(batches) as stream, saving(session, first, start.cursor) as saver:
             return observed(
                 scheduled(fold(step, start.state, stream), start, regime, due, partial(stop_signal, session)),
                 partial(announced, first=after_first_step),

@@ -15,6 +15,7 @@ from fnrecipe.config import DatasetSection, ModelSection, TokenizerSection, reso
 from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.data import Corpus, Tokenizer
 from fnrecipe.errors import UsageError
+from fnrecipe.evaluations.config import TextConfig
 from fnrecipe.interop.survey import describe_model, weights_dtype
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Recipe
@@ -49,7 +50,7 @@ class Subject:
 
     directory: Path
     recipe: Recipe[Any]
-    config: Any
+    config: TextConfig
     step: int | None
     weights: Weights = "latest"
 
@@ -108,11 +109,10 @@ def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> t
 
 def _hugging_face(path: str, recipe: Recipe[Any] | str | None, files: Sequence[Path], pairs: Sequence[str]) -> Subject:
     described = describe_model(path)
-    context: int = described.config.max_seq_len  # type: ignore[attr-defined]
     brought = {
         "model.path": json.dumps(path),
         "model.dtype": weights_dtype(path),
-        "dataset.max_seq_len": str(min(context, LONGEST)),
+        "dataset.max_seq_len": str(min(described.config.max_seq_len, LONGEST)),
         **_WHOLE,
     }
     found = _named("lm" if recipe is None else recipe)

@@ -18,7 +18,7 @@ from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.optim.partition import chosen, merged, subset
 from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.parallel.mesh import Placement, replicated
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell.directory import layout
 from fnrecipe.shell.directory.recorded_recipe import instead, recorded_recipe
 from fnrecipe.shell.find_recipe import find
@@ -76,8 +76,8 @@ def is_model_dir(path: str, weights: Weights, step: int | None = None) -> bool:
 
 
 def read_params(
-    recipe: Recipe[Any],
-    config: Any,
+    recipe: Recipe[C],
+    config: C,
     found: Checkpoint,
     device: torch.device,
     place: Placement,
@@ -103,7 +103,7 @@ def read_params(
     return merged(params, tree.map(lambda leaf, like: leaf.to(like.dtype), average, latest))
 
 
-def _shown(recipe: Recipe[Any], config: Any, found: Checkpoint, params: Tree, outline: Tree) -> Tree:
+def _shown(recipe: Recipe[C], config: C, found: Checkpoint, params: Tree, outline: Tree) -> Tree:
     """The parameters as the optimizer shows them, whose state is read where it shows others than it trains."""
     update = recipe.update(config)
     if update.shown is None or not found.step:
