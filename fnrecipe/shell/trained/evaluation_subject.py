@@ -22,7 +22,7 @@ from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.shell.directory import layout
 from fnrecipe.shell.directory.recorded_recipe import recorded_recipe
-from fnrecipe.shell.find_recipe import find
+from fnrecipe.shell.find_recipe import Named, recipe_of
 from fnrecipe.shell.trained.load import Weights, is_model_dir, read_params
 from fnrecipe.tree import Tree
 
@@ -70,7 +70,7 @@ def subject(
     *,
     step: int | None = None,
     weights: Weights = "latest",
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     files: Sequence[Path] = (),
     pairs: Sequence[str] = (),
 ) -> Subject:
@@ -88,7 +88,7 @@ def subject(
     if not (out / layout.CONFIG).is_file():
         instead = "neither config.json nor config.yaml in it" if out.is_dir() else "no directory"
         raise UsageError(f"{out}: expected the directory of a run, or one of Hugging Face, found {instead}")
-    found = recorded_recipe(out) if recipe is None else _named(recipe)
+    found = recorded_recipe(out) if recipe is None else recipe_of(recipe)
     config, _ = resolve(found.config, [out / layout.CONFIG, *files], [*_pairs(_WHOLE), *pairs])
     return _checked(Subject(out, found, config, step, weights))
 
@@ -107,7 +107,7 @@ def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> t
     return recipe.model(config, read_params(recipe, config, there, device, mesh.cut, found.weights)), there.step
 
 
-def _hugging_face(path: str, recipe: Recipe[Any] | str | None, files: Sequence[Path], pairs: Sequence[str]) -> Subject:
+def _hugging_face(path: str, recipe: Named | None, files: Sequence[Path], pairs: Sequence[str]) -> Subject:
     described = describe_model(path)
     brought = {
         "model.path": json.dumps(path),
@@ -115,15 +115,11 @@ def _hugging_face(path: str, recipe: Recipe[Any] | str | None, files: Sequence[P
         "dataset.max_seq_len": str(min(described.config.max_seq_len, LONGEST)),
         **_WHOLE,
     }
-    found = _named("lm" if recipe is None else recipe)
+    found = recipe_of("lm" if recipe is None else recipe)
     config, origin = resolve(found.config, files, [*_pairs(brought), *pairs])
     if not described.tokenizer and origin["tokenizer.family"] in ("default", "recipe"):
         raise UsageError(f"{path}: expected a tokenizer.json in it, or tokenizer.path in the config, found no tokenizer")
     return _checked(Subject(Path(path), found, config, None))
-
-
-def _named(recipe: Recipe[Any] | str) -> Recipe[Any]:
-    return find(recipe).load() if isinstance(recipe, str) else recipe
 
 
 def _pairs(values: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell.directory import layout, lock
 from fnrecipe.shell.directory.facts import write_facts
 from fnrecipe.shell.directory.identity import identity
+from fnrecipe.shell.find_recipe import Named
 from fnrecipe.shell.session import Session
 from fnrecipe.shell.trained.load import LoadedRun, Weights, load
 
@@ -34,7 +34,7 @@ def export(
     run: str | Path,
     out: str | Path,
     *,
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     step: int | None = None,
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
@@ -68,7 +68,7 @@ def export_gguf(
     run: str | Path,
     out: str | Path,
     *,
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     step: int | None = None,
     dtype: str | None = None,
     weights: Weights = "latest",
@@ -84,7 +84,7 @@ def export_adapter(
     run: str | Path,
     out: str | Path,
     *,
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     step: int | None = None,
     dtype: str | None = None,
     weights: Weights = "latest",
@@ -95,7 +95,7 @@ def export_adapter(
 
 
 def _opened(
-    run: str | Path, recipe: Recipe[Any] | str | None, step: int | None, dtype: str | None, weights: Weights
+    run: str | Path, recipe: Named | None, step: int | None, dtype: str | None, weights: Weights
 ) -> tuple[LoadedRun, ModelSection, TokenizerSection, torch.dtype | None]:
     """A run, the sections of its config that an export is made of, and the dtype of that name."""
     found = load(run, recipe, step=step, weights=weights)

@@ -21,7 +21,7 @@ from fnrecipe.parallel.mesh import Placement, replicated
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell.directory import layout
 from fnrecipe.shell.directory.recorded_recipe import instead, recorded_recipe
-from fnrecipe.shell.find_recipe import find
+from fnrecipe.shell.find_recipe import Named, recipe_of
 from fnrecipe.tree import Tree
 
 _PARAMS, _OPTIMIZER, _MEAN = "params", "optimizer", "average.mean"
@@ -38,9 +38,7 @@ class LoadedRun(NamedTuple):
     params: Tree
 
 
-def load(
-    run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int | None = None, weights: Weights = "latest"
-) -> LoadedRun:
+def load(run: str | Path, recipe: Named | None = None, *, step: int | None = None, weights: Weights = "latest") -> LoadedRun:
     """The run in the output directory `run`, whatever number of processes trained it and however they cut its state.
 
     The parameters are those of its newest whole checkpoint, or of the one of `step`, as the optimizer shows them
@@ -54,7 +52,7 @@ def load(
         CheckpointError: if there is no checkpoint that is whole, or its parameters are not those of the config.
     """
     out = Path(run)
-    found = recorded_recipe(out) if recipe is None else find(recipe).load() if isinstance(recipe, str) else recipe
+    found = recorded_recipe(out) if recipe is None else recipe_of(recipe)
     if not (out / layout.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, layout.CONFIG)}")
     config, _ = resolve(found.config, [out / layout.CONFIG])
