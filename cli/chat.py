@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -37,7 +37,7 @@ def chat(
     max_tokens: int | None,
     seed: int,
     stops: tuple[str, ...],
-    **choice: Any,
+    **choice: object,
 ) -> int:
     """Talk with the model in RUN, the output directory of a run or a directory of Hugging Face, in its chat template.
 

@@ -83,10 +83,10 @@ def show(path: Path, step: int | None) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from fnrecipe.shell.saving.listing import opened
+    from fnrecipe.shell.saving.listing import checkpoint_at
 
     show_warnings()
-    found = opened(path, step)
+    found = checkpoint_at(path, step)
     sizes = {name: _bytes(saved) for name, saved in found.tensors.items()}
     table = Table("tensor", "dtype", "shape", "cut", "size")
     for name, saved in found.tensors.items():
@@ -122,11 +122,11 @@ def diff(one: Path, other: Path, step: int | None) -> int:
     from rich.table import Table
 
     from fnrecipe.checkpoint.compare import differences
-    from fnrecipe.shell.saving.listing import opened
+    from fnrecipe.shell.saving.listing import checkpoint_at
 
     show_warnings()
     try:
-        ours, theirs = opened(one, step), opened(other, step)
+        ours, theirs = checkpoint_at(one, step), checkpoint_at(other, step)
         found = list(differences(ours, theirs))
     except CheckpointError as error:
         raise UsageError(str(error)) from None
@@ -230,10 +230,10 @@ def convert(path: Path, out: Path, step: int | None) -> int:
     show_warnings()
     from fnrecipe.interop import dcp
     from fnrecipe.shell.directory import layout, lock
-    from fnrecipe.shell.saving.listing import opened
+    from fnrecipe.shell.saving.listing import checkpoint_at
 
     if not (path / dcp.METADATA).exists():
-        found = opened(path, step)
+        found = checkpoint_at(path, step)
         dcp.write(found, out)
         click.echo(f"{out}: {len(found.tensors):,} tensors of step {found.step:,}, from {found.directory}")
         return 0

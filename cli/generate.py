@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import attrs
 import click
@@ -47,7 +47,7 @@ def generate(
     max_tokens: int | None,
     seed: int,
     stops: tuple[str, ...],
-    **choice: Any,
+    **choice: object,
 ) -> int:
     """Go on from texts with the model in RUN: the output directory of a run, or a directory of Hugging Face.
 

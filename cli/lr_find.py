@@ -81,11 +81,11 @@ def _of_recipe(name: str, files: Sequence[Path], pairs: Sequence[str]) -> tuple[
 
 
 def _of_run(out: Path, step: int | None, files: Sequence[Path], pairs: Sequence[str]) -> tuple[Recipe[Any], Any, Checkpoint]:
+    from fnrecipe.checkpoint import of_run
     from fnrecipe.shell.directory.layout import CONFIG
     from fnrecipe.shell.directory.recorded_recipe import recorded_recipe
-    from fnrecipe.shell.trained.load import checkpoint_of
 
     recipe = recorded_recipe(out)
     config, _ = resolve(recipe.config, [out / CONFIG, *files], [*_ONE_PROCESS, *pairs])
     check_fit(config, recipe.needs, parts=of_training(config))
-    return recipe, config, checkpoint_of(out, step)
+    return recipe, config, of_run(out, step)

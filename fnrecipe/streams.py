@@ -31,6 +31,7 @@ from fnrecipe.data import (
     LaneAssignment,
     Reading,
     Source,
+    Stage,
     Stream,
     Tokenizer,
     Tokens,
@@ -81,7 +82,6 @@ class StreamConfig(Protocol):
 
 C = TypeVar("C", bound=StreamConfig)
 
-Stage: TypeAlias = Callable[..., Stream[Any]]
 Split: TypeAlias = Callable[[Document], str]
 """Why a document is left out; empty if it is not."""
 

@@ -51,8 +51,7 @@ ARROWS = {
 }
 """Which rooms each room imports from; all of them stand above it."""
 SHELL = {
-    **dict.fromkeys(("recording", "find_recipe"), ""),
-    "observers": "recording",
+    **dict.fromkeys(("recording", "find_recipe", "observers"), ""),
     "screen": "recording",
     "directory": "find_recipe",
     "session": "directory screen",
@@ -60,11 +59,14 @@ SHELL = {
     **dict.fromkeys(("evaluate", "streams"), "recording session"),
     "saving": "directory recording session",
     "start": "directory saving session",
-    "trained": "directory evaluate find_recipe session start",
-    "guards": "directory recording saving session start",
-    "publish": "guards observers recording session",
-    "train": "directory evaluate guards observers products publish recording sample saving screen session start streams "
-    "trained",
+    "trained": "directory evaluate find_recipe session",
+    "guards": "directory recording saving session",
+    "publish": "guards recording session",
+    "evaluators": "evaluate saving session streams",
+    "prepare": "directory screen session trained",
+    "end": "evaluate sample screen session trained",
+    "train": "directory end evaluate evaluators guards observers prepare products publish recording saving screen session "
+    "start streams",
 }
 """The same for the rooms within the shell."""
 TABLES = {"fnrecipe": ARROWS, "fnrecipe.shell": SHELL}

@@ -19,7 +19,8 @@ from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, Ticks, observed
 from fnrecipe.runtime.position import Position
 from fnrecipe.runtime.signals import Stopped
-from fnrecipe.shell.observers import Publication, announced, evaluated, published, saved, scheduled
+from fnrecipe.shell.observers import announced, evaluated, saved, scheduled
+from fnrecipe.shell.publish import Publication, published
 from fnrecipe.shell.recording.throughput import Work
 from fnrecipe.step import Metrics, State
 from fnrecipe.transforms import jit

@@ -11,6 +11,7 @@ from fnrecipe.checkpoint.removal import prune as prune
 from fnrecipe.checkpoint.removal import tidy as tidy
 from fnrecipe.checkpoint.store import Checkpoint as Checkpoint
 from fnrecipe.checkpoint.store import newest as newest
+from fnrecipe.checkpoint.store import of_run as of_run
 from fnrecipe.checkpoint.store import of_step as of_step
 from fnrecipe.checkpoint.store import restore as restore
 from fnrecipe.checkpoint.store import save as save

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 
 _NAME = re.compile(r"(step|model)_([0-9]{8}|[1-9][0-9]{8,})")
+CHECKPOINTS = "checkpoints"
+"""The directory with the checkpoints of a run, in that of the run."""
 WHOLE, MODEL_ALONE = "step_", "model_"
 TMP, DAMAGED = ".tmp", ".damaged"
 

@@ -16,12 +16,10 @@ from fnrecipe.checkpoint import keep, manifest
 from fnrecipe.checkpoint.copy import arriving
 from fnrecipe.checkpoint.damage import DAMAGE, MAX_SUMS, STATE, SUMS, described, problem, told
 from fnrecipe.checkpoint.keep import Policy
-from fnrecipe.checkpoint.places import step_of
+from fnrecipe.checkpoint.places import CHECKPOINTS, step_of
 from fnrecipe.errors import CheckpointError
 from fnrecipe.runtime.files import opened, read
 from fnrecipe.runtime.remote import RemoteDirectory
-
-CHECKPOINTS = "checkpoints"
 
 
 def complete(there: RemoteDirectory) -> dict[str, int]:

@@ -18,6 +18,7 @@ one.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ from fnrecipe.runtime.gang import Gang, all_gather_objects
 from fnrecipe.tree import Tree
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @attrs.frozen(eq=False)
@@ -146,6 +148,21 @@ def of_step(root: Path, step: int, gang: Gang = Gang()) -> Checkpoint:
     if not isinstance(held, Manifest):
         raise CheckpointError(f"{directory}: expected a whole checkpoint, found a damaged one: {held}")
     return Checkpoint(directory, held.step, held.cursor, held.files, held.tensors)
+
+
+def of_run(
+    directory: Path, step: int | None = None, gang: Gang = Gang(), *, warn: Callable[[str], None] = _log.warning
+) -> Checkpoint:
+    """The newest undamaged checkpoint of the run in a directory, or the one of `step`.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    root = directory / places.CHECKPOINTS
+    found = newest(root, warn, gang) if step is None else of_step(root, step, gang)
+    if found is None:
+        raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+    return found
 
 
 def restore(checkpoint: Checkpoint, like: Tree) -> Tree:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import attrs
 from attrs import AttrsInstance
@@ -16,7 +15,7 @@ CUT: Mapping[str, str] = MappingProxyType({"cut": "tensor_parallel_size"})
 """The metadata of a size of a model that tensor parallelism divides over its ranks: `field(metadata=CUT)`."""
 
 
-def cut_sizes(config: Any) -> dict[str, int]:
+def cut_sizes(config: AttrsInstance) -> dict[str, int]:
     """The fields of a model's config that are marked so, with their values."""
     return {field.name: getattr(config, field.name) for field in attrs.fields(type(config)) if field.metadata.get("cut")}
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import attrs
 from attrs import AttrsInstance
 
 from fnrecipe.config import yaml
+from fnrecipe.config.nested import nested
 from fnrecipe.config.structure import structure, unstructure, upwards
 from fnrecipe.config.tagged import Choice, Layer, choose, tagged_sections
 from fnrecipe.config.yaml import Located
 from fnrecipe.errors import ConfigError, Problem, UsageError, one_line
 
 C = TypeVar("C", bound=AttrsInstance)
+_Branch: TypeAlias = "dict[str, _Branch | Located]"
 
 
 def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) -> tuple[C, dict[str, str]]:
@@ -67,21 +69,20 @@ def merge(layers: Iterable[Layer]) -> dict[str, Located]:
 
     An empty section adds nothing to one that is there.
     """
-    root: dict[str, Any] = {}
+    root: _Branch = {}
     for layer in layers:
         for path, entry in layer.items():
             *parents, key = path.split(".")
             section = root
             for parent in parents:
-                if not isinstance(section.get(parent), dict):
-                    section[parent] = {}
-                section = section[parent]
+                below = section.get(parent)
+                section[parent] = section = below if isinstance(below, dict) else {}
             if entry.value != {} or not isinstance(section.get(key), dict):
                 section[key] = entry
     return dict(_leaves(root, ""))
 
 
-def _leaves(section: Mapping[str, Any], path: str) -> Iterator[tuple[str, Located]]:
+def _leaves(section: _Branch, path: str) -> Iterator[tuple[str, Located]]:
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{path}{key}.")
@@ -104,14 +105,7 @@ def values(layer: Layer) -> dict[str, object]:
 
 
 def nest(flat: Layer) -> dict[str, object]:
-    nested: dict[str, Any] = {}
-    for path, entry in flat.items():
-        *parents, key = path.split(".")
-        section = nested
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[key] = entry.value
-    return nested
+    return nested(values(flat))
 
 
 def difference(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[object, object]]:

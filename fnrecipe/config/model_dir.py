@@ -9,10 +9,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-from attrs import AttrsInstance
 
 from fnrecipe.config import yaml
 from fnrecipe.config.find import Kind, NotFoundError, find_component, known
@@ -22,6 +21,7 @@ from fnrecipe.config.structure import structure
 from fnrecipe.errors import ConfigError, UsageError, did_you_mean, shortened
 
 if TYPE_CHECKING:
+    from fnrecipe.config.sections.model import ModelConfig
     from fnrecipe.models.model import Family
 
 HUGGING_FACE, RUN = "config.json", "config.yaml"
@@ -42,7 +42,7 @@ class Described:
 
     source: str
     family: str
-    config: AttrsInstance
+    config: ModelConfig
     dtype: str
     tokenizer: Mapping[str, object]
 
@@ -55,7 +55,7 @@ def is_hugging_face(path: str) -> bool:
     return (Path(expanded(path)) / HUGGING_FACE).is_file()
 
 
-def describe(path: str, families: Kind[Family[AttrsInstance]]) -> Described:
+def describe(path: str, families: Kind[Family[ModelConfig]]) -> Described:
     """What the directory `path` says of its model.
 
     Raises:
@@ -74,13 +74,13 @@ def describe(path: str, families: Kind[Family[AttrsInstance]]) -> Described:
     raise NotFoundError(EXPECTED, f"{directory}: neither {HUGGING_FACE} nor {RUN} in it")
 
 
-def model_types(families: Kind[Family[AttrsInstance]]) -> dict[str, str]:
+def model_types(families: Kind[Family[ModelConfig]]) -> dict[str, str]:
     """The model types of Hugging Face that are known, each with the name of its family."""
     parts = {name: find_component(name, families).hugging_face for name in known(families)}
     return {part.model_type: name for name, part in parts.items() if part is not None}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The JSON object in a file.
 
     Raises:
@@ -107,7 +107,7 @@ def token_text(token: object) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _hugging_face(directory: Path, families: Kind[Family[AttrsInstance]]) -> Described:
+def _hugging_face(directory: Path, families: Kind[Family[ModelConfig]]) -> Described:
     path = directory / HUGGING_FACE
     values = read_json(path)
     if values.get("quantization_config") is not None:
@@ -138,7 +138,7 @@ def _tokenizer_beside(directory: Path) -> dict[str, object]:
     return {"family": "hf", "path": str(directory / TOKENIZER), **{name: text for name, text in ends.items() if text}}
 
 
-def _run(directory: Path, families: Kind[Family[AttrsInstance]]) -> Described:
+def _run(directory: Path, families: Kind[Family[ModelConfig]]) -> Described:
     path = directory / RUN
     try:
         layer = yaml.load(path.read_text(encoding="utf-8"), str(path), bounded=False)

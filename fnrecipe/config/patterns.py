@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from fnrecipe.errors import did_you_mean
+from fnrecipe.errors import Problem, did_you_mean
 
 TAGS = ("@embedding", "@head", "@norms", "@biases", "@matrices")
 
@@ -32,7 +32,8 @@ def tag(path: str, dims: int) -> str:
     return "@norms" if name.endswith("norm") else "@biases"
 
 
-def wrong_tag(patterns: Sequence[str]) -> tuple[str, str] | None:
-    """The first of the patterns that begins with @ and is no tag, and a hint; None if there is none."""
+def tag_conflicts(key: str, patterns: Sequence[str]) -> Iterator[Problem]:
+    """The first of the patterns under `key` that begins with @ and is no tag."""
     wrong = next((pattern for pattern in patterns if pattern.startswith("@") and pattern not in TAGS), None)
-    return None if wrong is None else (wrong, did_you_mean(wrong, TAGS))
+    if wrong is not None:
+        yield Problem(key, "a known tag", repr(wrong), hint=did_you_mean(wrong, TAGS))

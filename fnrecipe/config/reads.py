@@ -14,8 +14,9 @@ from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleTy
 from typing import Any, Generic, TypeVar
 
 import attrs
+from attrs import AttrsInstance
 
-C = TypeVar("C")
+C = TypeVar("C", bound=AttrsInstance)
 R = TypeVar("R")
 
 READ_BY_SHELL: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -76,7 +77,7 @@ class Watched(Generic[R]):
     function: Callable[..., R]
     paths: set[str]
 
-    def __call__(self, config: object, *args: object) -> R:
+    def __call__(self, config: AttrsInstance, *args: object) -> R:
         return self.function(recorded(config, self.paths), *args)
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object]]:
@@ -88,9 +89,8 @@ def recorded(config: C, paths: set[str], prefix: str = "") -> C:
 
     The copy equals the config, is an instance of its class, and pickles as the config itself.
     """
-    cls: Any = type(config)
-    copy: C = object.__new__(_recording(cls))
-    for field in attrs.fields(cls):
+    copy: C = object.__new__(_recording(type(config)))
+    for field in attrs.fields(type(config)):
         value = getattr(config, field.name)
         section = attrs.has(type(value))
         object.__setattr__(copy, field.name, recorded(value, paths, f"{prefix}{field.name}.") if section else value)
@@ -99,7 +99,7 @@ def recorded(config: C, paths: set[str], prefix: str = "") -> C:
 
 
 @cache
-def _recording(cls: type[Any]) -> type[Any]:
+def _recording(cls: type[AttrsInstance]) -> type[Any]:
     names = {field.name for field in attrs.fields(cls)}
 
     def read(self: object, name: str) -> object:

@@ -37,6 +37,7 @@ from fnrecipe.data.rows import checked as checked
 from fnrecipe.data.sentencepiece_file import sentencepiece_tokenizer as sentencepiece_tokenizer
 from fnrecipe.data.stream import Cursor as Cursor
 from fnrecipe.data.stream import Source as Source
+from fnrecipe.data.stream import Stage as Stage
 from fnrecipe.data.stream import Stream as Stream
 from fnrecipe.data.stream import endless as endless
 from fnrecipe.data.stream import filter_items as filter_items
@@ -44,6 +45,7 @@ from fnrecipe.data.stream import map_chunks as map_chunks
 from fnrecipe.data.stream import map_items as map_items
 from fnrecipe.data.stream import map_windows as map_windows
 from fnrecipe.data.stream import pipe as pipe
+from fnrecipe.data.stream import reading as reading
 from fnrecipe.data.stream import repeat as repeat
 from fnrecipe.data.stream import sift as sift
 from fnrecipe.data.stream import tolerate as tolerate

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import attrs
 from jinja2 import Template, nodes, pass_context
@@ -77,7 +77,7 @@ def generate(template: Template, rendering: Rendering, variables: Mapping[str, o
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**", "%", "+"))
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         if operator == "*":
             _check_product(left, right)
         if operator == "**" and not (_is_number(left) and _is_number(right) and abs(left) <= _MOST_NUMBER and abs(right) <= 64):
@@ -86,13 +86,13 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError("expected a format without widths, found one")
         return _check(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 any name may be a keyword
+    def call(__self, __context: Context, __obj: Any, *args: object, **kwargs: object) -> object:  # noqa: N805 any name may be a keyword
         of = getattr(__obj, "__self__", None)
         if isinstance(of, str):
             _check_arguments(__obj.__name__, (of, *args), kwargs)
         return _check(super().call(__context, __obj, *args, **kwargs))
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+    def wrap_str_format(self, value: object) -> Callable[..., str] | None:
         of = getattr(value, "__self__", None)
         if isinstance(of, str) and getattr(value, "__name__", "") in ("format", "format_map") and _WIDE.search(of):
             raise SecurityError("expected a format without widths, found one")
@@ -134,7 +134,7 @@ class _Bound(NodeTransformer):
     def __init__(self, environment: _Environment) -> None:
         self.bounds = environment.extensions[_Bounds.identifier]
 
-    def _with_tick(self, node: Any) -> Any:
+    def _with_tick(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
         self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(self.bounds.call_method("tick"), lineno=node.lineno))
         return node
@@ -154,21 +154,21 @@ class _Bound(NodeTransformer):
 class _Dict:
     """`dict(…)` without the attributes of the class."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return dict(*args, **kwargs)
 
 
 class _Namespace(Namespace):
     """A namespace that no name with an underscore before it is set in."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:
+    def __init__(*args: object, **kwargs: object) -> None:
         self, rest = args[0], args[1:]
         values = dict(*rest, **kwargs)
         for name in values:
             _check_name(name)
         Namespace.__init__(self, values)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         _check_name(name)
         super().__setitem__(name, value)
 
@@ -189,24 +189,28 @@ def _strftime_now(context: Context, format: str) -> str:
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
     """JSON without Jinja's escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _limited(name: str, function: Callable[..., object]) -> Callable[..., object]:
     """A filter whose arguments and result are checked."""
 
     @wraps(function)  # keeps the mark of a filter that gets the environment or the context
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         _check_arguments(name, args, kwargs)
         return _check(function(*args, **kwargs))
 
     return call
 
 
-def _check(value: Any) -> Any:
+def _check(value: object) -> object:
     if isinstance(value, str | list | tuple | dict) and len(value) > MOST_CHARACTERS:
         raise SecurityError(f"expected values of at most {MOST_CHARACTERS:,} characters, found more")
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
@@ -214,13 +218,13 @@ def _check(value: Any) -> Any:
     return value
 
 
-def _check_product(left: Any, right: Any) -> None:
+def _check_product(left: object, right: object) -> None:
     for value, count in ((left, right), (right, left)):
         if isinstance(value, str | list | tuple) and _is_number(count) and len(value) * count > MOST_CHARACTERS:
             raise SecurityError(f"expected values of at most {MOST_CHARACTERS:,} characters, found more")
 
 
-def _check_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_arguments(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
     """Checks what a filter or a method of text called `name` is called with."""
     given = (*args, *kwargs.values())
     if name in _WIDENING and any(_is_number(value) and abs(value) > _MOST_NUMBER for value in given):
@@ -235,5 +239,5 @@ def _check_name(name: object) -> None:
         raise SecurityError(f"expected names without an underscore before them in a namespace, found {name!r}")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache, partial
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 import numpy as np
@@ -22,8 +22,14 @@ from fnrecipe.data.tokenizer_file import read, read_bytes
 from fnrecipe.data.tokenizer_folder import token_names
 from fnrecipe.errors import DataError, UsageError, did_you_mean, one_line, shortened
 
-Message: TypeAlias = Mapping[str, Any]
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Message: TypeAlias = Mapping[str, object]
 """A message of a chat in JSON's types, with a `role` and mostly a `content`."""
+
+Tools: TypeAlias = Sequence[Mapping[str, object]]
+"""Functions that the model may call, in JSON's types, as templates take them."""
 
 Span: TypeAlias = tuple[int, int]
 
@@ -109,10 +115,10 @@ def render(
     template: ChatTemplate,
     messages: Sequence[Message],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
     add_generation_prompt: bool = False,
     literal: Collection[str] = (),
-    variables: Mapping[str, Any] = {},
+    variables: Mapping[str, object] = {},
 ) -> Rendered:
     """The text of `messages`; with `add_generation_prompt`, and of what stands before the assistant's next one.
 
@@ -143,8 +149,8 @@ def encode_chat(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    variables: Mapping[str, Any] = {},
+    tools: Tools | None = None,
+    variables: Mapping[str, object] = {},
     last_only: bool = False,
 ) -> Chat:
     """The tokens of `messages`, and which of them the assistant writes; with `last_only`, which it writes at last.
@@ -171,8 +177,8 @@ def encode_prompt(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    variables: Mapping[str, Any] = {},
+    tools: Tools | None = None,
+    variables: Mapping[str, object] = {},
 ) -> Ids:
     """The tokens of `messages` and of what stands before the assistant's answer to them, int32 [n].
 
@@ -187,9 +193,9 @@ def _rendered_for(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
+    tools: Tools | None,
     prompt: bool,
-    variables: Mapping[str, Any],
+    variables: Mapping[str, object],
 ) -> Rendered:
     """Messages as a template writes them that knows the tokenizer's names of BOS and EOS."""
     names = {"bos_token": tokenizer.names[0], "eos_token": tokenizer.names[1]}
@@ -243,8 +249,8 @@ def _render(
     messages: Sequence[Message],
     add_generation_prompt: bool,
     *,
-    tools: Sequence[Mapping[str, Any]] | None,
-    variables: Mapping[str, Any],
+    tools: Tools | None,
+    variables: Mapping[str, object],
     literal: Collection[str],
     deadline: float,
 ) -> Rendered:
@@ -256,7 +262,7 @@ def _render(
     begin, end, inside = islice((char for char in map(chr, _PRIVATE) if char not in used), 3)
     pattern = _any_of(tuple(literal))
 
-    def shown(value: Any) -> Any:
+    def shown(value: object) -> object:
         if isinstance(value, str):
             return pattern.sub(lambda match: match.group()[:1] + inside + match.group()[1:], value)
         if isinstance(value, Mapping):
@@ -329,13 +335,13 @@ def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 @cache
-def _compile(source: str) -> Any:
+def _compile(source: str) -> Template:
     from fnrecipe.data.chat_sandbox import compile_template
 
     return compile_template(source)
 
 
-def _compiled(template: ChatTemplate) -> Any:
+def _compiled(template: ChatTemplate) -> Template:
     try:
         if len(template.source) > _MOST_SOURCE:
             raise ValueError(f"expected at most {_MOST_SOURCE:,} characters, found {len(template.source):,}")

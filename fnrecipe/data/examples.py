@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import orjson
 
-from fnrecipe.data.chat_template import Message
+from fnrecipe.data.chat_template import Message, Tools
 from fnrecipe.errors import DataError, did_you_mean, few
 
 CHATS = ("messages", "conversations", "chat")
@@ -33,7 +33,7 @@ SHARE_GPT: Mapping[str, str] = MappingProxyType(
 )
 """Roles of ShareGPT's, and what they are called elsewhere; the others are called the same."""
 
-Record: TypeAlias = Mapping[str, Any]
+Record: TypeAlias = Mapping[str, object]
 
 
 @attrs.frozen
@@ -50,7 +50,7 @@ class Example:
     """Messages in the form of chat templates, and tools as these take them; `pair` if they come from one, and no more does."""
 
     messages: Sequence[Message]
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Tools | None = None
     pair: Pair | None = None
 
 
@@ -125,7 +125,7 @@ def _message(value: object, place: str) -> Message:
     if not isinstance(role, str) or (name := SHARE_GPT.get(role, role)) not in ROLES:
         known = [*ROLES, *SHARE_GPT]
         raise DataError(f"{place}: expected a known role, found {role!r}; {did_you_mean(str(role), known)}")
-    others: dict[str, Any] = {str(key): inner for key, inner in more.items()}
+    others: dict[str, object] = {str(key): inner for key, inner in more.items()}
     for key in ("weight", "loss_weight"):
         if (weight := others.pop(key, None)) not in (None, 1):
             raise DataError(f"{place}: expected a {key} of 1, for answers weigh the same, found {weight!r}")
@@ -164,7 +164,7 @@ def _history(value: object) -> list[Message]:
     return found
 
 
-def _tools(value: object) -> Sequence[Mapping[str, Any]] | None:
+def _tools(value: object) -> Tools | None:
     """A list of tools, or the JSON text of one."""
     if isinstance(value, str):
         try:

@@ -53,9 +53,10 @@ def parse_preference(text: str) -> tuple[Verdict, ...]:
             return _pair(record, better, worse)
     for key in LABELS:
         if key in record:
-            if not isinstance(record[key], bool):
-                raise DataError(f"expected true or false in the field {key!r}, found {record[key]!r:.80}")
-            return (Verdict(_answered(record, key), record[key]),)
+            label = record[key]
+            if not isinstance(label, bool):
+                raise DataError(f"expected true or false in the field {key!r}, found {label!r:.80}")
+            return (Verdict(_answered(record, key), label),)
     known = ", ".join([*(f"{better} and {worse}" for better, worse in SIDES.items()), *LABELS])
     raise DataError(f"expected a preference by its keys, {known}; found the keys {few(list(record)) or 'none'}")
 
@@ -75,14 +76,17 @@ def _pair(record: Record, better: str, worse: str) -> tuple[Verdict, Verdict]:
 
 
 def _scores(record: Record) -> tuple[float | None, float | None]:
-    for keys in SCORES.items():
-        if any(key in record for key in keys):
-            for key in keys:
-                found = record.get(key)
-                if isinstance(found, bool) or not isinstance(found, int | float) or found > 0:
-                    raise DataError(f"expected a log-probability in the field {key!r}, found {found!r:.80}")
-            return record[keys[0]], record[keys[1]]
+    for chosen, rejected in SCORES.items():
+        if chosen in record or rejected in record:
+            return _score(record, chosen), _score(record, rejected)
     return None, None
+
+
+def _score(record: Record, key: str) -> float:
+    found = record.get(key)
+    if isinstance(found, bool) or not isinstance(found, int | float) or found > 0:
+        raise DataError(f"expected a log-probability in the field {key!r}, found {found!r:.80}")
+    return found
 
 
 def _with_answer(shared: Record, answer: object, key: str) -> Record:

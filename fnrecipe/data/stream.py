@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial, reduce
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
@@ -35,11 +36,23 @@ Cursor: TypeAlias = Any
 
 Stream: TypeAlias = Iterator[tuple[T, Cursor]]
 Source: TypeAlias = Callable[[Cursor], Stream[T]]
+Stage: TypeAlias = Callable[..., Stream[Any]]
+"""`(source, cursor=None, …) -> stream`; Python's types cannot say what a row of them makes of an item."""
 
 
-def pipe(source: Source[Any], *stages: Callable[..., Stream[Any]]) -> Source[Any]:
+def pipe(source: Source[Any], *stages: Stage) -> Source[Any]:
     """The source that feeds `source` through `stages`, left to right."""
     return reduce(lambda upstream, stage: partial(stage, upstream), stages, source)
+
+
+@contextmanager
+def reading(stream: Stream[T]) -> Iterator[Stream[T]]:
+    """The stream for as long as the context lasts; what it holds, files and processes, is given back then."""
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
 
 
 def map_items(source: Source[T], cursor: Cursor = None, *, function: Callable[[T], U]) -> Stream[U]:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fnrecipe.data.document import Ids
-from fnrecipe.data.panics import is_ours, mute
+from fnrecipe.data.panics import encoded, mute
 from fnrecipe.data.tiktoken_patterns import PATTERNS
 from fnrecipe.data.token_ends import check_no_ends, choose_ends
 from fnrecipe.data.token_spans import byte_spans, encode_each
 from fnrecipe.data.tokenizer import Tokenizer
 from fnrecipe.data.tokenizer_file import read_bytes
 from fnrecipe.data.tokenizer_folder import ends_in_folder, in_folder
-from fnrecipe.errors import DataError, UsageError, did_you_mean, few, one_line
+from fnrecipe.errors import UsageError, did_you_mean, few, one_line
 
 if TYPE_CHECKING:
     import tiktoken
@@ -56,7 +56,7 @@ def tiktoken_tokenizer(
     bos, eos = (special[name] for name in names_of_ends)
 
     def encode(texts: Sequence[str]) -> list[Ids]:
-        ids = [np.array(found, np.int32) for found in _encode(inner, texts, path)]
+        ids = [np.array(found, np.int32) for found in encoded(partial(_encode, inner), list(texts), path)]
         check_no_ends(texts, ids, {special[name]: name for name in names_of_ends}, path)
         return ids
 
@@ -134,14 +134,6 @@ def _load(ranks: dict[bytes, int], pattern: str, special: dict[str, int], path: 
     return tiktoken.Encoding(pattern, pat_str=PATTERNS[pattern].regex, mergeable_ranks=ranks, special_tokens=special)
 
 
-def _encode(inner: tiktoken.Encoding, texts: Sequence[str], path: str) -> list[list[int]]:
-    """The library's encodings of `texts`; if that fails, as for millions of spaces in a row, the text is named."""
-    try:
-        with mute():
-            return inner.encode_ordinary_batch(list(texts))
-    except BaseException as error:
-        if is_ours(error):
-            raise
-        if len(texts) > 1:
-            return [ids for text in texts for ids in _encode(inner, [text], path)]
-        raise DataError(one_line(f"tokenizer.path: {path} cannot encode the text {texts[0][:80]!r}: {error}")) from None
+def _encode(inner: tiktoken.Encoding, texts: list[str]) -> list[list[int]]:
+    with mute():  # it panics at millions of spaces in a row, say
+        return inner.encode_ordinary_batch(texts)

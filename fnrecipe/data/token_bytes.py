@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -21,6 +21,7 @@ from fnrecipe.data.tokenizer_file import BYTE, Content, added_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
 
 _SPACE, _LONGEST = "▁", 4
 
@@ -116,7 +117,7 @@ def _stood_for(text: str, inner: Tokenizer, sizes: NDArray[np.int64]) -> int:
     return int(widths[found].sum())
 
 
-def _is_merged(text: str, place: int, found: NDArray[np.bool_], normalizer: Any) -> bool:
+def _is_merged(text: str, place: int, found: NDArray[np.bool_], normalizer: Normalizer) -> bool:
     """Whether a normalizer merges a character without a token into the ones before it, as NFC does with an accent."""
     if not place or not found[place - 1]:
         return False

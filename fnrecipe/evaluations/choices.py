@@ -55,12 +55,16 @@ def open_questions(config: TextConfig, tokenizer: Tokenizer, path: str, delimite
 
 
 def log_likelihoods(config: TextConfig, found: Questions, device: torch.device, backend: Backend | None) -> list[Part]:
-    """The log-likelihoods of the choices, a batch of rows at a time: all as long as the longest, for one traced function."""
+    """The log-likelihoods of the choices, a batch of rows at a time: all as long as the longest, for one traced function.
+
+    Batches are of one size too, and fewer rows of the last one are padding than there are batches.
+    """
     function = likelihoods(presets.apply(config.model, config.trainer, "row"))  # a row is one text
     run = without_draws(function) if backend is None else jit(function, backend=backend)
     length = max(len(each.given) + len(each.ids) - 1 for each in found.ids)
-    starts = range(0, len(found.ids), config.dataset.batch_size)
-    return [partial(_of_rows, run, found.ids, start, config.dataset.batch_size, length, device) for start in starts]
+    batches = math.ceil(len(found.ids) / config.dataset.batch_size)
+    rows = math.ceil(len(found.ids) / batches)
+    return [partial(_of_rows, run, found.ids, start, rows, length, device) for start in range(0, len(found.ids), rows)]
 
 
 def total(found: Questions, parts: Sequence[Sequence[float]]) -> Accuracy:

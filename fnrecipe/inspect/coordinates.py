@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import attrs
 import torch
@@ -20,7 +19,7 @@ from fnrecipe import nn
 from fnrecipe.build import batches, init_train_state, make_step, to_device
 from fnrecipe.config import LRSchedulerSection, ModelSection
 from fnrecipe.config.structure import structure
-from fnrecipe.data import Batch, map_items, pipe
+from fnrecipe.data import Batch, map_items, pipe, reading
 from fnrecipe.errors import UsageError
 from fnrecipe.models.model import find_model
 from fnrecipe.nn.policy import Policy
@@ -81,7 +80,7 @@ def resized(recipe: Recipe[C], config: C, along: Along, size: int) -> C:
     model, scheduler = getattr(config, "model", None), getattr(config, "lr_scheduler", None)
     if not isinstance(model, ModelSection) or not isinstance(scheduler, LRSchedulerSection):
         raise UsageError(f"{recipe.name}: expected a recipe with the sections model and lr_scheduler, as lm has them")
-    shape = {field.name: getattr(model.config, field.name) for field in attrs.fields(type(model.config))}  # type: ignore[arg-type]
+    shape = {field.name: getattr(model.config, field.name) for field in attrs.fields(type(model.config))}
     if along == "depth":
         new = {"num_layers": size}
     else:
@@ -103,9 +102,9 @@ def _times(name: str, value: int, size: int, width: int) -> int:
 
 
 def _batches(recipe: Recipe[C], config: C, mesh: Mesh, device: torch.device, steps: int) -> list[Batch]:
-    read: Any = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
+    read = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
     read = pipe(read, partial(map_items, function=partial(to_device, device=device)))
-    with closing(read(None)) as stream:
+    with reading(read(None)) as stream:
         found = [batch for batch, _ in islice(stream, steps)]
     if not all(isinstance(batch, Batch) for batch in found):
         raise UsageError(f"{recipe.name}: expected a recipe whose batches are rows of text, as those of lm are")

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import attrs
 
@@ -21,7 +19,7 @@ from fnrecipe.checkpoint import Checkpoint
 from fnrecipe.compiler.modes import jit_mode
 from fnrecipe.components.lr_schedulers.exponential import ExponentialConfig
 from fnrecipe.config import LRSchedulerSection, OptimizerSection
-from fnrecipe.data import map_items, pipe
+from fnrecipe.data import map_items, pipe, reading
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
 from fnrecipe.inspect.chart import Chart, Line, svg
@@ -94,10 +92,10 @@ def lr_find(
     state = init_train_state(recipe, config, mesh, device, pretrained=begin is None)
     if begin is not None:
         state = checkpoint.restore(begin, state)
-    read: Any = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
+    read = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
     read = pipe(read, resumed, partial(map_items, function=partial(to_device, device=device)))
     wanted = [rates[0] * (rates[1] / rates[0]) ** (number / (steps - 1)) for number in range(steps)]
-    with closing(read(begin.cursor if begin else None)) as stream:
+    with reading(read(begin.cursor if begin else None)) as stream:
         pairs = zip(wanted, (metrics for _, metrics, _ in fold(step, state, stream)), strict=False)
         found = _until_divergence(recipe.name, pairs, window)
     if len(found.losses) < 3 and found.diverged:

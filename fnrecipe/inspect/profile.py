@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import attrs
 import torch
@@ -20,7 +20,7 @@ from torch.profiler import profile as profiler
 from fnrecipe.build import batches, init_train_state, make_step, to_device
 from fnrecipe.compiler.modes import jit_mode
 from fnrecipe.compiler.products import Kernel, Product
-from fnrecipe.data import Cursor, Source, Stream, map_items, pipe
+from fnrecipe.data import Cursor, Source, Stream, map_items, pipe, reading
 from fnrecipe.data.stream import T
 from fnrecipe.errors import UsageError
 from fnrecipe.fold import fold
@@ -87,9 +87,9 @@ def profile(recipe: Recipe[C], config: C, out: Path, steps: int) -> Profile:
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
     products = dict[Product, Kernel]()
     step = make_step(recipe, config, mesh, device, choose=partial(_kept, products))
-    read: Any = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
+    read = batches(recipe, config, lane_assignment(mesh, config.gang.num_microbatches), device)
     read = pipe(read, _annotated, timed, partial(map_items, function=partial(to_device, device=device)))
-    with closing(read(None)) as stream:
+    with reading(read(None)) as stream:
         folded = fold(_named("step", step), init_train_state(recipe, config, mesh, device), stream)
         run = partial(_run, ((metrics, position.waited) for _, metrics, position in folded), device=device)
         run(WARM_UP)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import attrs
 import torch
-from attrs import AttrsInstance
 from torch import Tensor
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.config import ModelSection
 from fnrecipe.config.model_dir import is_directory, is_hugging_face
-from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.config.sections.model import ModelConfig
+from fnrecipe.errors import UsageError
 from fnrecipe.interop.hugging_face import adapter as peft
 from fnrecipe.interop.hugging_face import weights
 from fnrecipe.models import adapter
@@ -24,8 +22,7 @@ from fnrecipe.models.model import Model, find_model
 from fnrecipe.parallel.mesh import Placement
 from fnrecipe.tree import Tree
 
-_CHECKPOINTS, _PARAMS = "checkpoints", "params"
-_log = logging.getLogger(__name__)
+_PARAMS = "params"
 
 
 def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | None:
@@ -42,7 +39,7 @@ def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | N
         raise UsageError(f"model.path: expected a directory with weights to begin with, found none: {section.path}")
     model, dtype = find_model(section.family), getattr(torch, section.dtype)
     read = weights.read if is_hugging_face(section.path) else _of_run
-    base = partial(read, Path(section.path), model, cast("AttrsInstance", section.config), dtype, key, place)
+    base = partial(read, Path(section.path), model, section.config, dtype, key, place)
     if section.adapter.path is None:
         return adapter.init(section, key, place, base)
     beside = peft.read(section, key, place)
@@ -50,12 +47,10 @@ def pretrained(section: ModelSection, key: Tensor, place: Placement) -> Tree | N
 
 
 def _of_run(
-    directory: Path, model: Model[AttrsInstance], config: AttrsInstance, dtype: torch.dtype, key: Tensor, place: Placement
+    directory: Path, model: Model[ModelConfig], config: ModelConfig, dtype: torch.dtype, key: Tensor, place: Placement
 ) -> Tree:
     """The parameters of the newest whole checkpoint of a run."""
-    found = checkpoint.newest(directory / _CHECKPOINTS, _log.warning)
-    if found is None:
-        raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+    found = checkpoint.of_run(directory)
     if any(path.startswith(f"{_PARAMS}.{adapter.ADAPTER}.") for path in found.tensors):
         expected = f"the directory of an export: fnrecipe export {directory} --out DIR adds the adapter to the weights"
         raise UsageError(f"model.path: expected a model without an adapter, or {expected}; found {directory}")

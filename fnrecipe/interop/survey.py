@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
-from attrs import AttrsInstance
 
-from fnrecipe import tree
-from fnrecipe.checkpoint import newest
+from fnrecipe import checkpoint, tree
 from fnrecipe.config.find import NotFoundError
 from fnrecipe.config.model_dir import Described, describe, is_hugging_face
 from fnrecipe.config.sections.model import FAMILIES
@@ -75,10 +73,7 @@ def survey(path: str) -> Survey:
 def _weights(directory: Path, described: Described) -> tuple[str, dict[str, int]]:
     """The dtype of the weights, and the bytes of their files by name."""
     if not is_hugging_face(str(directory)):
-        warnings: list[str] = []
-        found = newest(directory / "checkpoints", warnings.append)
-        if found is None:
-            raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+        found = checkpoint.of_run(directory, warn=lambda text: None)
         names = dict.fromkeys(name for saved in found.tensors.values() for name in saved.slices)
         return described.dtype, {f"{found.directory.name}/{name}": (found.directory / name).stat().st_size for name in names}
     model, config = find_model(described.family), described.config
@@ -89,7 +84,7 @@ def _weights(directory: Path, described: Described) -> tuple[str, dict[str, int]
 
 def _tokenizer(described: Described) -> tuple[str, list[str]]:
     """A word on the tokenizer of a directory, and what is wrong with it."""
-    values, size = described.tokenizer, _vocab_size(described.config)
+    values, size = described.tokenizer, described.config.vocab_size
     if values.get("family") != "hf":
         return str(values.get("family", "")), []
     ends = [None if (name := values.get(key)) is None else str(name) for key in ("eos_token", "bos_token")]
@@ -99,11 +94,6 @@ def _tokenizer(described: Described) -> tuple[str, list[str]]:
         return "", [str(error)]
     more = f"{values['path']}: expected at most model.config.vocab_size = {size} tokens, found {tokenizer.vocab_size}"
     return describe_tokenizer(tokenizer), [more] if tokenizer.vocab_size > size else []
-
-
-def _vocab_size(config: AttrsInstance) -> int:
-    size: int = config.vocab_size  # type: ignore[attr-defined]
-    return size
 
 
 def weights_dtype(path: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import attrs
 
 from fnrecipe.config.find import find_component, is_users
-from fnrecipe.config.sections.model import FAMILIES
+from fnrecipe.config.sections.model import FAMILIES, ModelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -159,13 +159,13 @@ class Model(Family[C]):
     cached: Cached[C] | None = None
 
 
-def find_family(name: str) -> Family[Any]:
+def find_family(name: str) -> Family[ModelConfig]:
     """The torch-free part of the family that `model.family` names in a resolved config."""
     return find_component(name, FAMILIES)
 
 
-def find_model(name: str) -> Model[Any]:
+def find_model(name: str) -> Model[ModelConfig]:
     """The family that `model.family` names in a resolved config."""
     if is_users(name):
-        return cast("Model[Any]", find_component(name, FAMILIES))
-    return cast("Model[Any]", importlib.import_module(f"{__package__}.{name}.model").model)
+        return cast("Model[ModelConfig]", find_component(name, FAMILIES))
+    return cast("Model[ModelConfig]", importlib.import_module(f"{__package__}.{name}.model").model)

@@ -34,7 +34,7 @@ def model_needs(
     all_trained = model.adapter.name is None and trainer.trains is None
     kept = 2 + moments if all_trained else 1
     config = cast("DecoderConfig", model.config)
-    return decoder_needs(config, model.dtype, count(config), kept, dataset, gang, trainer, ranks)
+    return decoder_needs(config, model.dtype, count(model.config), kept, dataset, gang, trainer, ranks)
 
 
 def reference_needs(model: ModelSection, dtype: str, gang: GangSection, ranks: int) -> list[Need]:

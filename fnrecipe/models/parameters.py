@@ -6,8 +6,8 @@ A key is a pattern of paths, in which `*` is the number of a layer: "layers.*.qu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -28,6 +28,16 @@ class Parameter:
 
 
 Table: TypeAlias = Mapping[str, Parameter]
+
+
+class Layered(Protocol):
+    """What is read of a config beside its table."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+
+L = TypeVar("L", bound=Layered)
 
 LAYER = "layers.*."
 
@@ -56,8 +66,12 @@ def pattern(path: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in path.split("."))
 
 
-def count(table: Table, num_layers: int) -> tuple[int, int]:
-    """Parameters of the vocabulary, embedding and head; and all others."""
+def counted(table: Callable[[L], Table]) -> Callable[[L], tuple[int, int]]:
+    """config -> how many parameters it has: of the vocabulary, embedding and head; and of the layers and the last norm."""
+    return lambda config: _count(table(config), config.num_layers)
+
+
+def _count(table: Table, num_layers: int) -> tuple[int, int]:
     sizes = {path: math.prod(parameter.shape) * (num_layers if "*" in path else 1) for path, parameter in table.items()}
     vocabulary = sum(sizes[path] for path in ("embedding", "head") if path in sizes)
     return vocabulary, sum(sizes.values()) - vocabulary

@@ -107,7 +107,7 @@ def _backward(wanted: Layout, deterministic: bool) -> Run:
     return _built(graph, wanted, symbols, dict(zip(("of_query", "of_key", "of_value"), results, strict=True)))
 
 
-def _begun(wanted: Layout, inputs: tuple[str, ...]) -> tuple[Graph, Symbols, dict[str, Any]]:
+def _begun(wanted: Layout, inputs: tuple[str, ...]) -> tuple[Graph, Symbols, dict[str, object]]:
     """A graph, the symbols of its inputs, and what both directions say of the scores."""
     import cudnn
 
@@ -134,7 +134,7 @@ def _begun(wanted: Layout, inputs: tuple[str, ...]) -> tuple[Graph, Symbols, dic
     return graph, symbols, options
 
 
-def _laid_out(wanted: Layout, name: str) -> dict[str, Any]:
+def _laid_out(wanted: Layout, name: str) -> dict[str, object]:
     """Dimensions, strides and dtype of a tensor as if every document were the longest."""
     import cudnn
 
@@ -169,7 +169,7 @@ def _built(graph: Graph, wanted: Layout, symbols: Symbols, results: Symbols) -> 
 
 
 @cache
-def _handle(device: torch.device) -> Any:
+def _handle(device: torch.device) -> object:
     import cudnn
 
     with torch.cuda.device(device):

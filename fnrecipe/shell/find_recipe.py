@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
@@ -17,6 +17,9 @@ from fnrecipe.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from fnrecipe.config.needs import Need
     from fnrecipe.recipe import Recipe
+
+Named: TypeAlias = "Recipe[Any] | str"
+"""A recipe, or a name that `find` finds it by."""
 
 
 @attrs.frozen
@@ -47,6 +50,15 @@ def find(name: str) -> Found:
         return attrs.evolve(importlib.import_module(f"{package}.train").recipe, origin=name)
 
     return Found(light.config, light.needs, load)
+
+
+def recipe_of(recipe: Named) -> Recipe[Any]:
+    """The recipe itself.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    return find(recipe).load() if isinstance(recipe, str) else recipe
 
 
 def presets() -> dict[str, Path]:

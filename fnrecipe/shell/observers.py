@@ -1,49 +1,26 @@
-"""The observers of every run, in their order at a boundary: metrics are published, the state is saved, evaluations are made.
+"""The ticks of a run, and what observes them in their order at a boundary: the state is saved, evaluations are made.
 
-On CUDA metrics are written one publication late, so that the device always has work; where the host waits for it anyway,
-before a save, an evaluation and the end, all of them are. So what is saved is never ahead of what is recorded. An evaluation
-that dies loses nothing: it is made up for when the run goes on.
+Metrics are published before (`fnrecipe.shell.publish`), so what is saved is never ahead of what is recorded. An evaluation that
+dies loses nothing: it is made up for when the run goes on.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TypeAlias
 
 import attrs
-import torch
 
 from fnrecipe.config import RegimeSection
-from fnrecipe.data import Cursor
 from fnrecipe.data.changes import Stamp, changed
 from fnrecipe.errors import FnrecipeError, few
 from fnrecipe.observe import Tick, Ticks
-from fnrecipe.runtime.clock import DeviceEvent, record_event
 from fnrecipe.runtime.position import Position
 from fnrecipe.runtime.signals import Stopped
-from fnrecipe.runtime.transfer import PendingCopy, fetch, publication_delay
-from fnrecipe.shell.recording.throughput import Clock
 from fnrecipe.step import Metrics, State
 
 Folded: TypeAlias = Iterator[tuple[State, Metrics, Position]]
-
-
-@attrs.frozen
-class Publication:
-    """Some steps: their metrics, on their way to the host; seconds that each waited for data; the clock, and when it stood.
-
-    cursors  from which the batch of each came
-    busy     seconds by rank, that each was at work in the step before and waited for data
-    """
-
-    metrics: PendingCopy
-    waits: Sequence[float]
-    cursors: Sequence[Cursor]
-    busy: Sequence[Sequence[float]]
-    clock: Clock
-    pauses: Sequence[tuple[DeviceEvent, DeviceEvent]] = ()
 
 
 def scheduled(
@@ -106,33 +83,6 @@ def _stepped(
     return Tick(
         number, position.cursor, metrics, position.waited, stop, publish, save, evaluate, busy=position.busy, states=[state]
     )
-
-
-def published(ticks: Ticks, *, write: Callable[[Publication], None], device: torch.device) -> Ticks:
-    """Writes the metrics of all steps, in groups. The clock of a group leaves out the first step, saves and evaluations."""
-    pending: list[tuple[Metrics, float, Cursor, Sequence[float]]] = []  # not ticks: they would keep their states
-    pauses: list[tuple[DeviceEvent, DeviceEvent]] = []
-    late: deque[Publication] = deque()
-    clock: Clock | None = None
-    cursor: Cursor = None
-    for tick in ticks:
-        if tick.metrics is not None:
-            clock = clock or Clock(tick.number, record_event(device))  # the first step is traced
-            pending.append((tick.metrics, tick.waited, cursor, tick.busy))
-        cursor = tick.cursor
-        if pending and tick.publish:
-            assert clock is not None
-            metrics, waits, cursors, busy = zip(*pending, strict=True)
-            late.append(Publication(fetch(metrics, device), waits, cursors, busy, clock, pauses))
-            pending, pauses = [], []
-        while len(late) > (0 if tick.save or tick.evaluate or tick.last else publication_delay(device)):
-            write(late.popleft())
-        pause = record_event(device) if pending and tick.evaluate else None
-        yield tick
-        if clock is not None and not pending:
-            clock = Clock(tick.number, record_event(device))
-        if pause is not None:
-            pauses.append((pause, record_event(device)))
 
 
 class Saves(Protocol):

@@ -6,10 +6,11 @@ import json
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from fnrecipe.compiler.products import Choose, Kernel, Product
 from fnrecipe.errors import CheckpointError
+from fnrecipe.recipe import C
 from fnrecipe.runtime.files import replace
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.processor import processor
@@ -18,7 +19,7 @@ from fnrecipe.shell.directory.layout import PRODUCTS
 from fnrecipe.shell.session import Session
 
 
-def chosen_once(session: Session[Any]) -> Choose:
+def chosen_once(session: Session[C]) -> Choose:
     """What rank 0 measures, for all ranks; what the run has chosen before, it goes on with, so that its bits stay."""
     path = session.out / PRODUCTS
     before, where = _read(path) if session.gang.leads else ({}, processor())
@@ -27,9 +28,7 @@ def chosen_once(session: Session[Any]) -> Choose:
     return partial(_chosen, session, path, before)
 
 
-def _chosen(
-    session: Session[Any], path: Path, known: dict[str, Kernel], products: Collection[Product]
-) -> dict[Product, Kernel]:
+def _chosen(session: Session[C], path: Path, known: dict[str, Kernel], products: Collection[Product]) -> dict[Product, Kernel]:
     """As `Choose`; what is new is added to `known`, and to the file of that."""
     if session.gang.leads:
         new = [product for product in products if str(product) not in known]

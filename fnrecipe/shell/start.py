@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import attrs
 import torch
 
 from fnrecipe import checkpoint, tree
 from fnrecipe.build import init_train_state
 from fnrecipe.checkpoint import Checkpoint
-from fnrecipe.config import unstructure, yaml
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import global_slice, is_shard
-from fnrecipe.recipe import C, Recipe
-from fnrecipe.runtime import host
-from fnrecipe.runtime.files import replace
+from fnrecipe.recipe import C
 from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.shell.directory import layout, same_run
 from fnrecipe.shell.directory.identity import TOKENIZER
-from fnrecipe.shell.directory.redact import redacted_values
 from fnrecipe.shell.saving.aside import set_aside
+from fnrecipe.shell.saving.restore import restored
 from fnrecipe.shell.saving.save import check_finite
 from fnrecipe.shell.session import Session
-from fnrecipe.step import State
 
 
 def first_tick(session: Session[C], *, with_changes: bool, from_step: int | None = None) -> Tick:
@@ -75,24 +67,6 @@ def _found(session: Session[C], from_step: int | None) -> Checkpoint | None:
     return found
 
 
-def restored(session: Session[C], found: Checkpoint, state: State) -> State:
-    """The state of a checkpoint, like `state`; with an empty window of spikes where it has none, or one of another size.
-
-    Raises:
-        CheckpointError: if they do not fit otherwise, or it cannot be read.
-    """
-    window = tree.paths({"spikes": state.spikes})
-    saved = {path: entry for path, entry in found.tensors.items() if path.startswith("spikes.")}
-    if {path: list(entry.shape) for path, entry in saved.items()} == {path: list(leaf.shape) for path, leaf in window.items()}:
-        whole: State = checkpoint.restore(found, state)
-        return whole
-    if window:
-        session.display.line("the window of steps by which spikes are judged begins empty")
-    others = {path: entry for path, entry in found.tensors.items() if path not in saved}
-    without: State = checkpoint.restore(attrs.evolve(found, tensors=others), attrs.evolve(state, spikes=()))
-    return attrs.evolve(without, spikes=tree.map(torch.zeros_like, state.spikes))
-
-
 def _tell_weights(session: Session[C]) -> None:
     """A line for the weights that a run begins with, where the config names any.
 
@@ -105,13 +79,6 @@ def _tell_weights(session: Session[C]) -> None:
         raise UsageError(f"model.path: expected {expected}; found {path}")
     if path is not None:
         session.display.line(f"weights: {path}")
-
-
-def write_facts(recipe: Recipe[C], config: C, device: torch.device, out: Path) -> None:
-    """Writes the config, and what somebody needs to know to run this again, but for the secrets of addresses."""
-    facts = {"recipe": recipe.name, "origin": recipe.origin, "seed": config.common.seed, **host.facts(device)}
-    replace(out / layout.CONFIG, yaml.dump(redacted_values(unstructure(config))).encode())
-    replace(out / layout.RUN, f"{json.dumps(redacted_values(facts), indent=2)}\n".encode())
 
 
 def wait_for_leader(session: Session[C], step: int) -> None:

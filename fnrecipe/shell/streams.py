@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import chain, islice
-from typing import Any
 
 import attrs
 from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.build import batches, empty_batch, evaluation_batches, local_microbatches, to_device
-from fnrecipe.data import Cursor, Source, Stream, endless, map_items, pipe
+from fnrecipe.data import Cursor, Source, Stage, Stream, endless, map_items, pipe
 from fnrecipe.data.stream import T
 from fnrecipe.errors import CheckpointError, ConfigError, one_line
 from fnrecipe.recipe import C, Evaluation
@@ -91,7 +90,7 @@ def evaluation_source(session: Session[C], name: str, evaluation: Evaluation[C])
 
 def _on_ranks(
     session: Session[C], word: Callable[[], int], clock: Callable[[], float], busy: Callable[[], float]
-) -> list[Callable[..., Stream[Any]]]:
+) -> list[Stage]:
     """In step with the other ranks, and on the device."""
     padding = empty_batch(session.recipe, session.config, session.assignment, session.device)
     agreed = partial(in_lockstep, gang=session.gang, padding=padding, word=word, clock=clock, busy=busy)

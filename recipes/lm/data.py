@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from fnrecipe import streams
-from fnrecipe.data import Batch, LaneAssignment, Source, Tokenizer, Tokens, sift, tokenized, tolerate
-from fnrecipe.streams import Part, Split, Stage
+from fnrecipe.data import Batch, LaneAssignment, Source, Stage, Tokenizer, Tokens, sift, tokenized, tolerate
+from fnrecipe.streams import Part, Split
 
 from .config import LMConfig
 

@@ -8,13 +8,13 @@ from functools import partial
 import attrs
 
 from fnrecipe import streams
-from fnrecipe.data import Batch, Corpus, Document, LaneAssignment, Source, Tokenizer, sift, tolerate
+from fnrecipe.data import Batch, Corpus, Document, LaneAssignment, Source, Stage, Tokenizer, sift, tolerate
 from fnrecipe.data.chat_template import ChatTemplate
 from fnrecipe.data.document import Read
 from fnrecipe.data.encode_examples import Encoding, find_template, leave_out, marked
 from fnrecipe.data.encode_preferences import encode_preferences, read_judged
 from fnrecipe.data.judged import collate_judged, pack_judged
-from fnrecipe.streams import Form, Part, Split, Stage
+from fnrecipe.streams import Form, Part, Split
 
 from .config import PreferenceConfig
 

@@ -8,11 +8,11 @@ from functools import partial
 import attrs
 
 from fnrecipe import streams
-from fnrecipe.data import Batch, Corpus, Document, LaneAssignment, Source, Tokenizer, sift, tolerate
+from fnrecipe.data import Batch, Corpus, Document, LaneAssignment, Source, Stage, Tokenizer, sift, tolerate
 from fnrecipe.data.chat_template import ChatTemplate
 from fnrecipe.data.document import Read
 from fnrecipe.data.encode_examples import Encoding, encode_examples, find_template, leave_out, marked, read_encoded
-from fnrecipe.streams import Part, Split, Stage
+from fnrecipe.streams import Part, Split
 
 from .config import SFTConfig
 

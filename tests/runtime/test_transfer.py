@@ -18,7 +18,7 @@ from fnrecipe.errors import DataError, NonFiniteError
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.runtime.clock import DeviceEvent, record_event
 from fnrecipe.runtime.transfer import fetch, publication_delay
-from fnrecipe.shell import observers
+from fnrecipe.shell import publish
 from fnrecipe.shell import train as run
 from tests.helpers import pairs, remains, rows
 
@@ -31,7 +31,7 @@ READS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many publications late metrics are read."""
-    return lambda publications: monkeypatch.setattr(observers, "publication_delay", lambda device: publications)
+    return lambda publications: monkeypatch.setattr(publish, "publication_delay", lambda device: publications)
 
 
 def train(texts: Path, out: Path, before_batch: Callable[[int], None] = lambda number: None, **changes: Any) -> None:

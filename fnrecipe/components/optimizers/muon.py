@@ -14,7 +14,7 @@ from attrs import field, frozen
 from fnrecipe.components.component import Optimizer
 from fnrecipe.components.optimizers.adamw import AdamWConfig, adamw
 from fnrecipe.config.bounds import NonNegative, ProperFraction
-from fnrecipe.config.patterns import fits, wrong_tag
+from fnrecipe.config.patterns import fits, tag_conflicts
 from fnrecipe.errors import Problem
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class MatrixConfig:
     adamw: AdamWConfig = field(factory=partial(AdamWConfig, eps=1e-10))
 
     def conflicts(self) -> Iterator[Problem]:
-        if wrong := wrong_tag(self.adamw_params):
-            yield Problem("adamw_params", "a known tag", repr(wrong[0]), hint=wrong[1])
+        yield from tag_conflicts("adamw_params", self.adamw_params)
 
 
 @frozen

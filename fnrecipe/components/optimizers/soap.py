@@ -14,7 +14,7 @@ from attrs import frozen
 
 from fnrecipe.components.component import Optimizer
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt, ProperFraction
-from fnrecipe.config.patterns import fits, wrong_tag
+from fnrecipe.config.patterns import fits, tag_conflicts
 from fnrecipe.errors import Problem
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class SOAPConfig:
     one_sided_params: tuple[str, ...] = ("@embedding", "@head")
 
     def conflicts(self) -> Iterator[Problem]:
-        if wrong := wrong_tag(self.one_sided_params):
-            yield Problem("one_sided_params", "a known tag", repr(wrong[0]), hint=wrong[1])
+        yield from tag_conflicts("one_sided_params", self.one_sided_params)
 
 
 def soap(config: SOAPConfig, schedule: Schedules, max_norm: float | None) -> Transform:

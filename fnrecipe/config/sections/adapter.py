@@ -10,7 +10,7 @@ from attrs.converters import optional
 
 from fnrecipe.config.bounds import Positive, PositiveInt, ProperFraction
 from fnrecipe.config.paths import expanded
-from fnrecipe.config.patterns import wrong_tag
+from fnrecipe.config.patterns import tag_conflicts
 from fnrecipe.errors import Problem
 
 
@@ -39,5 +39,4 @@ class AdapterSection:
             yield Problem("name", "lora or dora beside other keys of the adapter", "null")
         if not self.targets:
             yield Problem("targets", "a pattern of the paths of weights", "[]")
-        if wrong := wrong_tag(self.targets):
-            yield Problem("targets", "a known tag", repr(wrong[0]), hint=wrong[1])
+        yield from tag_conflicts("targets", self.targets)

@@ -21,12 +21,12 @@ from fnrecipe.errors import Problem, did_you_mean
 if TYPE_CHECKING:
     from fnrecipe.models.model import Family
 
-FAMILIES: Kind[Family[AttrsInstance]] = Kind(
+FAMILIES: Kind[Family[ModelConfig]] = Kind(
     cls="fnrecipe.models.model:Model", package="fnrecipe.models", light="config:family", attribute="model"
 )
 
 
-class ModelConfig(Protocol):
+class ModelConfig(AttrsInstance, Protocol):
     """What recipes read of the config of a family: a frozen attrs class whose fields all have defaults."""
 
     @property

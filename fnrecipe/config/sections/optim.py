@@ -10,7 +10,7 @@ from attrs import AttrsInstance, Factory, field, frozen
 
 from fnrecipe.config.bounds import NonNegative, NonNegativeInt, Positive, ProperFraction, StepFraction
 from fnrecipe.config.find import Kind, find_component, known
-from fnrecipe.config.patterns import wrong_tag
+from fnrecipe.config.patterns import tag_conflicts
 from fnrecipe.config.tagged import Tagged, Tags, find_tagged
 from fnrecipe.errors import Problem
 
@@ -148,8 +148,7 @@ class OptimizerGroup(Tagged):
     def conflicts(self) -> Iterator[Problem]:
         if not self.params:
             yield Problem("params", "a pattern of parameters' paths, or a tag", "none")
-        if wrong := wrong_tag(self.params):
-            yield Problem("params", "a known tag", repr(wrong[0]), hint=wrong[1])
+        yield from tag_conflicts("params", self.params)
         if self.name is not None:
             beside = f"beside the name {self.name}, whose config says it"
             if self.lr_scale != 1:

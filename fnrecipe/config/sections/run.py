@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from fnrecipe.config.affects import RUNTIME
 from fnrecipe.config.bounds import NonNegativeInt, Positive, PositiveInt, PowerOfTwo, ProperFraction
-from fnrecipe.config.patterns import wrong_tag
+from fnrecipe.config.patterns import tag_conflicts
 from fnrecipe.errors import Problem
 
 
@@ -83,8 +83,7 @@ class TrainerSection:
             yield Problem("cuda_graph", "auto or false for trainer.jit=off", "true")
         if self.trains == ():
             yield Problem("trains", "a pattern of the paths of parameters, or null for all", "[]")
-        if wrong := wrong_tag(self.trains or ()):
-            yield Problem("trains", "a known tag", repr(wrong[0]), hint=wrong[1])
+        yield from tag_conflicts("trains", self.trains or ())
         initial, minimum = self.fp16_loss_scale
         if initial < minimum:
             yield Problem("fp16_loss_scale", "an initial scale of at least the minimum", f"{initial:g}, {minimum:g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -65,7 +66,7 @@ def export(
         raise UsageError(f"model.family: expected one of {', '.join(ARCHS)} for GGUF, found {model.family}")
     if out.exists():
         raise UsageError(f"{out}: expected a file that is not there yet, found one")
-    values: dict[str, Any] = part.write_config(model.config)  # type: ignore[arg-type]
+    values: dict[str, Any] = part.write_config(model.config)
     if values.get("sliding_window") and values.get("use_sliding_window", True):
         raise UsageError(f"model.config.sliding_window: expected null for GGUF, found {values['sliding_window']}")
     arch, layers = ARCHS[part.model_type], values["num_hidden_layers"]
@@ -73,11 +74,12 @@ def export(
     temporary = out.with_name(f".{out.name}.tmp")
     writer, count, kept = gguf.GGUFWriter(temporary, arch), 0, "float32"
     _write_shape(writer, values, name or out.stem)
-    tokens = _write_vocabulary(writer, tokenizer_files(tokenizer, model.config.max_seq_len, chat_template), tokenizer, values)
+    files = tokenizer_files(tokenizer, model.config.max_seq_len, chat_template)
+    tokens = _write_vocabulary(writer, files, tokenizer, values["vocab_size"])
     for stored, tensor in stored_tensors(model, params, dtype):
         kept = str(tensor.dtype).removeprefix("torch.") if tensor.ndim > 1 else kept
         there = known.get_name(stored, try_suffixes=(".weight", ".bias"))
-        _add(gguf, writer, there, _interleaved(stored, tensor, values) if arch == "llama" else tensor)
+        _add(gguf, writer, there, _interleaved(stored, tensor, _width(values)) if arch == "llama" else tensor)
         count += 1
     if (factors := _rope_factors(values)) is not None:
         _add(gguf, writer, "rope_freqs.weight", factors)
@@ -97,7 +99,7 @@ def export(
     return ExportedGGUF(count, kept, out.stat().st_size, tokens)
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     try:
         import gguf
     except ModuleNotFoundError:
@@ -121,12 +123,10 @@ def _write_shape(writer: gguf.GGUFWriter, values: Mapping[str, Any], name: str) 
     writer.add_layer_norm_rms_eps(values["rms_norm_eps"])
 
 
-def _write_vocabulary(
-    writer: gguf.GGUFWriter, files: TokenizerFiles, section: TokenizerSection, values: Mapping[str, Any]
-) -> int:
+def _write_vocabulary(writer: gguf.GGUFWriter, files: TokenizerFiles, section: TokenizerSection, size: int) -> int:
     """Tokens, merges, ends of documents and the chat template; the number of tokens that the tokenizer has."""
-    found = vocabulary(json.loads(files.files[TOKENIZER]), values["vocab_size"])
-    writer.add_vocab_size(values["vocab_size"])
+    found = vocabulary(json.loads(files.files[TOKENIZER]), size)
+    writer.add_vocab_size(size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(found.pattern)
     writer.add_token_list(found.tokens)
@@ -141,11 +141,11 @@ def _write_vocabulary(
     return files.tokenizer.vocab_size
 
 
-def _interleaved(name: str, tensor: Tensor, values: Mapping[str, Any]) -> Tensor:
+def _interleaved(name: str, tensor: Tensor, width: int) -> Tensor:
     """A projection to queries or keys as llama.cpp's Llama rotates it: dimension 2i pairs with 2i + 1, not i with i + E/2."""
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return tensor
-    return tensor.view(-1, 2, _width(values) // 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+    return tensor.view(-1, 2, width // 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
 
 
 def _rope_factors(values: Mapping[str, Any]) -> Tensor | None:
@@ -165,7 +165,7 @@ def _width(values: Mapping[str, Any]) -> int:
     return width
 
 
-def _add(gguf: Any, writer: gguf.GGUFWriter, name: str, tensor: Tensor) -> None:
+def _add(gguf: ModuleType, writer: gguf.GGUFWriter, name: str, tensor: Tensor) -> None:
     if tensor.ndim == 1 or tensor.dtype == torch.float32:
         writer.add_tensor(name, tensor.float().numpy())
     elif tensor.dtype == torch.float16:

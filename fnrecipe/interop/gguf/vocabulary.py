@@ -73,5 +73,5 @@ def _pattern(given: Mapping[str, Any] | None, merges: list[str]) -> str:
     )
 
 
-def _kind(model: Mapping[str, Any]) -> str:
+def _kind(model: Mapping[str, object]) -> str:
     return f"{model.get('type', 'BPE')}{' with byte_fallback' if model.get('byte_fallback') else ''}"

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import attrs
 import torch
-from attrs import AttrsInstance
 from safetensors import safe_open
 from torch import Tensor
 
@@ -89,7 +87,7 @@ def _stored(model: ModelSection) -> dict[str, Stored]:
     Raises:
         UsageError: if one is only a part of a tensor.
     """
-    found = places(part_of(model), cast("AttrsInstance", model.config), list(adapter.targets(model)))
+    found = places(part_of(model), model.config, list(adapter.targets(model)))
     for path, stored in found.items():
         if stored.parts > 1:
             expected = f"weights that are tensors of their own for the form of peft, in which {stored.name} is one"
@@ -131,12 +129,12 @@ def _target_modules(model: ModelSection, stored: Mapping[str, Stored]) -> list[s
     every = attrs.evolve(model, adapter=attrs.evolve(model.adapter, targets=("*",)))
     others = set(adapter.targets(every)) - set(stored)
     last = {_module(place).rpartition(".")[2] for place in stored.values()}
-    left = places(part_of(model), cast("AttrsInstance", model.config), list(others))
+    left = places(part_of(model), model.config, list(others))
     partly = any(_module(place).rpartition(".")[2] in last for place in left.values())
     return sorted(map(_module, stored.values()) if partly else last)
 
 
-def _differences(model: ModelSection, path: Path, said: Mapping[str, Any]) -> Iterator[str]:
+def _differences(model: ModelSection, path: Path, said: Mapping[str, object]) -> Iterator[str]:
     """What a config of peft says that the section does not, a line each."""
     section = model.adapter
     if said.get("peft_type") != "LORA":

@@ -12,12 +12,12 @@ from pathlib import Path
 import attrs
 import safetensors.torch
 import torch
-from attrs import AttrsInstance
 from torch import Tensor
 
 from fnrecipe import tree
 from fnrecipe.config import ModelSection, TokenizerSection
 from fnrecipe.config.model_dir import HUGGING_FACE, read_json
+from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.errors import UsageError, few
 from fnrecipe.interop.hugging_face.directory import INDEX, WEIGHTS
 from fnrecipe.interop.hugging_face.names import places
@@ -67,7 +67,7 @@ def export(
     """
     part, leaves = part_of(model), _checked(model, params)
     found = tokenizer_files(tokenizer, model.config.max_seq_len, chat_template)
-    stored = places(part, _config(model), list(leaves))
+    stored = places(part, model.config, list(leaves))
     names = _by_name(stored)
     sizes = {name: sum(_bytes(leaves[path], dtype) for path in paths) for name, paths in names.items()}
     shards = _shards(sizes, shard_size)
@@ -94,7 +94,7 @@ def stored_tensors(model: ModelSection, params: Tree, dtype: torch.dtype | None)
         UsageError: as `export`.
     """
     leaves = _checked(model, params)
-    stored = places(part_of(model), _config(model), list(leaves))
+    stored = places(part_of(model), model.config, list(leaves))
     for name, paths in _by_name(stored).items():
         yield name, _joined(name, {path: leaves[path] for path in paths}, stored, dtype)
 
@@ -107,26 +107,21 @@ def _by_name(stored: Mapping[str, Stored]) -> dict[str, list[str]]:
     return names
 
 
-def part_of(model: ModelSection) -> HuggingFace[AttrsInstance]:
+def part_of(model: ModelSection) -> HuggingFace[ModelConfig]:
     """The form of Hugging Face of a family.
 
     Raises:
         UsageError: if it has none.
     """
-    part: HuggingFace[AttrsInstance] | None = find_family(model.family).hugging_face
+    part: HuggingFace[ModelConfig] | None = find_family(model.family).hugging_face
     if part is None:
         raise UsageError(f"model.family: expected a family that transformers has a model of, found {model.family}")
     return part
 
 
-def _config(model: ModelSection) -> AttrsInstance:
-    config: AttrsInstance = model.config  # type: ignore[assignment]
-    return config
-
-
 def _checked(model: ModelSection, params: Tree) -> dict[str, Tensor]:
     """The parameters by their paths."""
-    outline = init_outline(find_model(model.family), _config(model))
+    outline = init_outline(find_model(model.family), model.config)
     wanted = {path: tuple(leaf.shape) for path, leaf in tree.paths(outline).items()}
     leaves: dict[str, Tensor] = tree.paths(params)
     if {path: tuple(leaf.shape) for path, leaf in leaves.items()} != wanted:
@@ -146,7 +141,7 @@ def _joined(name: str, parts: Mapping[str, Tensor], stored: Mapping[str, Stored]
     return cast
 
 
-def _configs(model: ModelSection, part: HuggingFace[AttrsInstance], tokenizer: TokenizerFiles, dtype: str) -> dict[str, bytes]:
+def _configs(model: ModelSection, part: HuggingFace[ModelConfig], tokenizer: TokenizerFiles, dtype: str) -> dict[str, bytes]:
     """`config.json` and `generation_config.json`; ids and generation as they were where the tokenizer came with a model."""
     ids: dict[str, object] = {"bos_token_id": tokenizer.tokenizer.bos, "eos_token_id": tokenizer.tokenizer.eos}
     generation = pretty({"_from_model_config": True, **ids})
@@ -156,7 +151,7 @@ def _configs(model: ModelSection, part: HuggingFace[AttrsInstance], tokenizer: T
         if (tokenizer.origin / GENERATION).is_file():
             generation = (tokenizer.origin / GENERATION).read_bytes()
     head = {"architectures": [part.architecture], "model_type": part.model_type, "dtype": dtype, "torch_dtype": dtype}
-    return {HUGGING_FACE: pretty({**head, **part.write_config(_config(model)), **ids}), GENERATION: generation}
+    return {HUGGING_FACE: pretty({**head, **part.write_config(model.config), **ids}), GENERATION: generation}
 
 
 def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -68,7 +67,7 @@ def _tokenizer_files(section: TokenizerSection, max_seq_len: int) -> TokenizerFi
     return TokenizerFiles(tokenizer, files, path.parent)
 
 
-def _config(values: dict[str, Any], tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:
+def _config(values: dict[str, object], tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:
     """A tokenizer_config.json; without `values` of an older one, one that says how to read a tokenizer.json."""
     bos, eos = tokenizer.names
     new = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len, "clean_up_tokenization_spaces": False}

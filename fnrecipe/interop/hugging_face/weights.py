@@ -10,11 +10,11 @@ from typing import Protocol
 
 import attrs
 import torch
-from attrs import AttrsInstance
 from safetensors import safe_open
 from torch import Tensor
 
 from fnrecipe import tree
+from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.errors import UsageError
 from fnrecipe.interop.hugging_face.directory import Held, tensors_in
 from fnrecipe.interop.hugging_face.names import check, places, shape_there, tied_head, with_prefix
@@ -31,7 +31,7 @@ class _File(Protocol):
 
 
 def read(
-    directory: Path, model: Model[AttrsInstance], config: AttrsInstance, dtype: torch.dtype, key: Tensor, place: Placement
+    directory: Path, model: Model[ModelConfig], config: ModelConfig, dtype: torch.dtype, key: Tensor, place: Placement
 ) -> Tree:
     """The parameters of `config` in a directory, as `place(path, leaf)` leaves them, in `dtype` on the key's device.
 
@@ -64,7 +64,7 @@ def read(
         return tree.from_paths(outline, {path: leaf(path) for path in found.stored})
 
 
-def init_outline(model: Model[AttrsInstance], config: AttrsInstance) -> Tree:
+def init_outline(model: Model[ModelConfig], config: ModelConfig) -> Tree:
     """The parameters without their numbers, on the device meta."""
     key = torch.empty(2, dtype=torch.int64, device="meta")
     outline: Tree = model.init(config, key, lambda path, leaf: leaf)
@@ -86,7 +86,7 @@ class Found:
     tied: tuple[str, str] | None
 
 
-def find(directory: Path, model: Model[AttrsInstance], config: AttrsInstance, outline: Tree) -> Found:
+def find(directory: Path, model: Model[ModelConfig], config: ModelConfig, outline: Tree) -> Found:
     """Finds the parameters of `config` by the headers of the files.
 
     Raises:

@@ -10,7 +10,7 @@ from fnrecipe.models.hugging_face_keys import DECODER_KEYS, Keys, fixed, reader,
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.parameters import Parameter, counted, in_layers
 
 
 @frozen
@@ -38,10 +38,6 @@ def parameters(config: LlamaConfig) -> dict[str, Parameter]:
     norm = Parameter((config.model_dim,), start="zeros")
     norms = in_layers(dict.fromkeys(("attention_norm", "attention_post_norm", "ffn_norm", "ffn_post_norm"), norm))
     return {**llama_parameters(config), **norms, "norm": norm}
-
-
-def num_parameters(config: Gemma2Config) -> tuple[int, int]:
-    return count(parameters(config), config.num_layers)
 
 
 BASE = Gemma2Config(vocab_size=256000, max_seq_len=8192, norm_eps=1e-6)
@@ -88,4 +84,4 @@ hugging_face = HuggingFace(
 )
 
 ROLES = Roles(None, writers=("attention_post_norm", "ffn_post_norm"), norm_offset=1.0, scaled_embedding=True)
-family = Family(config=Gemma2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=ROLES)
+family = Family(config=Gemma2Config, archs=ARCHS, parameters=counted(parameters), hugging_face=hugging_face, roles=ROLES)

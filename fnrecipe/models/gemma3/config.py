@@ -10,7 +10,7 @@ from fnrecipe.models.hugging_face import HuggingFace, stored
 from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, rope_by_kind, same, windows, writer
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.model import Family
-from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.parameters import Parameter, counted, in_layers
 
 
 @frozen
@@ -35,10 +35,6 @@ class Gemma3Config(LlamaConfig):
 def parameters(config: Gemma3Config) -> dict[str, Parameter]:
     norm = Parameter((config.head_width,), start="zeros")
     return {**gemma2.parameters(config), **in_layers({"query_norm": norm, "key_norm": norm})}
-
-
-def num_parameters(config: Gemma3Config) -> tuple[int, int]:
-    return count(parameters(config), config.num_layers)
 
 
 BASE = Gemma3Config(vocab_size=262144, max_seq_len=32768, num_attn_heads=4, num_key_value_heads=1, norm_eps=1e-6)
@@ -74,4 +70,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Gemma3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=gemma2.ROLES)
+family = Family(config=Gemma3Config, archs=ARCHS, parameters=counted(parameters), hugging_face=hugging_face, roles=gemma2.ROLES)

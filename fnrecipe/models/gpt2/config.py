@@ -12,7 +12,7 @@ from fnrecipe.errors import Problem
 from fnrecipe.models.hugging_face import HuggingFace, Stored
 from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, same, writer
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.parameters import Parameter, counted, in_layers
 
 
 @frozen
@@ -64,10 +64,6 @@ def _linear(name: str, shape: tuple[int, int], cut: int) -> dict[str, Parameter]
     """A weight and its bias; those that are cut along their second dimension write to the residual stream."""
     weight = Parameter(shape, cut, "writer" if cut else "normal")
     return {name: weight, f"{name}_bias": Parameter(shape[:1], None if cut else 0, "zeros")}
-
-
-def num_parameters(config: GPT2Config) -> tuple[int, int]:
-    return count(parameters(config), config.num_layers)
 
 
 ARCHS = {
@@ -139,4 +135,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=GPT2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=Roles("query"))
+family = Family(config=GPT2Config, archs=ARCHS, parameters=counted(parameters), hugging_face=hugging_face, roles=Roles("query"))

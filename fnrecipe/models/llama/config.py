@@ -12,7 +12,7 @@ from fnrecipe.errors import Problem
 from fnrecipe.models.hugging_face import DECODER_NAMES, HuggingFace, stored
 from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, rope, same, writer
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.parameters import Parameter, counted, in_layers
 from fnrecipe.models.rope import Llama3Scaling
 
 
@@ -73,10 +73,7 @@ def parameters(config: LlamaConfig) -> dict[str, Parameter]:
     return {"embedding": embedding, **in_layers(layer), "norm": norm, **head}
 
 
-def num_parameters(config: LlamaConfig) -> tuple[int, int]:
-    """Parameters of the vocabulary, embedding and head; and those of the layers and the last norm."""
-    return count(parameters(config), config.num_layers)
-
+num_parameters = counted(parameters)
 
 ARCHS = {
     "llama_tiny": LlamaConfig(

@@ -10,7 +10,7 @@ from fnrecipe.models.hugging_face_keys import DECODER_KEYS, Keys, fixed, reader,
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import count
+from fnrecipe.models.parameters import counted
 
 
 @frozen
@@ -18,10 +18,6 @@ class MistralConfig(LlamaConfig):
     """Shape of a Llama whose positions attend to the last `sliding_window` of them; null: to all."""
 
     sliding_window: PositiveInt | None = None
-
-
-def num_parameters(config: MistralConfig) -> tuple[int, int]:
-    return count(llama_parameters(config), config.num_layers)
 
 
 SEVEN = MistralConfig(max_seq_len=32768, num_key_value_heads=8, ffn_inner_dim=14336)
@@ -52,4 +48,6 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=MistralConfig, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=Roles("query"))
+family = Family(
+    config=MistralConfig, archs=ARCHS, parameters=counted(llama_parameters), hugging_face=hugging_face, roles=Roles("query")
+)

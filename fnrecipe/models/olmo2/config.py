@@ -9,7 +9,7 @@ from fnrecipe.models.hugging_face_keys import Keys, fixed, reader, rope, same, w
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.parameters import Parameter, counted, in_layers
 
 
 @frozen
@@ -21,10 +21,6 @@ def parameters(config: Olmo2Config) -> dict[str, Parameter]:
     queries, keys = (number * config.head_width for number in (config.num_attn_heads, config.num_key_value_heads))
     norms = {"query_norm": Parameter((queries,), 0, "ones"), "key_norm": Parameter((keys,), 0, "ones")}
     return {**llama_parameters(config), **in_layers(norms)}
-
-
-def num_parameters(config: Olmo2Config) -> tuple[int, int]:
-    return count(parameters(config), config.num_layers)
 
 
 BASE = Olmo2Config(vocab_size=100352, max_seq_len=4096, rope_theta=500_000.0, norm_eps=1e-6)
@@ -54,4 +50,4 @@ hugging_face = HuggingFace(
 )
 
 ROLES = Roles("query_norm", writers=("attention_norm", "ffn_norm"))
-family = Family(config=Olmo2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=ROLES)
+family = Family(config=Olmo2Config, archs=ARCHS, parameters=counted(parameters), hugging_face=hugging_face, roles=ROLES)

@@ -8,7 +8,8 @@ from fnrecipe.config.bounds import PositiveInt
 from fnrecipe.models.hugging_face import HuggingFace, stored
 from fnrecipe.models.hugging_face_keys import DECODER_KEYS, Keys, fixed, reader, rope_by_kind, same, windows, writer
 from fnrecipe.models.model import Family
-from fnrecipe.models.olmo2.config import NAMES, ROLES, Olmo2Config, num_parameters
+from fnrecipe.models.olmo2.config import NAMES, ROLES, Olmo2Config, parameters
+from fnrecipe.models.parameters import counted
 from fnrecipe.models.rope import YarnScaling
 
 
@@ -53,4 +54,4 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Olmo3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=ROLES)
+family = Family(config=Olmo3Config, archs=ARCHS, parameters=counted(parameters), hugging_face=hugging_face, roles=ROLES)

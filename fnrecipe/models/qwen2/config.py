@@ -9,7 +9,7 @@ from fnrecipe.models.hugging_face_keys import Keys, all_layers, fixed, reader, r
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.parameters import Parameter, counted, in_layers
 
 
 @frozen
@@ -24,10 +24,6 @@ def parameters(config: Qwen2Config) -> dict[str, Parameter]:
         **llama_parameters(config),
         **in_layers({name: Parameter((width,), 0, "zeros") for name, width in biases.items()}),
     }
-
-
-def num_parameters(config: Qwen2Config) -> tuple[int, int]:
-    return count(parameters(config), config.num_layers)
 
 
 BASE = Qwen2Config(vocab_size=151936, max_seq_len=32768, rope_theta=1e6, norm_eps=1e-6)
@@ -100,4 +96,6 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=Qwen2Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=Roles("query"))
+family = Family(
+    config=Qwen2Config, archs=ARCHS, parameters=counted(parameters), hugging_face=hugging_face, roles=Roles("query")
+)

@@ -10,7 +10,7 @@ from fnrecipe.models.hugging_face_keys import Keys, all_layers, fixed, reader, r
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import Parameter, count, in_layers
+from fnrecipe.models.parameters import Parameter, counted, in_layers
 
 
 @frozen
@@ -23,10 +23,6 @@ class Qwen3Config(LlamaConfig):
 def parameters(config: Qwen3Config) -> dict[str, Parameter]:
     norm = Parameter((config.head_width,), start="ones")
     return {**llama_parameters(config), **in_layers({"query_norm": norm, "key_norm": norm})}
-
-
-def num_parameters(config: Qwen3Config) -> tuple[int, int]:
-    return count(parameters(config), config.num_layers)
 
 
 BASE = Qwen3Config(vocab_size=151936, max_seq_len=40960, num_key_value_heads=8, rope_theta=1e6, norm_eps=1e-6)
@@ -65,5 +61,5 @@ hugging_face = HuggingFace(
 )
 
 family = Family(
-    config=Qwen3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=Roles("query_norm")
+    config=Qwen3Config, archs=ARCHS, parameters=counted(parameters), hugging_face=hugging_face, roles=Roles("query_norm")
 )

@@ -10,7 +10,7 @@ from fnrecipe.models.hugging_face_keys import Keys, all_layers, every_nth, fixed
 from fnrecipe.models.llama.config import LlamaConfig
 from fnrecipe.models.llama.config import parameters as llama_parameters
 from fnrecipe.models.model import Family, Roles
-from fnrecipe.models.parameters import count
+from fnrecipe.models.parameters import counted
 
 
 @frozen
@@ -18,10 +18,6 @@ class SmolLM3Config(LlamaConfig):
     """Shape of a Llama of whose layers every `no_rope_layer_interval`-th does not rotate positions."""
 
     no_rope_layer_interval: PositiveInt = 4
-
-
-def num_parameters(config: SmolLM3Config) -> tuple[int, int]:
-    return count(llama_parameters(config), config.num_layers)
 
 
 ARCHS = {
@@ -65,4 +61,6 @@ hugging_face = HuggingFace(
     write_config=writer(*KEYS),
 )
 
-family = Family(config=SmolLM3Config, archs=ARCHS, parameters=num_parameters, hugging_face=hugging_face, roles=Roles("query"))
+family = Family(
+    config=SmolLM3Config, archs=ARCHS, parameters=counted(llama_parameters), hugging_face=hugging_face, roles=Roles("query")
+)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fnrecipe.data import Corpus, fingerprints
 from fnrecipe.data.tokenizer import describe
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell.directory.redact import redacted_values
 
 RECIPE, TOKENIZER = "recipe", "tokenizer"
 
 
-def identity(recipe: Recipe[Any], config: Any, corpora: Sequence[Corpus]) -> dict[str, str]:
+def identity(recipe: Recipe[C], config: C, corpora: Sequence[Corpus]) -> dict[str, str]:
     """All facts by name: those about the whole run, and a fingerprint of each file of `corpora` as `corpus: file`."""
     facts = {RECIPE: recipe.name}
     if recipe.tokenizer is not None:

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fnrecipe.checkpoint.places import CHECKPOINTS as CHECKPOINTS
 from fnrecipe.shell.directory.recorded_recipe import CONFIG as CONFIG
 from fnrecipe.shell.directory.recorded_recipe import RUN as RUN
 
-CHECKPOINTS, PRODUCTS, ROLLBACKS = "checkpoints", "products.json", "rollbacks.jsonl"
+PRODUCTS, ROLLBACKS = "products.json", "rollbacks.jsonl"
 SAMPLE, HUGGING_FACE = "sample.txt", "hugging_face"
 LOCK = ".lock"
 

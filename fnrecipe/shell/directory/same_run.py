@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from fnrecipe import checkpoint
 from fnrecipe.config.layers import difference, flatten, read_file, values
@@ -15,7 +14,7 @@ from fnrecipe.shell.directory.redact import redacted_values
 
 
 def check_config(
-    out: Path, config: dict[str, Any], runtime: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+    out: Path, config: dict[str, object], runtime: Collection[str] = (), defaults: Mapping[str, object] = MappingProxyType({})
 ) -> None:
     """Whether a run that was trained there may go on under `config`: with more steps, but no other change of what it computes.
 
@@ -62,15 +61,15 @@ def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) ->
         raise UsageError("\n".join([f"{out}: holds a run {what}; {advice}", *lines]))
 
 
-def _is_extension(path: str, old: Any, new: Any) -> bool:
+def _is_extension(path: str, old: object, new: object) -> bool:
     return path == "regime.num_steps" and isinstance(old, int) and isinstance(new, int) and new > old
 
 
-def _refusal(out: Path, changes: Mapping[str, tuple[Any, Any]]) -> str:
+def _refusal(out: Path, changes: Mapping[str, tuple[object, object]]) -> str:
     lines = [f"  {path}: {_show(old)} there, {_show(new)} now" for path, (old, new) in changes.items()]
     advice = "go on with the new values by --resume-with-changes, or choose another output directory"
     return "\n".join([f"{out}: holds a run with another config; {advice}", *lines])
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return "null" if value is None else repr(value)

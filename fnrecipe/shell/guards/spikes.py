@@ -24,8 +24,8 @@ from fnrecipe.shell.directory import layout
 from fnrecipe.shell.guards.rollbacks import Passed, num_passed_before, read, record
 from fnrecipe.shell.recording.jsonl import append, path_of
 from fnrecipe.shell.saving.copier import forget_copies_after
+from fnrecipe.shell.saving.restore import restored
 from fnrecipe.shell.session import Session
-from fnrecipe.shell.start import restored
 from fnrecipe.step import State
 
 SPIKES = "spikes"

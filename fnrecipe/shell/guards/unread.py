@@ -40,13 +40,13 @@ ONLY_WITH = {
 """Keys that the shell reads for the sake of a field of the recipe."""
 
 
-def watch(recipe: Recipe[Any], paths: set[str]) -> Recipe[Any]:
+def watch(recipe: Recipe[C], paths: set[str]) -> Recipe[C]:
     """The recipe, which adds the keys that its functions read to `paths`."""
     functions = {name: getattr(recipe, name) for name in FUNCTIONS}
     watched: dict[str, Any] = {name: Watched(function, paths) for name, function in functions.items() if function}
     named = watched.pop("evaluations")
 
-    def evaluations(config: Any) -> dict[str, Evaluation[Any] | Measurement[Any]]:
+    def evaluations(config: C) -> dict[str, Evaluation[C] | Measurement[C]]:
         return {name: _watch(evaluation, paths) for name, evaluation in named(config).items()}
 
     return attrs.evolve(recipe, **watched, evaluations=evaluations)
@@ -59,7 +59,7 @@ def _watch(evaluation: Evaluation[C] | Measurement[C], paths: set[str]) -> Evalu
     return attrs.evolve(evaluation, stream=Watched(evaluation.stream, paths), loss=loss)
 
 
-def warning(recipe: Recipe[Any], config: Any, paths: set[str]) -> str:
+def warning(recipe: Recipe[C], config: C, paths: set[str]) -> str:
     """A line that names what differs from the recipe's own config, is not among the keys read and never will be; or ''."""
     before, now = (values(flatten(unstructure(value), "")) for value in (recipe.config, config))
     names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), recipe.evaluations(config)])
@@ -68,7 +68,7 @@ def warning(recipe: Recipe[Any], config: Any, paths: set[str]) -> str:
     return f"config: expected keys that the recipe {recipe.name} reads, found {listed}, which it ignores" if found else ""
 
 
-def read_by_shell(recipe: Recipe[Any], config: Any) -> set[str]:
+def read_by_shell(recipe: Recipe[C], config: C) -> set[str]:
     """The keys that the shell itself reads for a recipe."""
     there = {"evaluations": recipe.evaluations(config), "sample": recipe.sample}
     unused = {key for field, keys in ONLY_WITH.items() if not there[field] for key in keys}

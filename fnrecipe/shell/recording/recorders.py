@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fnrecipe.config import MetricRecordersSection
 from fnrecipe.recipe import Recorder, Row, Write
@@ -15,7 +14,7 @@ from fnrecipe.shell.recording.tensorboard import is_installed, to_tensorboard
 from fnrecipe.shell.recording.wandb import to_wandb
 
 
-def recorders_of(section: MetricRecordersSection, config: dict[str, Any]) -> list[Recorder]:
+def recorders_of(section: MetricRecordersSection, config: dict[str, object]) -> list[Recorder]:
     """JSON lines always, TensorBoard where it is installed unless the config says otherwise, Weights & Biases if it says so."""
     found: list[Recorder] = [to_jsonl]
     if section.tensorboard.enabled or (section.tensorboard.enabled is None and is_installed()):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import attrs
+import torch
 
 from fnrecipe.data import Cursor, Source, Stream
 from fnrecipe.data.stream import T
 from fnrecipe.models.flops import TokenFlops
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.runtime import host
 from fnrecipe.runtime.clock import DeviceEvent
 from fnrecipe.runtime.peaks import peak_flops
@@ -54,7 +54,7 @@ class Speed:
     causal_mfu: float | None
 
 
-def work_of(recipe: Recipe[Any], config: Any, device: Any, ranks: int) -> Work:
+def work_of(recipe: Recipe[C], config: C, device: torch.device, ranks: int) -> Work:
     flops, peak = recipe.flops(config) if recipe.flops else None, peak_flops(host.device_name(device))
     rows = config.dataset.batch_size
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from fnrecipe.config import WandbSection
 from fnrecipe.errors import UsageError
@@ -19,7 +18,7 @@ STATE = "wandb.json"
 
 
 @contextmanager
-def to_wandb(out: Path, step: int, section: WandbSection, config: Mapping[str, Any]) -> Iterator[Write]:
+def to_wandb(out: Path, step: int, section: WandbSection, config: Mapping[str, object]) -> Iterator[Write]:
     """Logs rows under one run id, which `wandb.json` keeps; rows that a run before has sent are not sent again.
 
     Weights & Biases takes rows in the order of steps only, and a run that goes on from `step` repeats the rows behind it
@@ -33,15 +32,14 @@ def to_wandb(out: Path, step: int, section: WandbSection, config: Mapping[str, A
         raise UsageError(f"{name}: expected the package wandb for true, found none; pip install 'fnrecipe[wandb]'")
     import wandb as library
 
-    state = _read(out / STATE) or {"id": uuid.uuid4().hex[:8], "sent": {}}
-    sent: dict[str, int] = dict(state["sent"])
+    identity, sent = _read(out / STATE)
     settings = library.Settings(
         console="off", disable_git=True, save_code=False, silent=True, x_disable_meta=True, x_disable_stats=True
     )
     try:
         run = library.init(
             dir=str(out),
-            id=state["id"],
+            id=identity,
             resume="allow",
             entity=section.entity,
             project=section.project,
@@ -59,15 +57,18 @@ def to_wandb(out: Path, step: int, section: WandbSection, config: Mapping[str, A
             if number > sent.get(kind, -1):
                 run.log({name: value for name, value in row.items() if name != "step"}, step=number)
                 sent[kind] = number
-        replace(out / STATE, json.dumps({"id": state["id"], "sent": sent}).encode())
+        replace(out / STATE, json.dumps({"id": identity, "sent": sent}).encode())
 
     with run:
         yield write
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> tuple[str, dict[str, int]]:
+    """The id of the run, and the last step of each kind that was sent; a new id where there is no such file, or another one."""
     try:
-        state: dict[str, Any] = json.loads(path.read_bytes())
+        state = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return None
-    return state if isinstance(state, dict) and {"id", "sent"} <= state.keys() else None
+        state = None
+    if isinstance(state, dict) and {"id", "sent"} <= state.keys():
+        return state["id"], dict(state["sent"])
+    return uuid.uuid4().hex[:8], {}

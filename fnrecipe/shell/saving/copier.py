@@ -65,9 +65,9 @@ class Copier(Generic[C]):
                 raise UsageError(f"{KEY}: {there.address}: {told}") from None
         upload_records(out, there)
         if step and step not in found.values():
-            self.copy(step, 0, {})
+            self.copy(step, -1, {})
 
-    def copy(self, step: int, skipped: int, scores: Mapping[int, float]) -> None:
+    def copy(self, step: int, untouched: int, scores: Mapping[int, float]) -> None:
         """Copies the checkpoint of `step`, unless the copy before is under way; then removes as the config does here."""
         if self._there is None:
             return
@@ -75,7 +75,7 @@ class Copier(Generic[C]):
         if self._thread.busy:
             self._tell(f"step {step:,} is not copied: the copy before it is under way")
         else:
-            self._thread.start(partial(self._try, self._there, step, skipped, scores))
+            self._thread.start(partial(self._try, self._there, step, untouched, scores))
 
     def wait(self, seconds: float | None = None) -> None:
         """Until the copy that is under way has ended."""
@@ -94,12 +94,12 @@ class Copier(Generic[C]):
             else:
                 self._copy(self._there, self._newest)
 
-    def _try(self, there: RemoteDirectory, step: int, skipped: int, scores: Mapping[int, float]) -> None:
+    def _try(self, there: RemoteDirectory, step: int, untouched: int, scores: Mapping[int, float]) -> None:
         try:
             self._copy(there, step)
             policy = policy_of(self._session.config.regime)
             if policy.last is not None:
-                remote.prune(there, policy, scores, untouched=step - skipped if skipped else -1)
+                remote.prune(there, policy, scores, untouched=untouched)
         except FnrecipeError as error:
             self._tell(f"step {step:,}: {error}; the run goes on, and tries it again with the next checkpoint")
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fnrecipe import checkpoint
 from fnrecipe.checkpoint import MODEL, Policy
 from fnrecipe.config import RegimeSection
 from fnrecipe.errors import UsageError, did_you_mean
 from fnrecipe.recipe import C, Recipe
-from fnrecipe.shell.directory import layout
 from fnrecipe.shell.recording.jsonl import found_in, path_of
-from fnrecipe.shell.session import Session
 
 
 def policy_of(regime: RegimeSection) -> Policy:
@@ -59,16 +56,3 @@ def scores_of(out: Path, regime: RegimeSection) -> Mapping[int, float]:
         raise UsageError(f"regime.score_metric: expected {expected}, found {metric}; {did_you_mean(metric, names)}")
     found = {row["step"]: row.get(metric) for row in rows}
     return {int(step): score for step, score in found.items() if step is not None and score is not None}
-
-
-def prune(session: Session[C], step: int, skipped: int, scores: Mapping[int, float]) -> None:
-    """Keeps what the config and the `scores` of steps say, once the checkpoint of `step` is there.
-
-    skipped   how many steps up to it have changed nothing
-    """
-    policy = policy_of(session.config.regime)
-    if policy.last is None:
-        return
-    untouched = step - skipped if skipped else -1  # what is older may be what helps a user who cannot go on
-    root, model = session.out / layout.CHECKPOINTS, model_parts(session.recipe, session.config)
-    checkpoint.prune(root, policy, scores, untouched=untouched, model=model)

@@ -73,7 +73,7 @@ def listed(path: Path, *, every_byte: bool, steps: Sequence[int] = ()) -> list[L
     return [_listed(there[step], step, every_byte) for step in wanted or there]
 
 
-def opened(path: Path, step: int | None = None) -> Checkpoint:
+def checkpoint_at(path: Path, step: int | None = None) -> Checkpoint:
     """The checkpoint that `path` is, or the one of `step`, or the newest whole one of the run `path`; each byte is verified.
 
     Raises:

@@ -12,7 +12,7 @@ from fnrecipe.errors import UsageError, few
 from fnrecipe.runtime.files import replace
 from fnrecipe.shell.directory import layout, lock
 from fnrecipe.shell.recording.jsonl import last_step
-from fnrecipe.shell.saving.listing import opened, root_of
+from fnrecipe.shell.saving.listing import checkpoint_at, root_of
 
 FACTS, RECORDS = (layout.CONFIG, layout.RUN, layout.PRODUCTS, layout.ROLLBACKS), ("metrics", "samples")
 """Files that a run has written of itself, and folders with its records, which go along with its checkpoints."""
@@ -29,7 +29,7 @@ def copy(path: Path, out: Path, steps: Sequence[int] = (), *, link: bool = False
         CheckpointError: if one is damaged or cannot be copied.
     """
     run = root_of(path).parent
-    found = [opened(path, step).directory for step in steps] or [opened(path).directory]
+    found = [checkpoint_at(path, step).directory for step in steps] or [checkpoint_at(path).directory]
     check_same(run, out)
     with lock.claimed(out):
         copied = [copy_checkpoint(directory, out / layout.CHECKPOINTS, link=link) for directory in found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,12 +14,10 @@ from fnrecipe.checkpoint.keep import Plan
 from fnrecipe.config import RegimeSection, resolve
 from fnrecipe.config.layers import nest, read_file
 from fnrecipe.config.structure import structure
-from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.errors import UsageError
 from fnrecipe.shell.directory import layout, lock
 from fnrecipe.shell.directory.recorded_recipe import instead, recorded_recipe
 from fnrecipe.shell.saving.keeping import model_parts, policy_of, scores_of
-
-_log = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -74,9 +71,7 @@ def _pruned(out: Path, last: int | None, every_n_steps: int | None, *, apply: bo
     root, regime = out / layout.CHECKPOINTS, _regime(out)
     policy = policy_of(regime)
     policy = attrs.evolve(policy, last=last or policy.last, every_n_steps=every_n_steps or policy.every_n_steps)
-    found = checkpoint.newest(root, _log.warning)
-    if found is None:
-        raise CheckpointError(f"{out}: expected a checkpoint, found none")
+    found = checkpoint.of_run(out)
     scores = scores_of(out, regime)
     plan = _plan(root, policy, scores, found.step)
     if apply:

@@ -15,7 +15,7 @@ from fnrecipe.checkpoint import remote
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.runtime.remote import RemoteDirectory, remote_directory
 from fnrecipe.shell.directory import layout, lock
-from fnrecipe.shell.saving.listing import opened, root_of
+from fnrecipe.shell.saving.listing import checkpoint_at, root_of
 from fnrecipe.shell.saving.local_copies import FACTS, RECORDS, check_same, copy_records, records
 
 _RECORD = re.compile(rf"({'|'.join(RECORDS)})/[^/\0]+\.jsonl")
@@ -32,7 +32,7 @@ def copy_to(path: Path, address: str, steps: Sequence[int] = ()) -> list[str]:
         FnrecipeError: if one is damaged or cannot be copied.
     """
     run, there = root_of(path).parent, remote_directory(address)
-    found = [opened(path, step).directory for step in steps] or [opened(path).directory]
+    found = [checkpoint_at(path, step).directory for step in steps] or [checkpoint_at(path).directory]
     with fetched_records(there) as merged:
         check_same(run, merged)
         copy_records(run, merged)

@@ -23,7 +23,7 @@ from fnrecipe.runtime.gang import all_gather_objects
 from fnrecipe.runtime.last_words import lost_contact
 from fnrecipe.shell.directory import layout
 from fnrecipe.shell.saving.copier import Copier
-from fnrecipe.shell.saving.keeping import prune, scores_of
+from fnrecipe.shell.saving.keeping import model_parts, policy_of, scores_of
 from fnrecipe.shell.saving.space import check_space
 from fnrecipe.shell.session import Session
 from fnrecipe.step import State
@@ -87,7 +87,9 @@ class Saver(Generic[C]):
         cursor = joint(self._start, all_gather_objects(session.gang, tick.cursor))
         taken = checkpoint.snapshot(state, session.mesh)
         scores = scores_of(session.out, session.config.regime) if session.gang.leads else {}
-        write = partial(self._write, tick.number, cursor=cursor, skipped=int(state.skipped), scores=scores)
+        skipped = int(state.skipped)
+        untouched = tick.number - skipped if skipped else -1  # what is older may be what helps a user who cannot go on
+        write = partial(self._write, tick.number, cursor=cursor, untouched=untouched, scores=scores)
         if self._copies(taken):
             copy = checkpoint.copied(taken, self._host)
             self._host = dict(copy.tensors)
@@ -124,12 +126,12 @@ class Saver(Generic[C]):
         finally:
             self.copier.wait(_PATIENCE if lost else None)
 
-    def _write(self, step: int, taken: Snapshot, *, cursor: Cursor, skipped: int, scores: Mapping[int, float]) -> None:
+    def _write(self, step: int, taken: Snapshot, *, cursor: Cursor, untouched: int, scores: Mapping[int, float]) -> None:
         session = self._session
         checkpoint.write(session.out / layout.CHECKPOINTS, step, taken, cursor, session.facts, session.beside)
         if session.gang.leads:
-            self.copier.copy(step, skipped, scores)
-            prune(session, step, skipped, scores)
+            self.copier.copy(step, untouched, scores)
+            _prune(session, untouched, scores)
 
     def _copies(self, taken: Snapshot) -> bool:
         """Whether states are copied: if the config says so, and this machine has memory for the copies of all its ranks."""
@@ -141,6 +143,14 @@ class Saver(Generic[C]):
                 found = f"a copy of the state takes {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free"
                 self._session.display.line(f"regime.checkpoint_in_background: {found}; steps wait for saves")
         return self._beside
+
+
+def _prune(session: Session[C], untouched: int, scores: Mapping[int, float]) -> None:
+    """Keeps what the config and the `scores` of steps say, and the checkpoints up to the step `untouched` as they are."""
+    policy = policy_of(session.config.regime)
+    if policy.last is not None:
+        model = model_parts(session.recipe, session.config)
+        checkpoint.prune(session.out / layout.CHECKPOINTS, policy, scores, untouched=untouched, model=model)
 
 
 def check_finite(session: Session[C], state: State, name: str) -> None:

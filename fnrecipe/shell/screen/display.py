@@ -13,17 +13,18 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fnrecipe.errors import FnrecipeError, redacted
+from fnrecipe.recipe import Row
 from fnrecipe.runtime.signals import Stopped
 from fnrecipe.shell.recording.throughput import Speed
 from fnrecipe.shell.screen.console import Outlet
@@ -107,7 +108,7 @@ class Display:
         finally:
             self._progress.remove_task(task)
 
-    def step(self, metrics: Mapping[str, Any], speed: Speed) -> None:
+    def step(self, metrics: Row, speed: Speed) -> None:
         """Shows the metrics of the newest step."""
         number = int(metrics["step"])
         facts = step_facts(metrics, speed, self._total)
@@ -135,7 +136,7 @@ class Display:
             self._gap = True
 
 
-def step_facts(metrics: Mapping[str, Any], speed: Speed, total: int | None) -> str:
+def step_facts(metrics: Row, speed: Speed, total: int | None) -> str:
     """`loss 1.234  lr 2.0e-03  7,700 tokens/s  eta 1m05s`."""
     facts = [f"loss {metrics['train/loss']:.3f}"]
     if "train/lr" in metrics:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fnrecipe.compiler import Backend
+from fnrecipe.compiler.trace import Run
 from fnrecipe.shell.screen.display import duration
 
 Tell: TypeAlias = Callable[[str], None]
@@ -20,7 +22,7 @@ Waiting: TypeAlias = Callable[[str], AbstractContextManager[None]]
 def with_progress(backend: Backend, tell: Tell, waiting: Waiting) -> Backend:
     """`backend`, telling what it was given, and how long it compiled that if it does."""
 
-    def telling(graph: GraphModule) -> Callable[..., Any]:
+    def telling(graph: GraphModule) -> Run:
         graphs = [module for module in graph.modules() if isinstance(module, GraphModule)]  # regions count once
         size = f"{sum(node.op == 'call_function' for part in graphs for node in part.graph.nodes):,} operations"
         tell(f"traced {size}")
@@ -30,11 +32,11 @@ def with_progress(backend: Backend, tell: Tell, waiting: Waiting) -> Backend:
     return telling
 
 
-def _compiled(run: Callable[..., Any], size: str, tell: Tell, waiting: Waiting) -> Callable[..., Any]:
+def _compiled(run: Run, size: str, tell: Tell, waiting: Waiting) -> Run:
     """What runs a graph, which it compiles at its first call."""
     calls = iter([True])
 
-    def call(*args: Any) -> Any:
+    def call(*args: Tensor) -> Sequence[Tensor]:
         if not next(calls, False):
             return run(*args)
         started, known = time.monotonic(), _from_cache()

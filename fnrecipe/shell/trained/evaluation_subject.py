@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from fnrecipe import checkpoint, random
 from fnrecipe.config import DatasetSection, ModelSection, TokenizerSection, resolve
 from fnrecipe.config.model_dir import is_hugging_face
 from fnrecipe.data import Corpus, Tokenizer
-from fnrecipe.errors import CheckpointError, UsageError
+from fnrecipe.errors import UsageError
+from fnrecipe.evaluations.config import TextConfig
 from fnrecipe.interop.survey import describe_model, weights_dtype
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import Recipe
 from fnrecipe.runtime.gang import Gang
 from fnrecipe.shell.directory import layout
 from fnrecipe.shell.directory.recorded_recipe import recorded_recipe
-from fnrecipe.shell.find_recipe import find
+from fnrecipe.shell.find_recipe import Named, recipe_of
 from fnrecipe.shell.trained.load import Weights, is_model_dir, read_params
 from fnrecipe.tree import Tree
 
@@ -37,7 +37,6 @@ _WHOLE = {
     "gang.tensor_parallel_size": "1",
 }
 """Of a run's config, what belongs to its training alone."""
-_log = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -51,7 +50,7 @@ class Subject:
 
     directory: Path
     recipe: Recipe[Any]
-    config: Any
+    config: TextConfig
     step: int | None
     weights: Weights = "latest"
 
@@ -71,7 +70,7 @@ def subject(
     *,
     step: int | None = None,
     weights: Weights = "latest",
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     files: Sequence[Path] = (),
     pairs: Sequence[str] = (),
 ) -> Subject:
@@ -89,7 +88,7 @@ def subject(
     if not (out / layout.CONFIG).is_file():
         instead = "neither config.json nor config.yaml in it" if out.is_dir() else "no directory"
         raise UsageError(f"{out}: expected the directory of a run, or one of Hugging Face, found {instead}")
-    found = recorded_recipe(out) if recipe is None else _named(recipe)
+    found = recorded_recipe(out) if recipe is None else recipe_of(recipe)
     config, _ = resolve(found.config, [out / layout.CONFIG, *files], [*_pairs(_WHOLE), *pairs])
     return _checked(Subject(out, found, config, step, weights))
 
@@ -104,31 +103,23 @@ def params_of(found: Subject, gang: Gang, mesh: Mesh, device: torch.device) -> t
     if is_hugging_face(str(found.directory)):
         assert recipe.pretrained is not None
         return recipe.model(config, recipe.pretrained(config, random.key(config.common.seed, device), mesh.cut)), None
-    root = found.directory / layout.CHECKPOINTS
-    there = checkpoint.newest(root, _log.warning, gang) if found.step is None else checkpoint.of_step(root, found.step)
-    if there is None:
-        raise CheckpointError(f"{found.directory}: expected a checkpoint, found none")
+    there = checkpoint.of_run(found.directory, found.step, gang)
     return recipe.model(config, read_params(recipe, config, there, device, mesh.cut, found.weights)), there.step
 
 
-def _hugging_face(path: str, recipe: Recipe[Any] | str | None, files: Sequence[Path], pairs: Sequence[str]) -> Subject:
+def _hugging_face(path: str, recipe: Named | None, files: Sequence[Path], pairs: Sequence[str]) -> Subject:
     described = describe_model(path)
-    context: int = described.config.max_seq_len  # type: ignore[attr-defined]
     brought = {
         "model.path": json.dumps(path),
         "model.dtype": weights_dtype(path),
-        "dataset.max_seq_len": str(min(context, LONGEST)),
+        "dataset.max_seq_len": str(min(described.config.max_seq_len, LONGEST)),
         **_WHOLE,
     }
-    found = _named("lm" if recipe is None else recipe)
+    found = recipe_of("lm" if recipe is None else recipe)
     config, origin = resolve(found.config, files, [*_pairs(brought), *pairs])
     if not described.tokenizer and origin["tokenizer.family"] in ("default", "recipe"):
         raise UsageError(f"{path}: expected a tokenizer.json in it, or tokenizer.path in the config, found no tokenizer")
     return _checked(Subject(Path(path), found, config, None))
-
-
-def _named(recipe: Recipe[Any] | str) -> Recipe[Any]:
-    return find(recipe).load() if isinstance(recipe, str) else recipe
 
 
 def _pairs(values: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,10 +20,11 @@ from fnrecipe.interop.hugging_face.export import Exported
 from fnrecipe.parallel.mesh import Mesh
 from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell.directory import layout, lock
+from fnrecipe.shell.directory.facts import write_facts
 from fnrecipe.shell.directory.identity import identity
+from fnrecipe.shell.find_recipe import Named
 from fnrecipe.shell.session import Session
-from fnrecipe.shell.start import write_facts
-from fnrecipe.shell.trained.load import Weights, load
+from fnrecipe.shell.trained.load import LoadedRun, Weights, load
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of a file of weights, as transformers has cut them for long."""
@@ -34,7 +34,7 @@ def export(
     run: str | Path,
     out: str | Path,
     *,
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     step: int | None = None,
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
@@ -51,9 +51,7 @@ def export(
     Raises:
         UsageError, CheckpointError: as `load`; if `out` is there already; if the recipe's model has no form of Hugging Face.
     """
-    found = load(run, recipe, step=step, weights=weights)
-    model, tokenizer = exportable(found.recipe, found.config)
-    kind = None if dtype is None else getattr(torch, dtype)
+    found, model, tokenizer, kind = _opened(run, recipe, step, dtype, weights)
     return hugging_face.export(
         Path(out),
         model,
@@ -70,15 +68,13 @@ def export_gguf(
     run: str | Path,
     out: str | Path,
     *,
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     step: int | None = None,
     dtype: str | None = None,
     weights: Weights = "latest",
 ) -> ExportedGGUF:
     """Writes the model of a run as the GGUF file `out`, which llama.cpp and others load; the rest as for `export`."""
-    found = load(run, recipe, step=step, weights=weights)
-    model, tokenizer = exportable(found.recipe, found.config)
-    kind = None if dtype is None else getattr(torch, dtype)
+    found, model, tokenizer, kind = _opened(run, recipe, step, dtype, weights)
     name, template = Path(run).resolve().name, _chat_template(found.config)
     params = found.recipe.model(found.config, found.params)
     return gguf.export(Path(out), model, tokenizer, params, dtype=kind, name=name, chat_template=template)
@@ -88,15 +84,22 @@ def export_adapter(
     run: str | Path,
     out: str | Path,
     *,
-    recipe: Recipe[Any] | str | None = None,
+    recipe: Named | None = None,
     step: int | None = None,
     dtype: str | None = None,
     weights: Weights = "latest",
 ) -> ExportedAdapter:
     """Writes the adapter of a run alone, as the directory `out`, which peft loads beside the base; the rest as for `export`."""
+    found, model, _, kind = _opened(run, recipe, step, dtype, weights)
+    return adapter.export(Path(out), model, found.params, dtype=kind)
+
+
+def _opened(
+    run: str | Path, recipe: Named | None, step: int | None, dtype: str | None, weights: Weights
+) -> tuple[LoadedRun, ModelSection, TokenizerSection, torch.dtype | None]:
+    """A run, the sections of its config that an export is made of, and the dtype of that name."""
     found = load(run, recipe, step=step, weights=weights)
-    model, _ = exportable(found.recipe, found.config)
-    return adapter.export(Path(out), model, found.params, dtype=None if dtype is None else getattr(torch, dtype))
+    return found, *exportable(found.recipe, found.config), None if dtype is None else getattr(torch, dtype)
 
 
 def _chat_template(config: ShellConfig) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -19,18 +18,16 @@ from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.optim.partition import chosen, merged, subset
 from fnrecipe.optim.stochastic_rounding import wide
 from fnrecipe.parallel.mesh import Placement, replicated
-from fnrecipe.recipe import Recipe
+from fnrecipe.recipe import C, Recipe
 from fnrecipe.shell.directory import layout
 from fnrecipe.shell.directory.recorded_recipe import instead, recorded_recipe
-from fnrecipe.shell.find_recipe import find
+from fnrecipe.shell.find_recipe import Named, recipe_of
 from fnrecipe.tree import Tree
 
 _PARAMS, _OPTIMIZER, _MEAN = "params", "optimizer", "average.mean"
 
 Weights: TypeAlias = Literal["latest", "average"]
 """Which parameters of a checkpoint are meant: those of its step, as the optimizer shows them, or their average."""
-
-_log = logging.getLogger(__name__)
 
 
 class LoadedRun(NamedTuple):
@@ -41,9 +38,7 @@ class LoadedRun(NamedTuple):
     params: Tree
 
 
-def load(
-    run: str | Path, recipe: Recipe[Any] | str | None = None, *, step: int | None = None, weights: Weights = "latest"
-) -> LoadedRun:
+def load(run: str | Path, recipe: Named | None = None, *, step: int | None = None, weights: Weights = "latest") -> LoadedRun:
     """The run in the output directory `run`, whatever number of processes trained it and however they cut its state.
 
     The parameters are those of its newest whole checkpoint, or of the one of `step`, as the optimizer shows them
@@ -57,11 +52,11 @@ def load(
         CheckpointError: if there is no checkpoint that is whole, or its parameters are not those of the config.
     """
     out = Path(run)
-    found = recorded_recipe(out) if recipe is None else find(recipe).load() if isinstance(recipe, str) else recipe
+    found = recorded_recipe(out) if recipe is None else recipe_of(recipe)
     if not (out / layout.CONFIG).exists():
         raise UsageError(f"{out}: expected the output directory of a run, found {instead(out, layout.CONFIG)}")
     config, _ = resolve(found.config, [out / layout.CONFIG])
-    params = read_params(found, config, checkpoint_of(out, step), torch.device("cpu"), replicated, weights)
+    params = read_params(found, config, checkpoint.of_run(out, step), torch.device("cpu"), replicated, weights)
     return LoadedRun(found, config, params)
 
 
@@ -78,23 +73,9 @@ def is_model_dir(path: str, weights: Weights, step: int | None = None) -> bool:
     return found
 
 
-def checkpoint_of(out: Path, step: int | None) -> Checkpoint:
-    """The newest whole checkpoint of the run in `out`, or that of `step`.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    if step is not None:
-        return checkpoint.of_step(out / layout.CHECKPOINTS, step)
-    newest = checkpoint.newest(out / layout.CHECKPOINTS, _log.warning)
-    if newest is None:
-        raise CheckpointError(f"{out}: expected a checkpoint, found none")
-    return newest
-
-
 def read_params(
-    recipe: Recipe[Any],
-    config: Any,
+    recipe: Recipe[C],
+    config: C,
     found: Checkpoint,
     device: torch.device,
     place: Placement,
@@ -120,7 +101,7 @@ def read_params(
     return merged(params, tree.map(lambda leaf, like: leaf.to(like.dtype), average, latest))
 
 
-def _shown(recipe: Recipe[Any], config: Any, found: Checkpoint, params: Tree, outline: Tree) -> Tree:
+def _shown(recipe: Recipe[C], config: C, found: Checkpoint, params: Tree, outline: Tree) -> Tree:
     """The parameters as the optimizer shows them, whose state is read where it shows others than it trains."""
     update = recipe.update(config)
     if update.shown is None or not found.step:

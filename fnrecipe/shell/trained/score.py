@@ -172,7 +172,7 @@ def _sums_of_batch(found: Subject, place: Place, size: Size) -> Callable[[Tree, 
         return of_windows
 
     gang, whole = found.config.gang, Size(found.config.gang.num_microbatches, found.config.dataset.max_seq_len)
-    config = attrs.evolve(found.config, gang=attrs.evolve(gang, num_microbatches=size.num_microbatches))
+    config = attrs.evolve(found.config, gang=attrs.evolve(gang, num_microbatches=size.num_microbatches))  # type: ignore[misc]
     evaluation = Evaluation(found.recipe.stream, loss)
     return make_evaluation(found.recipe, evaluation, config, place.mesh, place.device, compiled=size == whole)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import attrs
 import torch
@@ -89,8 +88,7 @@ def _of_hugging_face(path: Path, dtype: str | None) -> Speaker:
     described = describe_model(str(path))
     if not described.tokenizer:
         raise UsageError(f"{path}: expected a tokenizer.json beside config.json, found none")
-    kept = dtype or ("bfloat16" if described.dtype == "bfloat16" else "float32")
-    model = ModelSection(path=str(path), dtype=cast("Any", "bfloat16" if kept == "bfloat16" else "float32"))
+    model = ModelSection(path=str(path), dtype="bfloat16" if (dtype or described.dtype) == "bfloat16" else "float32")
     section = structure(dict(described.tokenizer), TokenizerSection())
     tokenizer = tokenizer_of(section)
     params = pretrained(model, random.key(0), replicated)
@@ -117,7 +115,7 @@ def templates_of(config: ShellConfig, section: TokenizerSection) -> Path | None:
     return place if place is None or place.is_dir() else place.parent
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def _json(path: Path) -> Mapping[str, object]:
     """The JSON object in a file; empty if there is none."""
     try:
         values = json.loads(read(path, _MAX_BYTES)) if path.exists() else {}

@@ -19,9 +19,9 @@ from fnrecipe.inspect.graph import trace_step
 from fnrecipe.optim.transform import Transform
 from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.train import recipe as lm
-from fnrecipe.shell import start
+from fnrecipe.shell import prepare
 from fnrecipe.shell import train as run
-from fnrecipe.shell.directory import layout
+from fnrecipe.shell.directory import facts, layout
 from fnrecipe.shell.guards.unread import FUNCTIONS, warning, watch
 from tests.helpers import pairs
 from tests.recipes.regression import recipe as regression
@@ -112,7 +112,10 @@ def test_the_keys_that_the_shell_reads_are_those_of_the_table(tmp_path: Path, mo
     """Found by a config that records, which neither the recipe's functions get nor what shows or compares all of it."""
     config, _ = resolve(regression.config, (), ["regime.num_steps=2", "trainer.jit=off"])
     paths: set[str] = set()
-    for module, name in ((run, "unstructure"), (run, "runtime_paths"), (start, "unstructure")):
+    for module, name in (
+        *((module, "unstructure") for module in (prepare, run, facts)),
+        (prepare, "runtime_paths"),
+    ):
         monkeypatch.setattr(module, name, partial(lambda function, _: function(config), getattr(module, name)))
     plain = {name: partial(_with, getattr(regression, name), config) for name in FUNCTIONS if getattr(regression, name)}
     valid = attrs.evolve(regression.evaluations(config)["valid"], stream=partial(_with, validate, config))
