@@ -132,6 +132,8 @@ def _in_process(python: str, name: str, case: str, folder: str) -> dict[str, flo
 
 def _measure(name: str, case: str, folder: str) -> dict[str, float]:
     system = SYSTEMS[name]
+    if system.peer == "fnrecipe":
+        gc.disable()  # as runs do up to the end of their first step
     if system.keep_memory:
         importlib.import_module("fnrecipe.runtime.host").keep_freed_memory()
     peer = importlib.import_module(f"benchmarks.peers.{system.peer}")
@@ -141,6 +143,7 @@ def _measure(name: str, case: str, folder: str) -> dict[str, float]:
     start = _age()
     gc.collect()
     gc.freeze()  # as runs do behind their first step: a full collection takes a fifth of a step
+    gc.enable()
     cpu, wall = time.process_time(), time.perf_counter()
     losses = [float(step(batch)) for batch in batches]
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

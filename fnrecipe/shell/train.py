@@ -28,7 +28,7 @@ from fnrecipe.errors import EXIT_AGAIN, FnrecipeError, UsageError
 from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
 from fnrecipe.recipe import C, Evaluation, Findings, Measurement, Recipe, Recorder, Row, Write
-from fnrecipe.runtime import host
+from fnrecipe.runtime import garbage, host
 from fnrecipe.runtime.gang import Gang, apart, check_same, joined, world_size
 from fnrecipe.runtime.last_words import last_words
 from fnrecipe.runtime.process_groups import axis_sizes, check_world_size, make_mesh, wait_at_most
@@ -152,7 +152,7 @@ def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Ti
     evaluators = _evaluators(session, progress, choose)
     recorders = [*recorders_of(config.common.metric_recorders, redacted_values(unstructure(config))), *recipe.recorders(config)]
     parts = _Parts(step, evaluators, work_of(recipe, config, device, gang.size), recorders)
-    stack.callback(host.unfreeze_objects)
+    stack.callback(garbage.unfreeze_objects)
     start = begin(session)
     warn_of_space(session, start.number, start.state)
     begun, traced = start.number, jit_mode(config.trainer.jit, device) != "off"
@@ -253,7 +253,7 @@ def _after_first_step(session: Session[C], unread: Callable[[], str]) -> None:
     gang = session.config.gang
     wait_at_most(session.mesh, min(gang.timeout, gang.step_timeout))
     session.display.line(f"first step after {duration(time.monotonic() - session.started)}")
-    host.freeze_objects()
+    garbage.freeze_objects()
 
 
 def _end(session: Session[C], last: Tick, steps: int) -> int:
