@@ -3,8 +3,8 @@
 All train on the same packed rows with the same document mask (but litgpt, which has none): fp32, AdamW, clipping by global
 norm, as one batch or as 8 microbatches whose gradients are summed (fnrecipe's default: a fixed tree of 8 leaves). Each round
 of each system is a fresh process: a first step, then those that are timed. fnrecipe runs as `fnrecipe train` runs it, in a
-process that keeps freed memory; `keeping memory` is another system in such a process. The losses of the last step show that
-all do the same work.
+process that keeps freed memory and collects no garbage before the end of its first step; `keeping memory` is another system
+in a process that keeps it. The losses of the last step show that all do the same work.
 """
 
 from __future__ import annotations
