@@ -98,6 +98,6 @@ def _nothing(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Te
 def _words(key: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """At least `size` random words, in two halves of equal size."""
     counter = torch.arange((size + 1) // 2, device=key.device)
-    blocks = counter.split(_BLOCK) if key.device.type == "cpu" else [counter]
+    blocks = torch.split(counter, _BLOCK) if key.device.type == "cpu" else (counter,)
     first, second = zip(*(threefry(key, block >> 32, block & _WORD) for block in blocks), strict=True)
     return torch.cat(first), torch.cat(second)
