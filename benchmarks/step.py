@@ -3,8 +3,8 @@
 All train on the same packed rows with the same document mask (but litgpt, which has none): fp32, AdamW, clipping by global
 norm, as one batch or as 8 microbatches whose gradients are summed (fnrecipe's default: a fixed tree of 8 leaves). Each round
 of each system is a fresh process: a first step, then those that are timed. fnrecipe runs as `fnrecipe train` runs it, in a
-process that keeps freed memory; `keeping memory` is another system in such a process. The losses of the last step show that
-all do the same work.
+process that keeps freed memory and collects no garbage before the end of its first step; `keeping memory` is another system
+in a process that keeps it. The losses of the last step show that all do the same work.
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ def _in_process(python: str, name: str, case: str, folder: str) -> dict[str, flo
 
 def _measure(name: str, case: str, folder: str) -> dict[str, float]:
     system = SYSTEMS[name]
+    if system.peer == "fnrecipe":
+        gc.disable()  # as runs do up to the end of their first step
     if system.keep_memory:
         importlib.import_module("fnrecipe.runtime.host").keep_freed_memory()
     peer = importlib.import_module(f"benchmarks.peers.{system.peer}")
@@ -141,6 +143,7 @@ def _measure(name: str, case: str, folder: str) -> dict[str, float]:
     start = _age()
     gc.collect()
     gc.freeze()  # as runs do behind their first step: a full collection takes a fifth of a step
+    gc.enable()
     cpu, wall = time.process_time(), time.perf_counter()
     losses = [float(step(batch)) for batch in batches]
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

@@ -10,6 +10,7 @@ from fnrecipe.cli.fit import check_fit, of_training, world
 from fnrecipe.cli.launch import check_only_launcher, launch
 from fnrecipe.cli.options import ConfigCommand, FilePath, config_options, from_step_option, nproc_option, with_changes_option
 from fnrecipe.config import resolve
+from fnrecipe.runtime import garbage
 from fnrecipe.runtime.launcher import meeting
 from fnrecipe.shell.find_recipe import Found, find
 
@@ -59,8 +60,9 @@ def start(
     check_fit(config, found.needs, parts=of_training(config), ranks=ranks, local=local)
     if starts and ranks > 1:
         return launch(ranks)
-    from fnrecipe.runtime import host
-    from fnrecipe.shell import train as run
+    with garbage.paused():
+        from fnrecipe.runtime import host
+        from fnrecipe.shell import train as run
 
-    started = host.process_started()
-    return run.train(found.load(), config, out, with_changes=with_changes, from_step=from_step, started=started)
+        started = host.process_started()
+        return run.train(found.load(), config, out, with_changes=with_changes, from_step=from_step, started=started)

@@ -38,6 +38,15 @@ def test_threefry_of_many_counters_is_that_of_each() -> None:
         assert [x.item() for x in alone] == [x[i].item() for x in together]
 
 
+def test_many_words_are_those_of_each_counter() -> None:
+    key, half = random.key(5), 2**18 + 5
+    found = random.uniform(key, 2 * half)
+    for counter in (0, 1, 2**17 - 1, 2**17, 2**18, half - 1):
+        words = random.threefry(key, torch.tensor(0), torch.tensor(counter))
+        expected = [(word.item() >> 8) / 2**24 for word in words]
+        assert [found[counter].item(), found[half + counter].item()] == expected
+
+
 def test_a_key_is_the_two_words_of_its_seed() -> None:
     assert random.key(0x13198A2E03707344).tolist() == [0x13198A2E, 0x03707344]
     assert len({tuple(random.key(seed).tolist()) for seed in (0, 1, 1 << 32, (1 << 64) - 1)}) == 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import gc
 import logging
 import os
 import platform
@@ -77,16 +76,6 @@ def keep_freed_memory() -> bool:
         return False
     largest = 2**31 - 1
     return bool(mallopt(_M_MMAP_THRESHOLD, largest) and mallopt(_M_TRIM_THRESHOLD, largest))
-
-
-def freeze_objects() -> None:
-    """Exempts all existing objects, such as a traced graph's thousands, from garbage collection (0.2 s for each full one)."""
-    gc.collect()
-    gc.freeze()
-
-
-def unfreeze_objects() -> None:
-    gc.unfreeze()
 
 
 def keep_compiled_kernels() -> None:

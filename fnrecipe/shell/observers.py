@@ -6,6 +6,7 @@ dies loses nothing: it is made up for when the run goes on.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TypeAlias
@@ -45,6 +46,8 @@ def scheduled(
             if entry is None:
                 break
             tick.forget()
+            if old() is not None:
+                gc.collect()  # a cycle may hold it, such as the first step that is not traced leaves
             if old() is not None:
                 why = "an observer keeps it, and the next step has written over it; copy the tensors that are needed"
                 raise FnrecipeError(f"the state of step {tick.number}: {why}")

@@ -19,7 +19,7 @@ from fnrecipe.errors import FnrecipeError
 from fnrecipe.fold import fold
 from fnrecipe.observe import Tick, observed
 from fnrecipe.recipe import C, Recipe, Recorder, Row, Write
-from fnrecipe.runtime import host
+from fnrecipe.runtime import garbage, host
 from fnrecipe.runtime.process_groups import wait_at_most
 from fnrecipe.runtime.signals import ALARM, EXIT_STATUS, Stopped
 from fnrecipe.shell.directory import lock
@@ -100,7 +100,7 @@ class _Parts(Generic[C]):
 def _run(stack: ExitStack, session: Session[C], begin: Callable[[Session[C]], Tick], unread: Callable[[], str]) -> int:
     """The fold, observed; the exit status. `unread` gives a line on keys that the recipe has not read; it may be empty."""
     parts, steps = _parts(session), session.config.regime.num_steps
-    stack.callback(host.unfreeze_objects)
+    stack.callback(garbage.unfreeze_objects)
     start = begin(session)
     warn_of_space(session, start.number, start.state)
     begun, traced = start.number, jit_mode(session.config.trainer.jit, session.device) != "off"
@@ -171,4 +171,4 @@ def _after_first_step(session: Session[C], unread: Callable[[], str]) -> None:
     gang = session.config.gang
     wait_at_most(session.mesh, min(gang.timeout, gang.step_timeout))
     session.display.line(f"first step after {duration(time.monotonic() - session.started)}")
-    host.freeze_objects()
+    garbage.freeze_objects()
