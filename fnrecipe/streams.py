@@ -38,6 +38,7 @@ from fnrecipe.data import (
     cached,
     collate,
     concat,
+    fills_an_epoch,
     growing,
     held_out,
     map_windows,
@@ -206,7 +207,8 @@ def batches(
             return pipe(documents, partial(concat, length=dataset.max_seq_len, limit=dataset.documents_per_row))
         key = None if order == "sequential" else (seed, reader)
         packed = partial(form.pack, length=dataset.max_seq_len, limit=dataset.documents_per_row, key=key)
-        return pipe(documents, partial(map_windows, window=growing(dataset.pack_window, fed), function=packed))
+        sizes, ends = growing(dataset.pack_window, fed), partial(fills_an_epoch, length=dataset.max_seq_len)
+        return pipe(documents, partial(map_windows, window=sizes, function=packed, ends=ends))
 
     return partial(
         batch_lanes,

@@ -6,13 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fnrecipe import streams
 from fnrecipe.config import DataSource, TokenizerSection
-from fnrecipe.data import Batch, LaneAssignment, Source, pipe, prefetch
+from fnrecipe.data import Batch, LaneAssignment, Source, Tokens, pack, pipe, prefetch
+from fnrecipe.data.pack import Row
 from fnrecipe.recipes.lm.config import LMConfig, config
-from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.recipes.lm.data import stages, train_stream
+from fnrecipe.streams import Form
 from tests.data.laws import check_resumes, items, plain, take
 from tests.recipes.streams import (
     DOCUMENTS,
@@ -215,6 +219,19 @@ def test_few_documents_are_all_there_in_every_epoch(tmp_path: Path, documents: S
 def test_few_documents_do_not_end_an_endless_stream(tmp_path: Path) -> None:
     few = recipe(write(tmp_path / "few.jsonl", THREE), batch_size=8, num_lanes=8, epochs=None)
     assert len(list(islice(train(few)(None), 200))) == 200
+
+
+@pytest.mark.parametrize(("rows_of_a_book", "packed"), [(300, 1), (200, 2), (1, 32)])
+def test_a_window_of_a_book_is_that_book_as_often_as_it_takes(tmp_path: Path, rows_of_a_book: int, packed: int) -> None:
+    def counted(documents: Sequence[Tokens], index: int, **options: Any) -> Sequence[Row]:
+        sizes.append(len(documents))
+        return pack(documents, index, **options)
+
+    sizes: list[int] = []
+    source = write(tmp_path / "book.jsonl", ["a" * (rows_of_a_book * LENGTH - 1)])
+    book = recipe(source, batch_size=8, num_lanes=8, epochs=None)
+    next(streams.train_stream(book, LaneAssignment(), stages, Form(counted))(None))
+    assert sizes == [packed]
 
 
 @pytest.mark.parametrize("epochs", [1, None])
