@@ -73,6 +73,13 @@ def test_validation_sources_are_read_whole(tmp_path: Path, folder: DataSource) -
     assert {number for batch in validation for number in batch.sources[batch.mask].tolist()} == {1}
 
 
+def test_a_validation_without_a_document_says_that_it_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    book = recipe(write(tmp_path / "book.jsonl", ["a" * 90]), valid_fraction=0.01)
+    assert items(valid(book)) == []
+    found = "found none but 1 for training (dataset.valid_fraction)"
+    assert [record.getMessage() for record in caplog.records] == [f"book (validation): expected documents to use, {found}"]
+
+
 def test_copies_of_a_document_fall_on_the_same_side(tmp_path: Path) -> None:
     split = recipe(write(tmp_path / "a.jsonl", texts(0, 30) * 3), max_seq_len=256, valid_fraction=0.5)
     sides = [Counter(documents_of(items(stream(split)))) for stream in (train, valid)]
