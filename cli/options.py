@@ -68,7 +68,7 @@ def _one_pair_an_option(args: Sequence[str]) -> list[str]:
 
 
 class FilePath(click.Path):
-    """A `Path` with `~` expanded, which shells do not expand in `--out=~/runs` and in quotes."""
+    """A `Path` with `~` expanded, which shells do not expand in `--out=~/runs` and in quotes; `""` is none, and not `.`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -76,6 +76,8 @@ class FilePath(click.Path):
     def convert(
         self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("expected a path, found nothing", param, ctx)
         return super().convert(expanded(os.fspath(value)), param, ctx)
 
 

@@ -141,6 +141,7 @@ def test_pairs_after_another_option_are_no_pairs() -> None:
         (["train", "lm"], "Missing option '--out'"),
         (["train", "lm", "--out"], "Option '--out' requires an argument"),
         (["train", "--out", "dir"], "Missing argument 'RECIPE'"),
+        (["train", "lm", "--out", ""], "Invalid value for '--out': expected a path, found nothing"),
         (["train", "lm", "--out", "dir", "more"], "unexpected extra argument (more)"),
         (["tran", "lm"], "No such command 'tran'"),
     ],
