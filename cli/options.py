@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,13 +20,31 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 PRESET = "preset:"
 _PAIR = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+_STRAY = re.compile(r"--(\w+(?:\.\w+)+)(=.*)?|(\w+(?:\.\w+)+)(=.*)", re.DOTALL)
 
 
 class ConfigCommand(click.Command):
     """A command whose `--config` takes all `section.key=value` pairs that follow it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _one_pair_an_option(args))
+        spread = _one_pair_an_option(args)
+        try:
+            return super().parse_args(ctx, list(spread))
+        except click.UsageError as error:
+            advice = _advice(spread)
+            if not advice:
+                raise
+            raise click.UsageError(f"{error.format_message()}{advice}", ctx) from error
+
+
+def _advice(args: Sequence[str]) -> str:
+    """How a value of the config is written, if there is one among the arguments that does not follow `--config`."""
+    others = [arg for before, arg in pairwise(["", *args]) if before != "--config"]
+    stray = next(filter(None, map(_STRAY.fullmatch, others)), None)
+    if stray is None:
+        return ""
+    key, value = stray[1] or stray[3], stray[2] or stray[4] or "=VALUE"
+    return f"\nValues of the config follow --config: --config {key}{value}"
 
 
 def _one_pair_an_option(args: Sequence[str]) -> list[str]:
@@ -49,7 +68,7 @@ def _one_pair_an_option(args: Sequence[str]) -> list[str]:
 
 
 class FilePath(click.Path):
-    """A `Path` with `~` expanded, which shells do not expand in `--out=~/runs` and in quotes."""
+    """A `Path` with `~` expanded, which shells do not expand in `--out=~/runs` and in quotes; `""` is none, and not `.`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -57,6 +76,8 @@ class FilePath(click.Path):
     def convert(
         self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("expected a path, found nothing", param, ctx)
         return super().convert(expanded(os.fspath(value)), param, ctx)
 
 

@@ -39,6 +39,7 @@ from fnrecipe.data import (
     cached,
     collate,
     concat,
+    fills_an_epoch,
     growing,
     held_out,
     map_windows,
@@ -167,7 +168,7 @@ def valid_stream(config: C, assignment: LaneAssignment, stages: Stages[C], form:
     tokenizer = make_tokenizer(config)
     corpora = open_sources(config, config.dataset.valid_sources or config.dataset.sources, tokenizer)
     blend = partial(mix, weights=lambda total: [1.0] * len(corpora), epochs=1)
-    of_part = partial(_stages, stages=stages, config=config, tokenizer=tokenizer, split=split)
+    of_part = partial(_stages, stages=stages, config=config, tokenizer=tokenizer, split=split, use=" (validation)")
     return batches(config, assignment, corpora, of_part, blend, "blocks", form)
 
 
@@ -206,7 +207,8 @@ def batches(
             return pipe(documents, partial(concat, length=dataset.max_seq_len, limit=dataset.documents_per_row))
         key = None if order == "sequential" else (seed, reader)
         packed = partial(form.pack, length=dataset.max_seq_len, limit=dataset.documents_per_row, key=key)
-        return pipe(documents, partial(map_windows, window=growing(dataset.pack_window, fed), function=packed))
+        sizes, ends = growing(dataset.pack_window, fed), partial(fills_an_epoch, length=dataset.max_seq_len)
+        return pipe(documents, partial(map_windows, window=sizes, function=packed, ends=ends))
 
     return partial(
         batch_lanes,
@@ -288,8 +290,9 @@ def tokenizer_of(section: TokenizerSection) -> Tokenizer:
     )
 
 
-def _stages(part: Part, *, stages: Stages[C], config: C, tokenizer: Tokenizer, split: Split) -> Sequence[Stage]:
-    return stages(config, tokenizer, part, split)
+def _stages(part: Part, *, stages: Stages[C], config: C, tokenizer: Tokenizer, split: Split, use: str = "") -> Sequence[Stage]:
+    """The recipe's stages of a part, which messages name with what it is used for, if that is not training."""
+    return stages(config, tokenizer, attrs.evolve(part, name=f"{part.name}{use}"), split)
 
 
 def _tell_unevenness(config: StreamConfig, corpora: Sequence[Corpus]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,13 @@ def is_hugging_face(path: str) -> bool:
     return (Path(expanded(path)) / HUGGING_FACE).is_file()
 
 
+def _how_to_fetch(path: str) -> str:
+    """What brings a model here, if `path` may be its name on a hub."""
+    owner, _, name = path.partition("/")
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) and not Path(owner).exists()
+    return f"; if it is the name of a model on a hub: hf download {path} --local-dir {name}" if is_name else ""
+
+
 def describe(path: str, families: Kind[Family[ModelConfig]]) -> Described:
     """What the directory `path` says of its model.
 
@@ -63,7 +71,8 @@ def describe(path: str, families: Kind[Family[ModelConfig]]) -> Described:
     """
     directory = Path(expanded(path))
     if not directory.is_dir():
-        raise NotFoundError(EXPECTED, f"{directory}: {'no directory' if directory.exists() else 'no such directory'}")
+        found = "no directory" if directory.exists() else "no such directory"
+        raise NotFoundError(EXPECTED, f"{directory}: {found}{_how_to_fetch(path)}")
     try:
         if (directory / HUGGING_FACE).is_file():
             return _hugging_face(directory, families)

@@ -28,6 +28,7 @@ from fnrecipe.data.open_tokenizer import open_tokenizer as open_tokenizer
 from fnrecipe.data.order import permutation as permutation
 from fnrecipe.data.order import shuffled as shuffled
 from fnrecipe.data.pack import concat as concat
+from fnrecipe.data.pack import fills_an_epoch as fills_an_epoch
 from fnrecipe.data.pack import growing as growing
 from fnrecipe.data.pack import pack as pack
 from fnrecipe.data.pack import split as split

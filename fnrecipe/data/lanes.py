@@ -11,7 +11,7 @@ import attrs
 from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.errors import UsageError
 
-LAW = 2
+LAW = 3
 """The version of the order of the data: a cursor of another one means another place."""
 _SHARE = 64 << 20
 R = TypeVar("R")

@@ -22,6 +22,7 @@ from fnrecipe.data.stream import Cursor, Source, Stream
 from fnrecipe.data.tokenizer import Tokens
 
 Row: TypeAlias = Sequence[Tokens]
+_MANY_ROWS = 256
 
 
 def split(document: Tokens, length: int) -> list[Tokens]:
@@ -95,6 +96,17 @@ def best_fit(sizes: Sequence[int], length: int, limit: int | None = None, opened
 def growing(limit: int, times: int = 1, first: int = 32) -> Callable[[int], int]:
     """Window sizes that double from `first` to `limit` documents, times `times`: early rows come soon, later ones fit well."""
     return lambda index: times * min(limit, first << min(index, 30))
+
+
+def fills_an_epoch(documents: Sequence[Tokens], following: Tokens, *, length: int) -> bool:
+    """Whether a window may be packed without waiting for more documents: it has many rows, and behind it an epoch begins.
+
+    A file of a book is one document. A window of hundreds of documents would be that book as many times, each of them read,
+    tokenised and cut before the first row is there; and epochs are packed one after the other in any case. The row that
+    stays open at the end is at most one of `_MANY_ROWS`.
+    """
+    epoch = next((document.epoch for document in documents if document.source == following.source), following.epoch)
+    return epoch != following.epoch and _size(documents) >= _MANY_ROWS * length
 
 
 def pack(

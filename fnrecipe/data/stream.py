@@ -104,21 +104,41 @@ def map_windows(
     *,
     window: int | Callable[[int], int],
     function: Callable[[Sequence[T], int], Sequence[U]],
+    ends: Callable[[Sequence[T], T], bool] = lambda items, following: False,
 ) -> Stream[U]:
     """The outputs of `function(items, index)` for one window of items after another: packing, shuffling, splitting.
 
-    `function` must be pure; `window` is a size, or a function of the window's index. Cursor: [upstream cursor before the
-    window, the window's index, outputs yielded from it]. Resuming inside a window reads that window again.
+    `function` must be pure; `window` is a size, or a function of the window's index. A window of fewer items ends where
+    `ends(items, following)` says so of it and the item behind it. Cursor: [upstream cursor before the window, the window's
+    index, outputs yielded from it]. Resuming inside a window reads that window again.
     """
     before, index, skipped = cursor or (None, 0, 0)
-    stream = source(before)
-    while chunk := list(islice(stream, window if isinstance(window, int) else window(index))):
-        after = chunk[-1][1]
-        outputs = function([item for item, _ in chunk], index)
+    size = window if callable(window) else lambda index: window
+    for items, after in _windows(source(before), size, index, ends):
+        outputs = function(items, index)
         for position in range(skipped, len(outputs)):
             last = position + 1 == len(outputs)
             yield outputs[position], ((after, index + 1, 0) if last else (before, index, position + 1))
         before, index, skipped = after, index + 1, 0
+
+
+def _windows(
+    stream: Stream[T], size: Callable[[int], int], index: int, ends: Callable[[Sequence[T], T], bool]
+) -> Stream[Sequence[T]]:
+    """The items of each window from that of `index` on, with the cursor behind its last one."""
+    items: list[T] = []
+    after = None
+    for item, cursor in stream:
+        if items and ends(items, item):
+            yield items, after
+            items, index = [], index + 1
+        items.append(item)
+        after = cursor
+        if len(items) == size(index):
+            yield items, after
+            items, index = [], index + 1
+    if items:
+        yield items, after
 
 
 def repeat(source: Callable[[int], Source[T]], cursor: Cursor = None, *, epochs: int | None = None) -> Stream[T]:

@@ -41,6 +41,23 @@ def test_options_stand_in_any_order(parts: tuple[list[str], ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "advice"),
+    [
+        ("lm --out dir a.b=1", "\nValues of the config follow --config: --config a.b=1"),
+        ("--config c.d=2 --out dir lm a.b=1", "\nValues of the config follow --config: --config a.b=1"),
+        ("lm --out dir --a.b_2.c=1", "\nValues of the config follow --config: --config a.b_2.c=1"),
+        ("lm --out dir --a.b 1", "\nValues of the config follow --config: --config a.b=VALUE"),
+        ("lm --config a.b=1 --ou dir", ""),
+        ("lm --out dir more.py", ""),
+    ],
+)
+def test_a_value_that_does_not_follow_config_is_told_where_it_goes(args: str, advice: str) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        parse(*shlex.split(args))
+    assert "".join(caught.value.message.partition("\n")[1:]) == advice
+
+
+@pytest.mark.parametrize(
     ("args", "pairs"),
     [
         ("lm", ()),
@@ -124,6 +141,7 @@ def test_pairs_after_another_option_are_no_pairs() -> None:
         (["train", "lm"], "Missing option '--out'"),
         (["train", "lm", "--out"], "Option '--out' requires an argument"),
         (["train", "--out", "dir"], "Missing argument 'RECIPE'"),
+        (["train", "lm", "--out", ""], "Invalid value for '--out': expected a path, found nothing"),
         (["train", "lm", "--out", "dir", "more"], "unexpected extra argument (more)"),
         (["tran", "lm"], "No such command 'tran'"),
     ],

@@ -178,7 +178,7 @@ def test_a_rank_ends_with_its_own_readers(world_size: int) -> None:
     sizes = READER_SIZES["the first half ends early"]
     *_, (_, cursor) = islice(dealt(readers_of(sizes), 0, world_size)(None), 50)
     mine = len(sizes) // world_size
-    assert cursor == {"law": 2, **{str(number): sizes[number] if number < mine else None for number in range(8)}}
+    assert cursor == {"law": 3, **{str(number): sizes[number] if number < mine else None for number in range(8)}}
     assert items(dealt(readers_of(sizes), 0, world_size), cursor) == []
 
 
@@ -241,9 +241,9 @@ def test_every_prediction_once(sizes: list[int], world_size: int) -> None:
 
 def test_a_rank_moves_on_the_cursors_of_the_readers_of_its_own_lanes() -> None:
     [(_, cursor)] = islice(dealt(readers_of([4] * 4), 1, 4)(None), 1)
-    assert cursor == {"law": 2, "0": None, "1": 4, "2": None, "3": None}
-    [(_, cursor)] = islice(dealt(readers_of([40] * 2), 2, 4)({"law": 2, "0": 1, "1": 3}), 1)
-    assert cursor == {"law": 2, "0": 1, "1": 11}
+    assert cursor == {"law": 3, "0": None, "1": 4, "2": None, "3": None}
+    [(_, cursor)] = islice(dealt(readers_of([40] * 2), 2, 4)({"law": 3, "0": 1, "1": 3}), 1)
+    assert cursor == {"law": 3, "0": 1, "1": 11}
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4), (1, 2)])
@@ -254,10 +254,10 @@ def test_the_number_of_readers_cannot_change(before: int, after: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cursor", "found"), [({"0": 3, "1": 5}, "one before there were versions"), ({"law": 1, "0": 3}, "1"), ({"law": 3}, "3")]
+    ("cursor", "found"), [({"0": 3, "1": 5}, "one before there were versions"), ({"law": 1, "0": 3}, "1"), ({"law": 4}, "4")]
 )
 def test_a_place_in_another_order_of_the_data_is_refused(cursor: Cursor, found: str) -> None:
-    with pytest.raises(UsageError, match=rf"expected version 2 of the order of the data, found {found}$"):
+    with pytest.raises(UsageError, match=rf"expected version 3 of the order of the data, found {found}$"):
         items(dealt(readers_of([4]), 0, 1), cursor)
 
 

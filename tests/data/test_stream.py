@@ -185,6 +185,19 @@ def test_regroup_by_windows_of_their_own_sizes(values: list[int], sizes: list[in
     check_resumes(pipe(listed(values), stage), limit=12)
 
 
+@given(values=NUMBERS, size=st.integers(1, 5))
+def test_regroup_ends_a_window_early_where_it_may(values: list[int], size: int) -> None:
+    expected: list[list[int]] = []
+    for x in values:
+        if not expected or len(expected[-1]) == size or x < sum(expected[-1]):
+            expected.append([])
+        expected[-1].append(x)
+    falls: Callable[[Sequence[int], int], bool] = lambda window, following: following < sum(window)  # noqa: E731
+    stage = partial(map_windows, window=size, function=lambda window, index: [(list(window), index)], ends=falls)
+    assert items(pipe(listed(values), stage)) == [(window, index) for index, window in enumerate(expected)]
+    check_resumes(pipe(listed(values), stage), limit=12)
+
+
 def test_regroup_reads_again_only_the_window_that_it_stands_in() -> None:
     def source(cursor: Cursor = None) -> Stream[int]:
         for x, after in listed(range(6))(cursor):

@@ -114,6 +114,28 @@ def test_a_config_that_cannot_be_used(saved: Path, tmp_path: Path, name: str) ->
     assert f"(command line){message}" in line.replace(str(path), "DIR")
 
 
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("HuggingFaceTB/SmolLM2-1.7B", "; if it is the name of a model on a hub: hf download HuggingFaceTB/SmolLM2-1.7B"),
+        ("runs/first", ""),
+        ("/models/smollm", ""),
+        ("models/smollm/base", ""),
+        ("smollm", ""),
+    ],
+)
+def test_a_name_on_a_hub_is_told_how_it_comes_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, advice: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UsageError) as caught:
+        resolve(lm, pairs=[f"model.path={path}"])
+    line, _, name = str(caught.value).partition(" --local-dir ")
+    assert line.endswith(f"(command line); {path}: no such directory{advice}")
+    assert name == ("SmolLM2-1.7B" if advice else "")
+
+
 BROKEN: dict[str, tuple[str, Change, str]] = {
     "pickled": (
         "tied",

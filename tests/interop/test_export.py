@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 import fnrecipe
 from fnrecipe import tree
 from fnrecipe.config import TokenizerSection, resolve
+from fnrecipe.data import open_tokenizer
+from fnrecipe.data.huggingface import train_bpe
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.generation.generator import go_on
 from fnrecipe.generation.sampling import Sampling
@@ -109,6 +112,27 @@ def test_ends_that_the_user_chose_are_those_of_the_export(saved: Path, tmp_path:
     export(tmp_path / "out", section(saved / "tied"), tokenizer, read(saved / "tied"), dtype=None, shard_size=10**9)
     found = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (found.eos_token, found.chat_template) == ("<|begin|>", TEMPLATE)
+
+
+@pytest.mark.parametrize("given", ["tokenizer.json", ""])
+def test_ends_are_those_that_the_run_had(saved: Path, tmp_path: Path, given: str) -> None:
+    """A directory says `<|im_end|>`; a run that was given only the tokenizer.json in it had that file's `<|endoftext|>`."""
+    there = Path(shutil.copytree(saved / "tied", tmp_path / "there"))
+    train_bpe(iter(["some words"]), 280, ["<|endoftext|>", "<|im_end|>"], show_progress=False).save(
+        str(there / "tokenizer.json")
+    )
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_end|>", "eos_token": "<|im_end|>"}
+    (there / "tokenizer_config.json").write_text(json.dumps(told))
+    for name in ("config.json", "generation_config.json"):
+        (there / name).write_text(json.dumps({**json.loads((there / name).read_text()), "bos_token_id": 1, "eos_token_id": 1}))
+    tokenizer = TokenizerSection("hf", str(there / given))
+    export(tmp_path / "out", section(there), tokenizer, read(there), dtype=None, shard_size=10**9)
+    end = open_tokenizer(tokenizer.family, tokenizer.path).eos
+    assert end == (0 if given else 1)
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    configs = [json.loads((tmp_path / "out" / name).read_text()) for name in ("config.json", "generation_config.json")]
+    assert [found.eos_token_id, found.bos_token_id] == [end, end]
+    assert [(config["bos_token_id"], config["eos_token_id"]) for config in configs] == [(end, end)] * 2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

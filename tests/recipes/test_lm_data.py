@@ -6,13 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fnrecipe import streams
 from fnrecipe.config import DataSource, TokenizerSection
-from fnrecipe.data import Batch, LaneAssignment, Source, pipe, prefetch
+from fnrecipe.data import Batch, LaneAssignment, Source, Tokens, pack, pipe, prefetch
+from fnrecipe.data.pack import Row
 from fnrecipe.recipes.lm.config import LMConfig, config
-from fnrecipe.recipes.lm.data import train_stream
+from fnrecipe.recipes.lm.data import stages, train_stream
+from fnrecipe.streams import Form
 from tests.data.laws import check_resumes, items, plain, take
 from tests.recipes.streams import (
     DOCUMENTS,
@@ -67,6 +71,13 @@ def test_validation_sources_are_read_whole(tmp_path: Path, folder: DataSource) -
     validation = items(valid(split))
     assert sorted(documents_of(validation)) == sorted(texts(100, 115))
     assert {number for batch in validation for number in batch.sources[batch.mask].tolist()} == {1}
+
+
+def test_a_validation_without_a_document_says_that_it_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    book = recipe(write(tmp_path / "book.jsonl", ["a" * 90]), valid_fraction=0.01)
+    assert items(valid(book)) == []
+    found = "found none but 1 for training (dataset.valid_fraction)"
+    assert [record.getMessage() for record in caplog.records] == [f"book (validation): expected documents to use, {found}"]
 
 
 def test_copies_of_a_document_fall_on_the_same_side(tmp_path: Path) -> None:
@@ -215,6 +226,19 @@ def test_few_documents_are_all_there_in_every_epoch(tmp_path: Path, documents: S
 def test_few_documents_do_not_end_an_endless_stream(tmp_path: Path) -> None:
     few = recipe(write(tmp_path / "few.jsonl", THREE), batch_size=8, num_lanes=8, epochs=None)
     assert len(list(islice(train(few)(None), 200))) == 200
+
+
+@pytest.mark.parametrize(("rows_of_a_book", "packed"), [(300, 1), (200, 2), (1, 32)])
+def test_a_window_of_a_book_is_that_book_as_often_as_it_takes(tmp_path: Path, rows_of_a_book: int, packed: int) -> None:
+    def counted(documents: Sequence[Tokens], index: int, **options: Any) -> Sequence[Row]:
+        sizes.append(len(documents))
+        return pack(documents, index, **options)
+
+    sizes: list[int] = []
+    source = write(tmp_path / "book.jsonl", ["a" * (rows_of_a_book * LENGTH - 1)])
+    book = recipe(source, batch_size=8, num_lanes=8, epochs=None)
+    next(streams.train_stream(book, LaneAssignment(), stages, Form(counted))(None))
+    assert sizes == [packed]
 
 
 @pytest.mark.parametrize("epochs", [1, None])

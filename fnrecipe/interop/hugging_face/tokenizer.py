@@ -26,7 +26,7 @@ BESIDE = (
 
 @attrs.frozen(eq=False)
 class TokenizerFiles:
-    """A tokenizer, its files by name, and the directory of Hugging Face that they are from, if they are from one."""
+    """A tokenizer, its files by name, and the directory of Hugging Face that they are from, if it has these ends of a text."""
 
     tokenizer: Tokenizer
     files: dict[str, bytes]
@@ -61,10 +61,16 @@ def _tokenizer_files(section: TokenizerSection, max_seq_len: int) -> TokenizerFi
     names = [TOKENIZER, TOKENIZER_CONFIG, *(name for name in BESIDE if (path.parent / name).is_file())]
     files = {name: _bytes(path.parent / name) for name in names}
     values = read_json(path.parent / TOKENIZER_CONFIG)
-    asked = {key: name for key in ("bos_token", "eos_token") if (name := getattr(section, key)) is not None}
-    if any(token_text(values.get(key)) != name for key, name in asked.items()):
-        files |= _config(values, tokenizer, max_seq_len)
+    if any(token_text(values.get(key)) != name for key, name in _ends(section, tokenizer).items()):
+        return TokenizerFiles(tokenizer, {**files, **_config(values, tokenizer, max_seq_len)}, None)
     return TokenizerFiles(tokenizer, files, path.parent)
+
+
+def _ends(section: TokenizerSection, tokenizer: Tokenizer) -> dict[str, str]:
+    """The names of the ends of a text that a run has not from tokenizer_config.json: all, if it was given the file beside."""
+    names = dict(zip(("bos_token", "eos_token"), tokenizer.names, strict=True))
+    is_told = section.path is not None and Path(section.path).is_dir()
+    return {key: name for key, name in names.items() if not is_told or getattr(section, key) is not None}
 
 
 def _config(values: dict[str, object], tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:

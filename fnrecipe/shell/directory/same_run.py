@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -32,11 +32,12 @@ def check_config(
     if trained:
         old, new = read_file(path, bounded=False), flatten(config, "")
         usual = values(flatten(dict(defaults), ""))
-        before = {**{path: usual[path] for path in usual.keys() & new.keys()}, **values(old)}
-        found = difference(redacted_values(before), redacted_values(values(new))).items()
-        changes = {k: v for k, v in found if k not in runtime and not _is_extension(k, *v)}
+        before = redacted_values({**{path: usual[path] for path in new if path in usual}, **values(old)})
+        after = redacted_values(values(new))
+        found = difference(before, after).items()
+        changes = [path for path, pair in found if path not in runtime and not _is_extension(path, *pair)]
         if changes:
-            raise UsageError(_refusal(out, changes))
+            raise UsageError(_refusal(out, changes, before, after))
 
 
 def check_identity(out: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
@@ -65,10 +66,18 @@ def _is_extension(path: str, old: object, new: object) -> bool:
     return path == "regime.num_steps" and isinstance(old, int) and isinstance(new, int) and new > old
 
 
-def _refusal(out: Path, changes: Mapping[str, tuple[object, object]]) -> str:
-    lines = [f"  {path}: {_show(old)} there, {_show(new)} now" for path, (old, new) in changes.items()]
+def _refusal(out: Path, changes: Sequence[str], before: Mapping[str, object], after: Mapping[str, object]) -> str:
+    """The line of each change; of a section that one side has as null, those of its keys alone."""
+    sections = {path.rpartition(".")[0] for path in changes}
+    lines = [
+        f"  {path}: {_show_at(path, before)} there, {_show_at(path, after)} now" for path in changes if path not in sections
+    ]
     advice = "go on with the new values by --resume-with-changes, or choose another output directory"
     return "\n".join([f"{out}: holds a run with another config; {advice}", *lines])
+
+
+def _show_at(path: str, config: Mapping[str, object]) -> str:
+    return _show(config[path]) if path in config else "nothing"
 
 
 def _show(value: object) -> str:

@@ -63,7 +63,8 @@ def warning(recipe: Recipe[C], config: C, paths: set[str]) -> str:
     """A line that names what differs from the recipe's own config, is not among the keys read and never will be; or ''."""
     before, now = (values(flatten(unstructure(value), "")) for value in (recipe.config, config))
     names = mentioned([*(getattr(recipe, name) for name in FUNCTIONS), recipe.evaluations(config)])
-    found = unread(difference(before, now), paths | read_by_shell(recipe, config) | tags(config), names)
+    changed = [key for key in difference(before, now) if key in now]  # others belong to what another tag has chosen
+    found = unread(changed, paths | read_by_shell(recipe, config) | tags(config), names)
     listed = ", ".join(found)
     return f"config: expected keys that the recipe {recipe.name} reads, found {listed}, which it ignores" if found else ""
 

@@ -59,6 +59,19 @@ def test_another_config_is_refused_with_the_difference_alone(trained: Path) -> N
     assert lines == ["  optimizer.config.lr: 0.1 there, 0.2 now", "  regime.validate_every_n_steps: null there, 5 now"]
 
 
+def test_a_section_that_is_new_is_told_by_its_keys(trained: Path) -> None:
+    other = changed(validate_every_n_steps={"first": 5, "then": None})
+    other["optimizer"] = {"config": {"lr": 0.1, "nesterov": None}}
+    with pytest.raises(UsageError) as caught:
+        same_run.check_config(trained, other)
+    assert str(caught.value).splitlines()[1:] == [
+        "  optimizer.config.betas: [0.9, 0.95] there, nothing now",
+        "  optimizer.config.nesterov: nothing there, null now",
+        "  regime.validate_every_n_steps.first: nothing there, 5 now",
+        "  regime.validate_every_n_steps.then: nothing there, null now",
+    ]
+
+
 def test_a_key_that_is_new_or_gone_is_a_difference(trained: Path) -> None:
     for other in (changed(extra=1), {"regime": BASE["regime"]}):
         with pytest.raises(UsageError):

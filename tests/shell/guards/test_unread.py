@@ -19,6 +19,7 @@ from fnrecipe.inspect.graph import trace_step
 from fnrecipe.optim.transform import Transform
 from fnrecipe.recipe import Evaluation, Recipe
 from fnrecipe.recipes.lm.train import recipe as lm
+from fnrecipe.recipes.preference.train import recipe as preference
 from fnrecipe.shell import prepare
 from fnrecipe.shell import train as run
 from fnrecipe.shell.directory import facts, layout
@@ -89,6 +90,11 @@ def test_a_key_that_the_recipe_never_reads_is_told(recipe: Recipe[Any], given: s
 
 def test_what_is_as_in_the_recipe_is_not_told() -> None:
     assert said(mine, set(), f"trainer.max_grad_norm={lm.config.trainer.max_grad_norm}") == ""
+
+
+def test_keys_that_another_tag_would_have_are_not_told() -> None:
+    config, _ = resolve(preference.config, (), ["criterion.name=kto"])
+    assert warning(preference, config, {*flatten(unstructure(config), "")}) == ""
 
 
 def test_all_functions_of_a_recipe_are_watched() -> None:
