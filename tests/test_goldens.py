@@ -20,6 +20,7 @@ import torch
 
 from fnrecipe.config import resolve
 from fnrecipe.data import LaneAssignment
+from fnrecipe.data.stream import reading
 from fnrecipe.recipes.lm.config import config
 from fnrecipe.recipes.lm.data import train_stream
 
@@ -70,10 +71,11 @@ def digest(root: Path) -> str:
     write_texts(root / "texts")
     changed, _ = resolve(config, pairs=pairs(root / "texts"))
     found = hashlib.sha256()
-    for batch, cursor in islice(train_stream(changed, LaneAssignment())(None), 40):
-        for field in attrs.fields(type(batch)):
-            found.update(getattr(batch, field.name).tobytes())
-        found.update(json.dumps(cursor).encode())
+    with reading(train_stream(changed, LaneAssignment())(None)) as stream:
+        for batch, cursor in islice(stream, 40):
+            for field in attrs.fields(type(batch)):
+                found.update(getattr(batch, field.name).tobytes())
+            found.update(json.dumps(cursor).encode())
     return found.hexdigest()
 
 
