@@ -46,16 +46,17 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     mixed, logsumexp = _results(query)
     band = _band(query, window)
-    for row, start, middle, end in _blocks(first, window):
+    queries, keys, values, *results = map(_joined, (query, key, value, mixed, logsumexp))
+    for start, middle, end in _blocks(first, window):
         found = aten._scaled_dot_product_flash_attention_for_cpu(
-            _part(query, row, middle, end),
-            _part(key, row, start, end),
-            _part(value, row, start, end),
+            _part(queries, middle, end),
+            _part(keys, start, end),
+            _part(values, start, end),
             attn_mask=_corner(band, end - middle, end - start),
             scale=scale,
         )
-        for whole, part in zip((mixed, logsumexp), found, strict=True):
-            _part(whole, row, middle, end).copy_(part)
+        for whole, part in zip(results, found, strict=True):
+            _part(whole, middle, end).copy_(part)
     return mixed, logsumexp
 
 
@@ -73,32 +74,38 @@ def _attention_backward(
     # What the blocks of a document add to the slopes of a key is summed in float32 at least.
     of_query, of_key, of_value = _like(query), *(_like(x, _precise(x)).zero_() for x in (key, value))
     band = _band(query, window)
-    for row, start, middle, end in _blocks(first, window):
+    gradients, queries, keys, values = map(_joined, (gradient, query, key, value))
+    of_queries, of_keys, of_values, mixed, logsumexp = map(_joined, (of_query, of_key, of_value, mixed, logsumexp))
+    for start, middle, end in _blocks(first, window):
         slopes = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            _part(gradient, row, middle, end),
-            _part(query, row, middle, end),
-            _part(key, row, start, end),
-            _part(value, row, start, end),
-            _part(mixed, row, middle, end),
-            _part(logsumexp, row, middle, end),
+            _part(gradients, middle, end),
+            _part(queries, middle, end),
+            _part(keys, start, end),
+            _part(values, start, end),
+            _part(mixed, middle, end),
+            _part(logsumexp, middle, end),
             0.0,
             False,
             attn_mask=_corner(band, end - middle, end - start),
             scale=scale,
         )
-        _part(of_query, row, middle, end).copy_(slopes[0])
-        _part(of_key, row, start, end).add_(slopes[1])
-        _part(of_value, row, start, end).add_(slopes[2])
+        _part(of_queries, middle, end).copy_(slopes[0])
+        _part(of_keys, start, end).add_(slopes[1])
+        _part(of_values, start, end).add_(slopes[2])
     return of_query, of_key.to(key.dtype), of_value.to(value.dtype)
 
 
-def _blocks(first: Tensor, window: int | None) -> Iterator[tuple[int, int, int, int]]:
-    """The row, the first key, the first query and the end of both, of each block: of at most `_BLOCK` queries of a document."""
-    for row, begins in enumerate(first.tolist()):
-        for begin, behind in pairwise([*sorted(set(begins)), len(begins)]):
-            for middle in range(begin, behind, _BLOCK):
-                start = begin if window is None else max(begin, middle - window + 1)
-                yield row, start, middle, min(middle + _BLOCK, behind)
+def _blocks(first: Tensor, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """The first key, the first query and the end of both, of each block: of at most `_BLOCK` queries of a document.
+
+    They are positions of the rows one after the other.
+    """
+    rows, length = first.shape
+    begins = first + torch.arange(0, rows * length, length)[:, None]
+    for begin, behind in pairwise([*sorted(set(begins.flatten().tolist())), rows * length]):
+        for middle in range(begin, behind, _BLOCK):
+            start = begin if window is None else max(begin, middle - window + 1)
+            yield start, middle, min(middle + _BLOCK, behind)
 
 
 def _band(query: Tensor, window: int | None) -> Tensor:
@@ -114,9 +121,13 @@ def _corner(band: Tensor, queries: int, keys: int) -> Tensor:
     return band.narrow(0, len(band) - queries, queries).narrow(1, band.shape[1] - keys, keys)
 
 
-def _part(x: Tensor, row: int, start: int, end: int) -> Tensor:
-    """Positions start to end of a row of x [B, H, T, ...], as a batch of one."""
-    return x.narrow(0, row, 1).narrow(2, start, end - start)
+def _joined(x: Tensor) -> Tensor:
+    """The rows of x [B, H, T, ...] one after the other, [1, H, B * T, ...]: a view of what `_like` makes."""
+    return x.transpose(1, 2).flatten(0, 1)[None].transpose(1, 2)
+
+
+def _part(x: Tensor, start: int, end: int) -> Tensor:
+    return x.narrow(2, start, end - start)
 
 
 def _results(query: Tensor) -> tuple[Tensor, Tensor]:
