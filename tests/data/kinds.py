@@ -127,7 +127,9 @@ def known(text: str, characters: str = KNOWN) -> str:
 
 
 def known_words(text: str) -> str:
-    return "".join(word for word in text.split() if not set(word.lower()) - set(KNOWN))
+    """A word may begin as the rest of another, ##a: that is a name, too."""
+    words = [(word, word.lower().removeprefix("##")) for word in text.split()]
+    return "".join(word for word, letters in words if letters and not set(letters) - set(KNOWN))
 
 
 KINDS = {
