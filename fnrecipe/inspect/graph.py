@@ -36,8 +36,9 @@ def trace_step(recipe: Recipe[C], config: C, device: torch.device) -> GraphModul
         UsageError: if the config needs several processes.
     """
     mesh = make_mesh(config.gang, Gang(), device, recipe.rules(config))
+    shapes = init_train_state(recipe, config, mesh, torch.device("meta"))
     with FakeTensorMode() as fake:
-        state = init_train_state(recipe, config, mesh, device)
+        state = tree.map(lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device), shapes)
         example = tree.from_numpy(recipe.example(config, config.dataset.batch_size))
         batch = tree.map(lambda tensor: fake.from_tensor(tensor).to(device), example)
     graph, _ = trace(plain_step(recipe, config, mesh, device), (state, batch), donate=1)
