@@ -22,7 +22,7 @@ from torch.func import vjp
 
 from fnrecipe import tree
 from fnrecipe.nn.cache import SlotMask, slot_attention
-from fnrecipe.nn.document_attention import DocumentMask, document_mask
+from fnrecipe.nn.document_attention import DocumentMask, document_mask, pairs
 from fnrecipe.nn.ragged import RaggedMask, ragged_backward, ragged_forward, ragged_mask
 from fnrecipe.ops import Context, document_attention, document_attention_backward
 
@@ -134,13 +134,12 @@ def dense_mask(mask: AttentionMask, length: int, device: torch.device) -> Tensor
     """The pairs of positions, query and key, that a mask lets see each other, bool [B or 1, 1, T, T], or T x S of slots."""
     if isinstance(mask, SlotMask):
         return mask.bias == 0
+    if isinstance(mask, DocumentMask):
+        return pairs(mask.first, mask.window)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if isinstance(mask, CausalMask):
         return causal
-    if isinstance(mask, DocumentMask):
-        seen = causal & (torch.arange(length) >= mask.first[:, None, :, None])
-    else:
-        seen = causal & (mask.numbers[:, None, :, None] == mask.numbers[:, None, None, :])
+    seen = causal & (mask.numbers[:, None, :, None] == mask.numbers[:, None, None, :])
     return seen if mask.window is None else seen & _near(length, mask.window, device)
 
 

@@ -3,7 +3,8 @@
 Given a whole row, that kernel computes its 512 next keys for all queries alike, whatever a mask says of them. Given the queries
 of a block, and the keys from the beginning of their document to the end of the block, it computes hardly a pair in vain, and
 what it works on lies in a cache. So the work grows with the squares of the documents, not of the rows, and there is no mask of
-all pairs. B rows, T positions, H heads, G key-value heads, E head width.
+all pairs. Rows that are no longer than a block are computed at once, with a mask: a call costs more than their pairs. B rows,
+T positions, H heads, G key-value heads, E head width.
 """
 
 from __future__ import annotations
@@ -41,9 +42,21 @@ def document_mask(segments: Tensor, window: int | None = None) -> DocumentMask:
     return DocumentMask(document_bounds(segments)[0], window)
 
 
+def pairs(first: Tensor, window: int | None) -> Tensor:
+    """The pairs of positions, query and key, that see each other, bool [B, 1, T, T]; see `DocumentMask`."""
+    number = torch.arange(first.shape[1])
+    behind = number - number[:, None]
+    seen = (behind <= 0) & (number >= first[:, None, :, None])
+    return seen if window is None else seen & (behind > -window)
+
+
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, first: Tensor, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
+    if first.shape[1] <= _BLOCK:
+        return aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
+            query, key, value, attn_mask=_added(pairs(first, window), query), scale=scale
+        )
     mixed, logsumexp = _results(query)
     band = _band(query, window)
     queries, keys, values, *results = map(_joined, (query, key, value, mixed, logsumexp))
@@ -71,6 +84,11 @@ def _attention_backward(
     scale: float,
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if first.shape[1] <= _BLOCK:
+        inputs = gradient, query, key, value, mixed, logsumexp, 0.0, False
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(  # type: ignore[no-any-return]
+            *inputs, attn_mask=_added(pairs(first, window), query), scale=scale
+        )
     # What the blocks of a document add to the slopes of a key is summed in float32 at least.
     of_query, of_key, of_value = _like(query), *(_like(x, _precise(x)).zero_() for x in (key, value))
     band = _band(query, window)
@@ -113,6 +131,11 @@ def _band(query: Tensor, window: int | None) -> Tensor:
     width = max(query.shape[2], _BLOCK)
     behind = torch.arange(width) - torch.arange(width - _BLOCK, width)[:, None]
     seen = behind <= 0 if window is None else (behind <= 0) & (behind > -window)
+    return _added(seen, query)
+
+
+def _added(seen: Tensor, query: Tensor) -> Tensor:
+    """What is added to scores, so that only those of keys that are seen count."""
     return torch.where(seen, 0.0, -torch.inf).to(query.dtype)
 
 
