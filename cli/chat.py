@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import click
 
 from fnrecipe.cli.options import FilePath
@@ -47,10 +48,13 @@ def chat(
     \b
     fnrecipe chat models/smollm --system "Be brief." --temperature 0.7
     """
+    from fnrecipe.data.chat_template import with_answer_ends
     from fnrecipe.shell.trained.speaker import chat_template
 
     speaker, generator = open_generator(path, choice)
     found = chat_template(speaker, template)
+    ends = speaker.ends | with_answer_ends(speaker.tokenizer, found).answer_ends
+    speaker = attrs.evolve(speaker, ends=ends)
     begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     messages = begin
     for line in _lines():

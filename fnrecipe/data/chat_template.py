@@ -189,6 +189,22 @@ def encode_prompt(
     return tokenizer.encode_pieces(_pieces(rendered, tokenizer.special)).ids
 
 
+def with_answer_ends(tokenizer: Tokenizer, template: ChatTemplate | None) -> Tokenizer:
+    """The tokenizer whose answers end, too, with the special token that the template writes last behind one.
+
+    A template that writes none, or refuses a question and its answer, adds nothing.
+    """
+    if template is None:
+        return tokenizer
+    try:
+        chat = encode_chat(template, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
+    except DataError:
+        return tokenizer
+    special = set(tokenizer.special.values())
+    last = [token for token in chat.ids[chat.trained].tolist() if token in special][-1:]
+    return attrs.evolve(tokenizer, answer_ends=tokenizer.answer_ends.union(last))
+
+
 def _rendered_for(
     tokenizer: Tokenizer,
     template: ChatTemplate,

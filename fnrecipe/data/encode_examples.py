@@ -14,7 +14,15 @@ import attrs
 import numpy as np
 
 from fnrecipe.data.blocks import Block
-from fnrecipe.data.chat_template import Chat, ChatTemplate, chat_template_beside, encode_chat, encode_prompt, read_chat_template
+from fnrecipe.data.chat_template import (
+    Chat,
+    ChatTemplate,
+    chat_template_beside,
+    encode_chat,
+    encode_prompt,
+    read_chat_template,
+    with_answer_ends,
+)
 from fnrecipe.data.document import Document, Ids, Read
 from fnrecipe.data.examples import Example, Pair, parse_example
 from fnrecipe.data.stream import Cursor, Source, Stream
@@ -62,10 +70,10 @@ def find_template(path: str | None, tokenizer: str | None) -> ChatTemplate | Non
 
 
 def marked(tokenizer: Tokenizer, template: ChatTemplate | None, trained: str) -> Tokenizer:
-    """The tokenizer, which counts as another one with another template, or where something else is trained."""
+    """The tokenizer, with the ends of the template's answers; it is another one where something else is trained."""
     source = "" if template is None else repr((template.source, sorted(template.tokens.items())))
     marks = hashlib.blake2b(f"{source} {trained}".encode(), digest_size=8).hexdigest()
-    return attrs.evolve(tokenizer, fingerprint=f"{tokenizer.fingerprint} {marks}")
+    return attrs.evolve(with_answer_ends(tokenizer, template), fingerprint=f"{tokenizer.fingerprint} {marks}")
 
 
 def encode_question(text: str, tokenizer: Tokenizer, template: ChatTemplate | None, *, add_bos: bool) -> list[int]:

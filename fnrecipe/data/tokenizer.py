@@ -32,6 +32,7 @@ class Tokenizer:
     encode_pieces (texts and special tokens) -> their ids, and where in them each token's characters are: for chats
     special       the tokens that text never becomes, by their names; those of `bos` and `eos` among them
     names         the names of `bos` and `eos`
+    answer_ends   the tokens that end what a model says: `eos`, and what a chat template writes behind an answer
     """
 
     vocab_size: int
@@ -45,6 +46,7 @@ class Tokenizer:
     encode_pieces: Callable[[Sequence[Piece]], Encoded]
     special: Mapping[str, int]
     names: tuple[str, str] = (END_OF_TEXT, END_OF_TEXT)
+    answer_ends: frozenset[int] = attrs.field(default=attrs.Factory(lambda self: frozenset({self.eos}), takes_self=True))
 
 
 @attrs.frozen(eq=False)

@@ -58,7 +58,7 @@ def samples(
     sampling = Sampling(temperature=section.temperature)
     generator = presets.generator(config.model, config.trainer, sampling, context=context, vocab_size=tokenizer.vocab_size)
     key = random.fold_in(random.key(config.common.seed, device), f"evaluations.{name}")
-    stops = Stops(frozenset({tokenizer.eos}))
+    stops = Stops(tokenizer.answer_ends)
 
     def written(start: int, params: Tree) -> list[Written]:
         some = prompts[start : start + _TOGETHER]

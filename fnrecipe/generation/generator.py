@@ -6,7 +6,7 @@ place; attention looks at a power of two of its slots, so that a short text does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -155,15 +155,20 @@ def generate(
 
 
 def go_on(
-    generator: Generator[C], params: Tree, begin: Sequence[int], key: Tensor, length: int, eos: int | None = None
+    generator: Generator[C],
+    params: Tree,
+    begin: Sequence[int],
+    key: Tensor,
+    length: int,
+    ends: Collection[int] = (),
 ) -> list[int]:
-    """Up to `length` tokens after those of `begin`, to before `eos`; where the context is full, from the later half of it."""
+    """Up to `length` tokens after those of `begin`, to before one of `ends`; with a full context, from the later half of it."""
     said: list[int] = []
     while len(said) < length:
         text = [*begin, *said]
         seen = text if len(text) < generator.context else text[-max(generator.context // 2, 1) :]
         for (token,) in generate(generator, params, [Prompt(seen, number=len(said))], key, length - len(said)):
-            if token is None or token == eos:
+            if token is None or token in ends:
                 return said
             said.append(token)
     return said

@@ -131,7 +131,7 @@ class FnrecipeLM(TemplateLM):  # type: ignore[misc]
             raise UsageError(f"max_gen_toks: expected less than the {self.max_length:,} tokens of a row, found {length:,}")
         begin = self.tok_encode(context)[length - self.max_length :] or [self.tokens.bos]
         generator, key = self.generator(wanted["temperature"] if wanted["do_sample"] else 0.0), random.fold_in(self.key, number)
-        tokens = go_on(generator, self.params, begin, key, length, self.tokens.eos)
+        tokens = go_on(generator, self.params, begin, key, length, self.tokens.answer_ends)
         text = self.tokens.decode(tokens)
         for end in wanted["until"]:
             text = text.partition(end)[0] if end else text

@@ -79,8 +79,7 @@ def encode(config: LMConfig, prompt: str) -> list[int]:
 
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
-    ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
-    tokens = presets.sample(config, params, encode(config, prompt), key, **ends)
+    tokens = presets.sample(config, params, encode(config, prompt), key, tokenizer=tokenizer)
     return (prompt + tokenizer.decode(tokens)).rstrip()
 
 

@@ -80,8 +80,7 @@ def encode(config: SFTConfig, prompt: str) -> list[int]:
 def sample(config: SFTConfig, params: Tree, key: Tensor) -> str:
     """The answer to the prompt of the config."""
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
-    ends = {"vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos}
-    tokens = presets.sample(config, params, encode(config, prompt), key, **ends)
+    tokens = presets.sample(config, params, encode(config, prompt), key, tokenizer=tokenizer)
     return (prompt + ("\n" if make_template(config) else "") + tokenizer.decode(tokens)).rstrip()
 
 

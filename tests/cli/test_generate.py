@@ -17,11 +17,12 @@ import transformers
 import fnrecipe
 from fnrecipe.cli import chat as chat_module
 from fnrecipe.config import resolve
+from fnrecipe.generation.answer import Answer
 from fnrecipe.recipes.lm.train import recipe
 from fnrecipe.shell.train import train
 from tests.cli.helpers import Ended, assert_usage_error, fnrecipe_here
 from tests.helpers import compiles, pairs, write_texts
-from tests.interop.conftest import model_of, write_tokenizer
+from tests.interop.conftest import TEMPLATE, model_of, write_tokenizer
 
 Run = Callable[..., Ended]
 
@@ -130,6 +131,32 @@ def test_a_chat_keeps_its_history_until_it_is_reset(
     assert [message["role"] for message in first] == ["system", "user", "assistant", "user", "assistant"]
     assert second == first[:3]
     assert ended.out == "".join(f"{message['content']}\n" for message in (first[2], first[4], second[2]))
+
+
+def test_an_answer_ends_with_the_token_that_the_template_writes_behind_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, end = model_of(tied=False), 1  # a model that says nothing but <|begin|>, which is not its EOS
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(float(name.endswith(("norm.weight", "embed_tokens.weight"))))
+        model.lm_head.weight[end] = 1.0
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    template = TEMPLATE.replace("eos_token", "'<|begin|>'")
+    (tmp_path / "chat_template.jinja").write_text(template)
+    said: list[Answer] = []
+    answer = chat_module._answer
+
+    def seen(*args: Any) -> Iterator[tuple[Answer, ...]]:
+        for answers in answer(*args):
+            said[:] = answers
+            yield answers
+
+    monkeypatch.setattr(chat_module, "_answer", seen)
+    monkeypatch.setattr("sys.stdin", io.StringIO("the fold"))
+    ended = run("chat", tmp_path, "--temperature", "0", "--max-tokens", "3")
+    assert (ended.status, ended.out, said) == (0, "\n", [Answer(finish="stop")])
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer
-from fnrecipe.data.chat_template import ChatTemplate, Message, encode_chat, read_chat_template, render
+from fnrecipe.data.chat_template import ChatTemplate, Message, encode_chat, read_chat_template, render, with_answer_ends
 from fnrecipe.errors import DataError, UsageError
 from tests.data.kinds import byte_level, save
 
@@ -149,6 +149,22 @@ def test_without_the_tag_the_assistant_writes_what_its_messages_add(ours: Tokeni
     if tokenizer == "byte":
         assert "".join(shown) == text
     assert [bool(run) for run in found.trained[[0, -1]]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (CHATML, ["</s>", "<|im_end|>"]),
+        (MARKED, ["</s>", "<|im_end|>"]),
+        (BEGIN + "{{ message.content + eos_token }}{% endfor %}", ["</s>"]),
+        (FORGETFUL, ["</s>"]),
+        ("{{ raise_exception('never') }}", ["</s>"]),
+        (None, ["</s>"]),
+    ],
+)
+def test_answers_end_with_what_a_template_writes_behind_them(ours: Tokenizer, source: str | None, expected: list[str]) -> None:
+    found = with_answer_ends(ours, None if source is None else ChatTemplate(source))
+    assert found.answer_ends == {ours.special[name] for name in expected}
 
 
 def test_a_template_that_forgets_is_refused_with_the_message() -> None:

@@ -168,7 +168,7 @@ def test_a_text_goes_on_from_the_later_half_of_a_full_context() -> None:
         begin = len(expected) - 4 if len(expected) - begin == 8 else begin
         expected.append(int(whole(model, config, params, torch.tensor([expected[begin:]]))[0, -1].argmax()))
     assert found == expected[3:]
-    assert go_on(generator, params, [3, 1, 2], random.key(0), 14, eos=found[5]) == found[: found.index(found[5])]
+    assert go_on(generator, params, [3, 1, 2], random.key(0), 14, ends=[found[5]]) == found[: found.index(found[5])]
 
 
 def test_a_captured_step_says_the_same_for_one_batch_after_the_other() -> None:

@@ -115,6 +115,20 @@ def test_ends_that_the_user_chose_are_those_of_the_export(saved: Path, tmp_path:
 
 
 @pytest.mark.parametrize("given", ["tokenizer.json", ""])
+def test_what_ends_the_answers_of_a_chat_template_ends_those_of_transformers(saved: Path, tmp_path: Path, given: str) -> None:
+    template = TEMPLATE.replace("eos_token", "'<|begin|>'")
+    there = Path(shutil.copytree(saved / "tied", tmp_path / "there"))
+    begin, end = (open_tokenizer("hf", str(there)).special[name] for name in ("<|begin|>", "<|end|>"))
+    tokenizer = TokenizerSection("hf", str(there / given), eos_token="<|end|>")  # noqa: S106 no password
+    model = section(there), tokenizer, read(there)
+    export(tmp_path / "out", *model, chat_template=template, dtype=None, shard_size=10**9)
+    found = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    before = end if given else transformers.GenerationConfig.from_pretrained(there).eos_token_id
+    assert found.eos_token_id == [before, begin]
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == before
+
+
+@pytest.mark.parametrize("given", ["tokenizer.json", ""])
 def test_ends_are_those_that_the_run_had(saved: Path, tmp_path: Path, given: str) -> None:
     """A directory says `<|im_end|>`; a run that was given only the tokenizer.json in it had that file's `<|endoftext|>`."""
     there = Path(shutil.copytree(saved / "tied", tmp_path / "there"))

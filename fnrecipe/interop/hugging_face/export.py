@@ -18,6 +18,7 @@ from fnrecipe import tree
 from fnrecipe.config import ModelSection, TokenizerSection
 from fnrecipe.config.model_dir import HUGGING_FACE, read_json
 from fnrecipe.config.sections.model import ModelConfig
+from fnrecipe.data import Tokenizer
 from fnrecipe.errors import UsageError, few
 from fnrecipe.interop.hugging_face.directory import INDEX, WEIGHTS
 from fnrecipe.interop.hugging_face.names import places
@@ -144,14 +145,23 @@ def _joined(name: str, parts: Mapping[str, Tensor], stored: Mapping[str, Stored]
 def _configs(model: ModelSection, part: HuggingFace[ModelConfig], tokenizer: TokenizerFiles, dtype: str) -> dict[str, bytes]:
     """`config.json` and `generation_config.json`; ids and generation as they were where the tokenizer came with a model."""
     ids: dict[str, object] = {"bos_token_id": tokenizer.tokenizer.bos, "eos_token_id": tokenizer.tokenizer.eos}
-    generation = pretty({"_from_model_config": True, **ids})
+    generation = pretty(_stopping({"_from_model_config": True, **ids}, tokenizer.tokenizer))
     if tokenizer.origin is not None and (tokenizer.origin / HUGGING_FACE).is_file():
         before = read_json(tokenizer.origin / HUGGING_FACE)
         ids |= {key: before[key] for key in _IDS if before.get(key) is not None}
         if (tokenizer.origin / GENERATION).is_file():
-            generation = (tokenizer.origin / GENERATION).read_bytes()
+            generation = pretty(_stopping(read_json(tokenizer.origin / GENERATION), tokenizer.tokenizer))
     head = {"architectures": [part.architecture], "model_type": part.model_type, "dtype": dtype, "torch_dtype": dtype}
     return {HUGGING_FACE: pretty({**head, **part.write_config(model.config), **ids}), GENERATION: generation}
+
+
+def _stopping(generation: dict[str, object], tokenizer: Tokenizer) -> dict[str, object]:
+    """What says how to generate, which stops at what ends the tokenizer's answers beside EOS, too."""
+    told = generation.get("eos_token_id")
+    known = told if isinstance(told, list) else [] if told is None else [told]
+    others = sorted(tokenizer.answer_ends.difference([*known, tokenizer.eos]))
+    kept = {key: value for key, value in generation.items() if key != "_from_model_config"}
+    return {**kept, "eos_token_id": [*known, *others]} if others else generation
 
 
 def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

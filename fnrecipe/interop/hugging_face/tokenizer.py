@@ -10,6 +10,7 @@ import attrs
 from fnrecipe.config import TokenizerSection
 from fnrecipe.config.model_dir import TOKENIZER, TOKENIZER_CONFIG, read_json, token_text
 from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer
+from fnrecipe.data.chat_template import ChatTemplate, with_answer_ends
 from fnrecipe.errors import UsageError
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -26,7 +27,10 @@ BESIDE = (
 
 @attrs.frozen(eq=False)
 class TokenizerFiles:
-    """A tokenizer, its files by name, and the directory of Hugging Face that they are from, if it has these ends of a text."""
+    """A tokenizer that knows the ends of its template's answers, and its files by name.
+
+    origin  the directory of Hugging Face that they are from, if it has these ends of a text
+    """
 
     tokenizer: Tokenizer
     files: dict[str, bytes]
@@ -42,8 +46,9 @@ def tokenizer_files(section: TokenizerSection, max_seq_len: int, chat_template: 
         UsageError: if it cannot be read.
     """
     found = _tokenizer_files(section, max_seq_len)
-    template = {} if chat_template is None else {CHAT_TEMPLATE: chat_template.encode()}
-    return attrs.evolve(found, files={**found.files, **template})
+    files = found.files if chat_template is None else {**found.files, CHAT_TEMPLATE: chat_template.encode()}
+    template = ChatTemplate(files[CHAT_TEMPLATE].decode(), CHAT_TEMPLATE) if CHAT_TEMPLATE in files else None
+    return attrs.evolve(found, tokenizer=with_answer_ends(found.tokenizer, template), files=files)
 
 
 def _tokenizer_files(section: TokenizerSection, max_seq_len: int) -> TokenizerFiles:

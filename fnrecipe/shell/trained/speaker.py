@@ -46,7 +46,7 @@ class Speaker:
     path       the directory
     model      family and shape
     add_bos    whether a text begins with BOS
-    eos        the tokens that end a text
+    ends       the tokens that end what it says
     templates  the file of its chat template, or the directory in which one may lie; None if there is no such place
     """
 
@@ -55,7 +55,7 @@ class Speaker:
     params: Tree
     tokenizer: Tokenizer
     add_bos: bool
-    eos: frozenset[int]
+    ends: frozenset[int]
     templates: Path | None
 
     @property
@@ -92,7 +92,7 @@ def _of_hugging_face(path: Path, dtype: str | None) -> Speaker:
     section = structure(dict(described.tokenizer), TokenizerSection())
     tokenizer = tokenizer_of(section)
     params = pretrained(model, random.key(0), replicated)
-    return Speaker(path, model, params, tokenizer, _adds_bos(path, tokenizer), _eos(path, tokenizer), path)
+    return Speaker(path, model, params, tokenizer, _adds_bos(path, tokenizer), _ends(path, tokenizer), path)
 
 
 def _of_run(path: Path, weights: Weights) -> Speaker:
@@ -104,7 +104,7 @@ def _of_run(path: Path, weights: Weights) -> Speaker:
         raise UsageError(f"{path}: expected a recipe with a tokenizer, found {recipe.name}, which has none")
     tokenizer = recipe.tokenizer(config)
     spoken, templates = recipe.model(config, params), templates_of(config, section)
-    return Speaker(path, model, spoken, tokenizer, section.add_bos, frozenset({tokenizer.eos}), templates)
+    return Speaker(path, model, spoken, tokenizer, section.add_bos, tokenizer.answer_ends, templates)
 
 
 def templates_of(config: ShellConfig, section: TokenizerSection) -> Path | None:
@@ -131,7 +131,7 @@ def _adds_bos(path: Path, tokenizer: Tokenizer) -> bool:
     return tokenizer.names[0] in before if told is None else bool(told)
 
 
-def _eos(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
+def _ends(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """EOS, and what generation_config.json says beside it."""
     told = _json(path / _GENERATION).get("eos_token_id")
     ids = told if isinstance(told, list) else [told]
@@ -188,5 +188,5 @@ def answers(
     strings: Sequence[str] = (),
 ) -> Iterator[tuple[Answer, ...]]:
     """What is said after each prompt, after each step; ends when all have ended."""
-    device, stops = tree.leaves(speaker.params)[0].device, Stops(speaker.eos, tuple(strings))
+    device, stops = tree.leaves(speaker.params)[0].device, Stops(speaker.ends, tuple(strings))
     return answers_of(generator, speaker.params, prompts, random.key(seed, device), speaker.tokenizer.decode, stops, max_tokens)
