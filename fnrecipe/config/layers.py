@@ -24,14 +24,14 @@ C = TypeVar("C", bound=AttrsInstance)
 _Branch: TypeAlias = "dict[str, _Branch | Located]"
 
 
-def resolve(defaults: C, files: Sequence[Path] = (), pairs: Sequence[str] = ()) -> tuple[C, dict[str, str]]:
+def resolve(defaults: C, files: Sequence[Path | str] = (), pairs: Sequence[str] = ()) -> tuple[C, dict[str, str]]:
     """The config that `defaults` become under the YAML `files` and the `a.b=c` `pairs`; and each value's source.
 
     Raises:
         ConfigError: everything that is wrong, each problem with the source of its value.
         UsageError: a file that cannot be read or is not YAML, a pair that is not one.
     """
-    of_files, of_pairs = [*map(read_file, files)], [*map(read_pair, pairs)]
+    of_files, of_pairs = [*map(read_file, map(Path, files))], [*map(read_pair, pairs)]
     choices = [choose(*section, [*of_files, merge(of_pairs)]) for section in tagged_sections(defaults)]
     base, recipe = _default_layers(defaults, choices)
     numbered = [*enumerate([recipe, *of_files]), *((len(of_files) + 1, layer) for layer in of_pairs)]

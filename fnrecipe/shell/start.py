@@ -7,6 +7,7 @@ import torch
 from fnrecipe import checkpoint, tree
 from fnrecipe.build import init_train_state
 from fnrecipe.checkpoint import Checkpoint
+from fnrecipe.config import ModelSection
 from fnrecipe.errors import CheckpointError, UsageError
 from fnrecipe.observe import Tick
 from fnrecipe.parallel.mesh import global_slice, is_shard
@@ -68,17 +69,21 @@ def _found(session: Session[C], from_step: int | None) -> Checkpoint | None:
 
 
 def _tell_weights(session: Session[C]) -> None:
-    """A line for the weights that a run begins with, where the config names any.
+    """A line for the weights that a run begins with, where the config names any, or an adapter that would need them.
 
     Raises:
         UsageError: if the recipe does not read any.
     """
-    path = getattr(getattr(session.config, "model", None), "path", None)
+    model = getattr(session.config, "model", None)
+    path = getattr(model, "path", None)
     if path is not None and session.recipe.pretrained is None:
         expected = f"null: the recipe {session.recipe.name} has no `pretrained`, which reads weights"
         raise UsageError(f"model.path: expected {expected}; found {path}")
     if path is not None:
         session.display.line(f"weights: {path}")
+    elif isinstance(model, ModelSection) and model.adapter.name is not None:
+        expected = f"weights for model.adapter.name={model.adapter.name} to be beside"
+        session.display.line(f"model.path: expected {expected}, found null: they are random, and stay so")
 
 
 def wait_for_leader(session: Session[C], step: int) -> None:

@@ -65,7 +65,7 @@ def test_every_value_has_a_source() -> None:
 
 def test_a_section_merges_with_what_is_below_it(tmp_path: Path) -> None:
     files = write_files(tmp_path, ["dataset: {batch_size: 16}", "dataset: {order: documents}"])
-    resolved, _ = resolve(config, files)
+    resolved, _ = resolve(config, [str(files[0]), *files[1:]])
     assert (resolved.dataset.batch_size, resolved.dataset.order) == (16, "documents")
     assert resolved.dataset.max_seq_len == config.dataset.max_seq_len
     assert resolved.model == config.model

@@ -73,6 +73,8 @@ def test_the_base_stays_bit_for_bit_and_only_the_adapter_has_moments(run: Path, 
     assert all(f".{ADAPTER}.layers." in name for name in moments)
     losses = [row["train/loss"] for row in rows(run / "metrics/train.jsonl")]
     assert losses[-1] < losses[0] - 0.02
+    told = "model.path: expected weights for model.adapter.name=lora to be beside, found null: they are random, and stay so\n"
+    assert (run / "logs/rank_0.log").read_text().count(told) == 1
 
 
 def test_a_run_that_lost_its_last_checkpoint_goes_on_to_the_same_bytes(run: Path, texts: Path, tmp_path: Path) -> None:
