@@ -27,6 +27,7 @@ from fnrecipe.shell.find_recipe import find
 from fnrecipe.shell.trained.export import export_gguf, import_model
 from tests.helpers import WORDS
 from tests.interop.conftest import TEMPLATE
+from tests.interop.reading import read, section
 
 SHAPE = {
     "vocab_size": 300,
@@ -84,6 +85,17 @@ def test_the_vocabulary_is_that_of_the_tokenizer(saved: Path, run: Path, tmp_pat
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="tied.gguf")
     text = " ".join(WORDS)
     assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode([text])[0].tolist()
+
+
+def test_the_end_of_a_turn_is_told_where_it_is_not_that_of_a_document(saved: Path, tmp_path: Path) -> None:
+    model, tokenizer = section(saved / "tied"), TokenizerSection("hf", str(saved / "tied"))
+    found = {}
+    for end in ("<|end|>", "<|begin|>"):
+        template = TEMPLATE.replace("eos_token", f"'{end}'")
+        export(tmp_path / f"{end}.gguf", model, tokenizer, read(saved / "tied"), chat_template=template)
+        found[end] = GGUFReader(tmp_path / f"{end}.gguf").get_field("tokenizer.ggml.eot_token_id")
+    assert found["<|end|>"] is None
+    assert found["<|begin|>"].contents() == 1
 
 
 @pytest.mark.parametrize(

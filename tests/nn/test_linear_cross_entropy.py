@@ -150,9 +150,9 @@ def test_a_gpus_form_which_writes_into_nothing_gives_what_the_cpus_does(dtype: t
         torch.testing.assert_close(found, expected)
 
 
-def test_a_chunk_is_1024_positions_on_a_cpu_and_an_even_share_of_at_most_600_mib_of_logits_elsewhere() -> None:
+def test_a_chunk_is_512_positions_on_a_cpu_and_an_even_share_of_at_most_600_mib_of_logits_elsewhere() -> None:
     head, on_gpu = torch.empty(50_304, 8, device="meta"), partial(torch.empty, device="meta", dtype=torch.bfloat16)
-    assert chunk_size(torch.empty(16, 1024, 8), head) == 1024
+    assert chunk_size(torch.empty(16, 1024, 8), head) == 512
     assert chunk_size(on_gpu(16, 1024, 8), head) == 5462
     assert chunk_size(on_gpu(6, 1000, 8), head) == 6000
     assert chunk_size(on_gpu(1, 8), torch.empty(2**30, 8, device="meta")) == 1

@@ -124,7 +124,7 @@ def _write_shape(writer: gguf.GGUFWriter, values: Mapping[str, Any], name: str) 
 
 
 def _write_vocabulary(writer: gguf.GGUFWriter, files: TokenizerFiles, section: TokenizerSection, size: int) -> int:
-    """Tokens, merges, ends of documents and the chat template; the number of tokens that the tokenizer has."""
+    """Tokens, merges, ends of documents and of turns, and the chat template; the number of tokens that the tokenizer has."""
     found = vocabulary(json.loads(files.files[TOKENIZER]), size)
     writer.add_vocab_size(size)
     writer.add_tokenizer_model("gpt2")
@@ -134,6 +134,8 @@ def _write_vocabulary(writer: gguf.GGUFWriter, files: TokenizerFiles, section: T
     writer.add_token_merges(found.merges or [_NO_MERGE])
     writer.add_bos_token_id(files.tokenizer.bos)
     writer.add_eos_token_id(files.tokenizer.eos)
+    for token in files.tokenizer.answer_ends - {files.tokenizer.eos}:
+        writer.add_eot_token_id(token)
     writer.add_add_bos_token(section.add_bos)
     writer.add_add_eos_token(False)
     if CHAT_TEMPLATE in files.files:
