@@ -192,13 +192,13 @@ def encode_prompt(
 def with_answer_ends(tokenizer: Tokenizer, template: ChatTemplate | None) -> Tokenizer:
     """The tokenizer whose answers end, too, with the special token that the template writes last behind one.
 
-    A template that writes none, or refuses a question and its answer, adds nothing.
+    What writes none, refuses a question and its answer, or is no template adds nothing.
     """
     if template is None:
         return tokenizer
     try:
         chat = encode_chat(template, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
-    except DataError:
+    except (DataError, UsageError):
         return tokenizer
     special = set(tokenizer.special.values())
     last = [token for token in chat.ids[chat.trained].tolist() if token in special][-1:]

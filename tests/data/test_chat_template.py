@@ -159,6 +159,7 @@ def test_without_the_tag_the_assistant_writes_what_its_messages_add(ours: Tokeni
         (BEGIN + "{{ message.content + eos_token }}{% endfor %}", ["</s>"]),
         (FORGETFUL, ["</s>"]),
         ("{{ raise_exception('never') }}", ["</s>"]),
+        ("{% for", ["</s>"]),
         (None, ["</s>"]),
     ],
 )

@@ -47,7 +47,7 @@ def tokenizer_files(section: TokenizerSection, max_seq_len: int, chat_template: 
     """
     found = _tokenizer_files(section, max_seq_len)
     files = found.files if chat_template is None else {**found.files, CHAT_TEMPLATE: chat_template.encode()}
-    template = ChatTemplate(files[CHAT_TEMPLATE].decode(), CHAT_TEMPLATE) if CHAT_TEMPLATE in files else None
+    template = ChatTemplate(files[CHAT_TEMPLATE].decode(errors="replace"), CHAT_TEMPLATE) if CHAT_TEMPLATE in files else None
     return attrs.evolve(found, tokenizer=with_answer_ends(found.tokenizer, template), files=files)
 
 
