@@ -48,7 +48,7 @@ def chat(
     \b
     fnrecipe chat models/smollm --system "Be brief." --temperature 0.7
     """
-    from fnrecipe.data.chat_template import with_answer_ends
+    from fnrecipe.data.answer_ends import with_answer_ends
     from fnrecipe.shell.trained.speaker import chat_template
 
     speaker, generator = open_generator(path, choice)

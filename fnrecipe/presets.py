@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -23,7 +23,6 @@ from fnrecipe.config import (
 from fnrecipe.config.find import find_component
 from fnrecipe.config.sections.model import ModelConfig
 from fnrecipe.config.sections.optim import LR_SCHEDULERS
-from fnrecipe.data import Tokenizer
 from fnrecipe.errors import UsageError
 from fnrecipe.generation.generator import Generator, go_on, make_generator
 from fnrecipe.generation.sampling import Sampling
@@ -135,18 +134,20 @@ class Speaking(ShellConfig, Protocol):
     def model(self) -> ModelSection: ...
 
 
-def sample(config: Speaking, params: Tree, begin: Sequence[int], key: Tensor, *, tokenizer: Tokenizer) -> list[int]:
-    """The tokens that the sample of a run has behind `begin`, at temperature 0.7, to before the end of an answer."""
+def sample(
+    config: Speaking, params: Tree, begin: Sequence[int], key: Tensor, *, vocab_size: int, ends: Collection[int]
+) -> list[int]:
+    """The tokens that the sample of a run has behind `begin`, at temperature 0.7, to before one of `ends`."""
     made = generator(
         config.model,
         config.trainer,
         Sampling(temperature=0.7),
         context=config.dataset.max_seq_len,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=vocab_size,
         without_cache=config.gang.tensor_parallel_size > 1,  # a single position cannot be cut over ranks
     )
     params, length = adapter.adapted(config.model.adapter, params), config.regime.num_sample_tokens
-    return go_on(made, params, begin, key, length, tokenizer.answer_ends)
+    return go_on(made, params, begin, key, length, ends)
 
 
 def policy(trainer: TrainerSection, max_documents: int | None = None) -> Policy:

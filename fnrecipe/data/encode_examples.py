@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import attrs
 import numpy as np
 
+from fnrecipe.data.answer_ends import with_answer_ends
 from fnrecipe.data.blocks import Block
 from fnrecipe.data.chat_template import (
     Chat,
@@ -21,7 +22,6 @@ from fnrecipe.data.chat_template import (
     encode_chat,
     encode_prompt,
     read_chat_template,
-    with_answer_ends,
 )
 from fnrecipe.data.document import Document, Ids, Read
 from fnrecipe.data.examples import Example, Pair, parse_example

@@ -79,7 +79,8 @@ def encode(config: LMConfig, prompt: str) -> list[int]:
 
 def sample(config: LMConfig, params: Tree, key: Tensor) -> str:
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
-    tokens = presets.sample(config, params, encode(config, prompt), key, tokenizer=tokenizer)
+    size, ends = tokenizer.vocab_size, tokenizer.answer_ends
+    tokens = presets.sample(config, params, encode(config, prompt), key, vocab_size=size, ends=ends)
     return (prompt + tokenizer.decode(tokens)).rstrip()
 
 

@@ -80,7 +80,8 @@ def encode(config: SFTConfig, prompt: str) -> list[int]:
 def sample(config: SFTConfig, params: Tree, key: Tensor) -> str:
     """The answer to the prompt of the config."""
     tokenizer, prompt = make_tokenizer(config), config.regime.sample_prompt
-    tokens = presets.sample(config, params, encode(config, prompt), key, tokenizer=tokenizer)
+    size, ends = tokenizer.vocab_size, tokenizer.answer_ends
+    tokens = presets.sample(config, params, encode(config, prompt), key, vocab_size=size, ends=ends)
     return (prompt + ("\n" if make_template(config) else "") + tokenizer.decode(tokens)).rstrip()
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer
-from fnrecipe.data.chat_template import ChatTemplate, Message, encode_chat, read_chat_template, render, with_answer_ends
+from fnrecipe.data.answer_ends import with_answer_ends
+from fnrecipe.data.chat_template import ChatTemplate, Message, encode_chat, read_chat_template, render
 from fnrecipe.errors import DataError, UsageError
 from tests.data.kinds import byte_level, save
 

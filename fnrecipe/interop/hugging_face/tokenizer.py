@@ -10,7 +10,8 @@ import attrs
 from fnrecipe.config import TokenizerSection
 from fnrecipe.config.model_dir import TOKENIZER, TOKENIZER_CONFIG, read_json, token_text
 from fnrecipe.data import Tokenizer, byte_tokenizer, huggingface_tokenizer
-from fnrecipe.data.chat_template import ChatTemplate, with_answer_ends
+from fnrecipe.data.answer_ends import with_answer_ends
+from fnrecipe.data.chat_template import ChatTemplate
 from fnrecipe.errors import UsageError
 
 CHAT_TEMPLATE = "chat_template.jinja"
