@@ -45,9 +45,7 @@ def document_mask(segments: Tensor, window: int | None = None) -> DocumentMask:
 def pairs(first: Tensor, window: int | None) -> Tensor:
     """The pairs of positions, query and key, that see each other, bool [B, 1, T, T]; see `DocumentMask`."""
     number = torch.arange(first.shape[1])
-    behind = number - number[:, None]
-    seen = (behind <= 0) & (number >= first[:, None, :, None])
-    return seen if window is None else seen & (behind > -window)
+    return _near(number - number[:, None], window) & (number >= first[:, None, :, None])
 
 
 def _attention(
@@ -130,8 +128,12 @@ def _band(query: Tensor, window: int | None) -> Tensor:
     """What is added to the scores of the last `_BLOCK` queries of a row, [_BLOCK, T or more]: -inf for keys not seen."""
     width = max(query.shape[2], _BLOCK)
     behind = torch.arange(width) - torch.arange(width - _BLOCK, width)[:, None]
-    seen = behind <= 0 if window is None else (behind <= 0) & (behind > -window)
-    return _added(seen, query)
+    return _added(_near(behind, window), query)
+
+
+def _near(behind: Tensor, window: int | None) -> Tensor:
+    """Whether a key `behind` positions after the query is seen: none after it is, and of the others the `window` last."""
+    return behind <= 0 if window is None else (behind <= 0) & (behind > -window)
 
 
 def _added(seen: Tensor, query: Tensor) -> Tensor:
